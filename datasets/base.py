@@ -1,0 +1,55 @@
+"""What a dataset is made of, and what a batch of it looks like."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What the loop sees. ``index [B]`` are positions in the whole training set; ``extra`` is a method's second stream."""
+
+    input: Tensor
+    target: Tensor
+    index: Tensor
+    extra: object = None
+
+
+@dataclass
+class Split:
+    """Training or test part: uint8 images [N, C, H, W] in memory or the paths of N image files, and targets [N]."""
+
+    images: Tensor | list[str]
+    targets: Tensor
+
+    def __len__(self):
+        return len(self.targets)
+
+
+@dataclass
+class Dataset:
+    """A dataset with everything that a loader needs to know about it.
+
+    ``mean`` and ``std`` are per channel, of pixels in [0, 1]. Training images in memory are cropped at random after
+    zero-padding by ``crop_padding`` pixels, and mirrored with probability 1/2 if ``flip``. ``trusted``: the labels that
+    come with it are taken for true, so that injected noise can be told from them.
+    """
+
+    train: Split
+    test: Split
+    classes: list[str]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+    trusted: bool = True
+    num_workers: int = 0
+
+
+def missing(what: str, root: Path, layout: str) -> FileNotFoundError:
+    """The error for files that are not there and could not be downloaded."""
+    return FileNotFoundError(f"{what} was not found under data_root={root}, and could not be downloaded. Put there: {layout}; "
+                             f"or name the folder that has it with data_root=<folder>")

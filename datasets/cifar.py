@@ -1,0 +1,37 @@
+"""CIFAR-10 and CIFAR-100, from torchvision's files."""
+
+from pathlib import Path
+
+import torch
+import torchvision
+
+from datasets.base import Dataset, Split, missing
+
+
+def cifar10(data_root: str = "data", augment: bool = True) -> Dataset:
+    """50,000 training and 10,000 test images of 32x32 pixels in 10 classes (Krizhevsky 2009).
+
+    ``augment``: random crops of the image padded by 4 zeros, and mirroring. Mean and std are those of the DiscrimLoss,
+    data-parameters and SuperLoss code.
+    Raises FileNotFoundError where the files are neither under ``data_root`` nor to be downloaded.
+    """
+    return _cifar(torchvision.datasets.CIFAR10, data_root, augment,
+                  mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+
+
+def cifar100(data_root: str = "data", augment: bool = True) -> Dataset:
+    """As cifar10, with 100 classes of 500 training images. Mean and std are those of the DiscrimLoss code."""
+    return _cifar(torchvision.datasets.CIFAR100, data_root, augment, mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276))
+
+
+def _cifar(source, data_root, augment, *, mean, std):
+    root, splits = Path(data_root), []
+    for train in (True, False):
+        try:
+            part = source(root, train=train, download=not (root / source.base_folder).exists())
+        except (RuntimeError, OSError) as error:
+            files = ", ".join(name for name, _ in source.train_list + source.test_list)
+            raise missing(source.__name__, root, f"{source.base_folder}/ with {files} and {source.meta['filename']}") from error
+        splits.append(Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)))
+    return Dataset(*splits, classes=part.classes, in_channels=3, image_size=32, mean=mean, std=std,
+                   crop_padding=4 if augment else 0, flip=augment)

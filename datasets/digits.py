@@ -1,0 +1,20 @@
+"""The 8x8 handwritten digits that scikit-learn carries: real data that needs no download."""
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from datasets.base import Dataset, Split
+
+
+def digits() -> Dataset:
+    """1,797 grey digits of 8x8 pixels in 10 classes: 1,297 to train, 500 to test, a fixed split stratified by class.
+
+    Source: UCI Optical Recognition of Handwritten Digits (its test part), as shipped by scikit-learn.
+    """
+    source = load_digits()
+    images = (torch.from_numpy(source.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    targets = torch.from_numpy(source.target).long()
+    train, test = train_test_split(range(len(targets)), test_size=500, stratify=source.target, random_state=0)
+    return Dataset(Split(images[train], targets[train]), Split(images[test], targets[test]),
+                   classes=[str(digit) for digit in range(10)], in_channels=1, image_size=8, mean=(0.3053,), std=(0.3758,))

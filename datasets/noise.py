@@ -1,0 +1,241 @@
+"""Label noise: each kind is a pure function of (labels, fraction, seed, num_classes) that returns the given labels.
+
+The papers do not mean the same by "40 % noise": the kinds differ in whether a label may be redrawn as itself, in whether
+the number of changes is exact, and in the random generator. Each is therefore named, and every run states the rate that
+came out. ``r`` is the fraction, ``C`` the number of classes.
+
+    kind                  what happens                                                   wrong in the end
+    permute               images of the first floor(rN) samples permuted among them      about r (1 - 1/C)
+    symmetric             round(rN) samples get another class, uniformly                 r, exactly
+    symmetric_inclusive   with probability r, any class, the true one included           about r (1 - 1/C)
+    pair                  with probability r, class c becomes c + 1 (mod C)              about r
+    asymmetric            round(r n_c) samples of class c move along a map of look-alikes  r x share of mapped classes
+    structured            with probability r, the CIFAR-10 map                           about r / 2
+    human:<name>          labels of CIFAR-N, from CIFAR-10_human.pt or CIFAR-100_human.pt    as collected
+    file:<path>           labels from the user's own .npz or .csv                        as they are
+    none                  nothing
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.build import unknown
+
+# Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog; and, for
+# digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
+CIFAR10_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+DIGIT_MAP = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
+CIFAR100_SUPERCLASSES = (  # the 5 fine classes of each of the 20 superclasses, in order
+    (4, 30, 55, 72, 95), (1, 32, 67, 73, 91), (54, 62, 70, 82, 92), (9, 10, 16, 28, 61), (0, 51, 53, 57, 83),
+    (22, 39, 40, 86, 87), (5, 20, 25, 84, 94), (6, 7, 14, 18, 24), (3, 42, 43, 88, 97), (12, 17, 37, 68, 76),
+    (23, 33, 49, 60, 71), (15, 19, 21, 31, 38), (34, 63, 64, 66, 75), (26, 45, 77, 79, 99), (2, 11, 35, 46, 98),
+    (27, 29, 44, 78, 93), (36, 50, 65, 74, 80), (47, 52, 56, 59, 96), (8, 13, 48, 58, 90), (41, 69, 81, 85, 89))
+
+
+def permutation_order(num_samples: int, fraction: float, seed: int) -> np.ndarray:
+    """P of the authors' ``images[:n] = images[:n][P]``, n = floor(fraction N), bit-exact with their NumPy generator."""
+    return np.random.RandomState(seed).permutation(int(np.floor(num_samples * fraction)))
+
+
+def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples, labels stay.
+
+    Here every image stays where it is and the labels move, which pairs the same images with the same labels and keeps
+    the index of an image what it is in the dataset: image P[i] is given the label of position i.
+    """
+    order = permutation_order(len(labels), fraction, seed)
+    given = labels.copy()
+    given[order] = labels[:len(order)]
+    return given
+
+
+def symmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """Exactly round(rN) samples get one of the C - 1 other classes, uniformly."""
+    generator = np.random.default_rng(seed)
+    chosen = generator.permutation(len(labels))[:round(fraction * len(labels))]
+    given = labels.copy()
+    given[chosen] = (labels[chosen] + generator.integers(1, num_classes, len(chosen))) % num_classes
+    return given
+
+
+def symmetric_inclusive(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """RSL's "uniform": each sample with probability r draws any of the C classes; bit-exact with its generator."""
+    generator = np.random.RandomState(seed)
+    given = labels.copy()
+    for i in range(len(labels)):
+        if generator.rand() <= fraction:  # the draws interleave, so this loop is what makes it bit-exact
+            given[i] = generator.randint(0, num_classes)
+    return given
+
+
+def pair(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """RSL's "pairwise": each sample with probability r moves to the next class, c + 1 mod C; bit-exact with its generator."""
+    flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
+    return np.where(flipped, (labels + 1) % num_classes, labels)
+
+
+def structured(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """RSL's "structured": each sample with probability r moves along CIFAR10_MAP, if its class is in it. Ten classes only."""
+    if num_classes != 10:
+        raise ValueError(f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has {num_classes}. "
+                         f"Use pair or symmetric")
+    flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
+    return np.where(flipped, _lookup(CIFAR10_MAP, num_classes)[labels], labels)
+
+
+def asymmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int, dataset: str = "cifar10") -> np.ndarray:
+    """Exactly round(r n_c) samples of each class c of the dataset's look-alike map move along it.
+
+    cifar10: CIFAR10_MAP; mnist and digits: DIGIT_MAP; cifar100: each class to the next of its superclass, in a circle.
+    """
+    circle = {group[i]: group[(i + 1) % 5] for group in CIFAR100_SUPERCLASSES for i in range(5)}
+    maps = {"cifar10": CIFAR10_MAP, "mnist": DIGIT_MAP, "digits": DIGIT_MAP, "cifar100": circle}
+    if dataset not in maps:
+        raise ValueError(f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for {dataset}. "
+                         f"Use pair or symmetric")
+    generator = np.random.default_rng(seed)
+    given = labels.copy()
+    for source, destination in sorted(maps[dataset].items()):
+        members = generator.permutation(np.flatnonzero(labels == source))
+        given[members[:round(fraction * len(members))]] = destination
+    return given
+
+
+KINDS = {"permute": permute, "symmetric": symmetric, "symmetric_inclusive": symmetric_inclusive, "pair": pair,
+         "asymmetric": asymmetric, "structured": structured}
+KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
+
+
+@dataclass
+class Noise:
+    """Given and true labels [N] (true -1: unknown), and what is worth stating about them."""
+
+    given: np.ndarray
+    true: np.ndarray
+    transition: np.ndarray  # [C, C]: row c is the distribution of the given label where the true one is c
+    sha256: str
+
+    @property
+    def corrupted(self) -> np.ndarray | None:
+        """[N] bool: the given label is not the true one; None where the truth is unknown."""
+        return None if (self.true < 0).any() else self.given != self.true
+
+
+def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_classes: int, dataset: str,
+           trusted: bool = True, data_root: str = "data") -> Noise:
+    """Labels [N] of a training set with noise of the named kind.
+
+    Args:
+        kind: one of KIND_NAMES.
+        fraction: r, in [0, 1]; not read by human:, file: and none.
+        dataset: name of the dataset, for the kinds that are made for one.
+        trusted: whether ``labels`` are true before the noise; where they are not, none, file: and human: leave the truth
+            unknown.
+        data_root: where the files of human: lie.
+
+    Raises:
+        ValueError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the dataset.
+        FileNotFoundError: a file of labels that is not there.
+    """
+    clean = labels.numpy().astype(np.int64)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"noise.fraction must lie in [0, 1], got {fraction}")
+    if kind == "none":
+        given = clean.copy()
+    elif kind.startswith("file:"):
+        given = read_labels(kind.removeprefix("file:"), len(clean), num_classes)
+    elif kind.startswith("human:"):
+        given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
+    elif kind in KINDS:
+        given = KINDS[kind](clean, fraction, seed, num_classes, **({"dataset": dataset} if kind == "asymmetric" else {}))
+    else:
+        raise ValueError(unknown("noise.kind", kind, KIND_NAMES))
+    known = trusted or kind in KINDS
+    true = clean if known else np.full_like(clean, -1)
+    transition = np.zeros((num_classes, num_classes))
+    if known:
+        np.add.at(transition, (true, given), 1)
+        transition /= np.maximum(transition.sum(1, keepdims=True), 1)
+    return Noise(given, true, transition, hashlib.sha256(given.astype("<i8").tobytes()).hexdigest())
+
+
+def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
+    """Class numbers [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column ``given``).
+
+    A csv may have a column ``index`` with the position of each row in the training set; otherwise rows are in order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, a missing key, a wrong number of labels, a label that is no class.
+    """
+    path, _, key = path.partition("#")
+    key = key or "given"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
+    if path.endswith(".npz"):
+        try:
+            columns = dict(np.load(path))  # allow_pickle stays off: a file of labels cannot run code
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
+    elif path.endswith(".csv"):
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    else:
+        raise ValueError(f"labels are read from .npz or .csv, got {path}")
+    if key not in columns:
+        raise ValueError(f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>")
+    given = _whole_numbers(columns[key], f"{path}, {key}")
+    if given.shape != (num_samples,):
+        raise ValueError(f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}")
+    if given.min() < 0 or given.max() >= num_classes:
+        bad = np.flatnonzero((given < 0) | (given >= num_classes))
+        raise ValueError(f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
+                         f"({len(bad)} such)")
+    if path.endswith(".csv") and "index" in columns:
+        index = _whole_numbers(columns["index"], f"{path}, index")
+        if not np.array_equal(np.sort(index), np.arange(num_samples)):
+            raise ValueError(f"column index of {path} must hold each position in [0, {num_samples}) once")
+        given = given[np.argsort(index)]
+    return given
+
+
+def human(name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str) -> np.ndarray:
+    """Human labels of CIFAR-N (Wei et al. 2022): worse_label, aggre_label, random_label1 to 3; noisy_label for CIFAR-100.
+
+    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt).
+    """
+    if dataset not in ("cifar10", "cifar100"):
+        raise ValueError(f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}")
+    path = Path(data_root) / f"CIFAR-{num_classes}_human.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} was not found: noise kind human:{name} reads this file of the CIFAR-N release "
+                                f"(github.com/UCSC-REAL/cifar-10-100n, folder data)")
+    integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
+    numpy_types = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, *integers]
+    with torch.serialization.safe_globals(numpy_types):
+        columns = torch.load(path, weights_only=True)
+    if name not in columns:
+        raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(columns)}")
+    if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
+        raise ValueError(f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order")
+    return np.asarray(columns[name]).astype(np.int64)
+
+
+def _lookup(mapping, num_classes):
+    return np.array([mapping.get(label, label) for label in range(num_classes)])
+
+
+def _whole_numbers(column, what):
+    try:
+        numbers = column.astype(np.float64)
+    except ValueError:
+        raise ValueError(f"{what} must hold whole numbers") from None
+    if not (numbers == np.floor(numbers)).all():
+        raise ValueError(f"{what} must hold whole numbers")
+    return numbers.astype(np.int64)

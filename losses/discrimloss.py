@@ -1,0 +1,154 @@
+"""DiscrimLoss: first down-weight every hard sample, later only the ones that stay hard (Wu et al., IEEE TMM 2023)."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from losses.base import SampleLoss, check_index
+from losses.per_sample import PerSampleParameter
+
+
+class DiscrimLoss(SampleLoss):
+    """(average_i - gamma k) / sigma_i: a sample whose average loss stays above the threshold loses its weight.
+
+    Per sample it keeps a moving average of the loss and a learnable scale sigma. A sample with an average below the
+    threshold gamma * k is *easy*: gradient descent shrinks its sigma and its weight 1/sigma grows. One above is *hard*
+    or *incorrect*, and its sigma grows. The factor gamma rises around epoch q, so that the hard samples, whose loss has
+    fallen by then, get their weight back, and the incorrect ones do not.
+
+    For each batch, in this order (doi 10.1109/TMM.2023.3290477, as in the authors' code):
+
+        l_i     = task_loss(output_i, target_i)
+        m_i    <- beta m_i + (1 - beta) l_i                  history; gradient flows through the newest l_i only
+        L_i     = m_i / (1 - beta^(epoch + 1))               bias correction
+        k      <- rho k + (1 - rho) mean(L)                  threshold; the first batch sets it; carries no gradient
+        gamma   = 1 + a + a tanh(p (epoch - q))              rises from 1 to 1 + 2a
+        loss_i  = suppression(epoch) (L_i - gamma k) / sigma_i
+
+    and then one step of SGD with momentum on log sigma_i, in closed form: d mean(loss) / d log sigma_i = -loss_i / B,
+    plus sigma_decay * log sigma_i. It is taken inside ``forward``, in training mode, so that no second optimiser is needed.
+
+    Losses may be negative. Works for classification and regression.
+
+    Args:
+        task_loss: ``(output, target) -> losses [B]``, one of losses.task.
+        num_samples: N, the size of the training set that ``index`` counts in.
+        a, p, q: height, steepness and epoch of the rise of gamma. ``a=0``: the threshold is not raised.
+        beta: decay of the per-sample average. 0: no history, each loss stands for itself.
+        rho: decay of the "ema" threshold.
+        threshold: k. "ema" over batches; "mean" of all losses seen since the start; or a fixed number.
+        suppression: shape of the factor of the first ``suppression_epochs`` epochs, see ``suppression_factor``.
+        suppression_epochs: S. 0: none.
+        sigma_lr, sigma_momentum: of the SGD on log sigma; never scheduled.
+        sigma_decay: weight decay of log sigma. As in the authors' code it is summed over the batch, not averaged.
+        log_sigma_low, log_sigma_high: bounds of log sigma, which starts at 0.
+        bias_correction: "epoch" as the authors, right where every epoch visits every sample; "visits" counts.
+
+    State: history, log sigma and its velocity: 12 bytes a sample, 16 with ``bias_correction="visits"``.
+
+    Ablations of the paper are argument values: ``beta=0`` without EA (moving average), ``suppression_epochs=0`` without
+    ES, ``threshold="mean"`` GAK, ``threshold=math.log(C)`` a fixed k, and with ``a=0`` besides a fixed k without gamma.
+
+    Deviations from the authors' code (github.com/tangminji/DiscrimLoss): 1. history, threshold and sigma are in
+    ``state_dict``. 2. Only the drawn entries are stepped, which is equivalent. 3. Evaluation mode updates nothing.
+    From the paper: the authors' searched lower bounds apply to *log* sigma (0.05 to 0.7), so with their hyper-parameters
+    sigma never falls below 1 after the first step, and no sample is weighted up.
+
+    Raises:
+        ValueError: an argument outside its range.
+        IndexError: on the CPU, an index outside [0, num_samples).
+    """
+
+    def __init__(self, task_loss: Callable, num_samples: int, *, a: float = 0.2, p: float = 1.5, q: float = 50.0,
+                 beta: float = 0.9, rho: float = 0.9, threshold: Literal["ema", "mean"] | float = "ema",
+                 suppression: Literal["linear", "sin", "exp", "piecewise"] = "linear", suppression_epochs: float = 3,
+                 sigma_lr: float = 0.1, sigma_momentum: float = 0.9, sigma_decay: float = 0.0,
+                 log_sigma_low: float = math.log(1 / 20), log_sigma_high: float = math.log(20),
+                 bias_correction: Literal["epoch", "visits"] = "epoch"):
+        super().__init__(task_loss)
+        for name, value in (("beta", beta), ("rho", rho)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is the decay of a moving average and must lie in [0, 1), got {value}")
+        if suppression_epochs < 0 or sigma_decay < 0:
+            raise ValueError(f"suppression_epochs and sigma_decay must be >= 0, got {suppression_epochs} and {sigma_decay}")
+        if isinstance(threshold, str) and threshold not in ("ema", "mean"):
+            raise ValueError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
+        if bias_correction not in ("epoch", "visits"):
+            raise ValueError(f'bias_correction must be "epoch" or "visits", got "{bias_correction}"')
+        suppression_factor(suppression, 0, suppression_epochs)  # raises for an unknown shape
+        self.num_samples = num_samples
+        self.a, self.p, self.q, self.beta, self.rho = a, p, q, beta, rho
+        self.threshold_rule, self.bias_correction = threshold, bias_correction
+        self.suppression, self.suppression_epochs = suppression, suppression_epochs
+        self.sigma_decay = sigma_decay
+        self.log_sigma = PerSampleParameter(num_samples, init=0.0, lr=sigma_lr, momentum=sigma_momentum,
+                                            low=log_sigma_low, high=log_sigma_high)
+        self.register_buffer("history", torch.zeros(num_samples))
+        self.register_buffer("threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold)))
+        self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))  # samples that the threshold has seen
+        if bias_correction == "visits":
+            self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
+
+    def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        check_index(index, target, self.num_samples)
+        average = self._average(self.task_loss(output, target), index)
+        if self.training:
+            self._update_threshold(average.detach())
+        gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
+        factor = suppression_factor(self.suppression, self.epoch, self.suppression_epochs)
+
+        log_sigma = self.log_sigma(index)
+        losses = factor * (average - gamma * self.threshold) / log_sigma.exp()
+        if self.training:
+            self.log_sigma.step(index, self.sigma_decay * log_sigma - losses.detach() / len(losses))
+        return losses
+
+    def _average(self, losses, index):
+        """Bias-corrected moving average of each sample's loss, this one included."""
+        average = self.beta * self.history[index] + (1 - self.beta) * losses
+        if self.bias_correction == "visits":
+            visits = self.visits[index] + 1
+            correction = 1 - self.beta ** visits
+        else:
+            correction = 1 - self.beta ** (self.epoch + 1)
+        if self.training:
+            self.history[index] = average.detach().to(self.history.dtype)
+            if self.bias_correction == "visits":
+                self.visits[index] = visits
+        return average / correction
+
+    @torch.no_grad()
+    def _update_threshold(self, average):
+        if not isinstance(self.threshold_rule, str):
+            return
+        mean = average.mean()
+        if self.threshold_rule == "ema":
+            new = torch.where(self.num_seen == 0, mean, self.rho * self.threshold + (1 - self.rho) * mean)
+        else:
+            new = self.threshold + (mean - self.threshold) * (len(average) / (self.num_seen + len(average)))
+        self.threshold.copy_(new)
+        self.num_seen += len(average)
+
+    def sample_score(self) -> Tensor:
+        """log sigma, [N]: what the method itself has learned to distrust."""
+        return self.log_sigma.value.clone()
+
+
+def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> float:
+    """Factor of the loss at this epoch: below 1 during the first ``suppression_epochs`` = S epochs, 1 afterwards.
+
+    linear (e+1)/10; sin S/10 sin(pi/2 (e+1)/S); exp S/10 e^(e+1-S); piecewise 0.2. As in the authors' code every shape
+    jumps at epoch S (linear from S/10 to 1): it cancels what bias correction adds to the first epochs' gradients.
+    """
+    shapes = {
+        "linear": lambda e, s: (e + 1) / 10,
+        "sin": lambda e, s: s / 10 * math.sin(math.pi / 2 * (e + 1) / s),
+        "exp": lambda e, s: s / 10 * math.exp(e + 1 - s),
+        "piecewise": lambda e, s: 0.2,
+    }
+    if shape not in shapes:
+        raise ValueError(f"suppression must be one of {', '.join(shapes)}, got {shape!r}")
+    return shapes[shape](epoch, suppression_epochs) if epoch < suppression_epochs else 1.0

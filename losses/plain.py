@@ -1,0 +1,12 @@
+"""The baseline: the task loss alone."""
+
+from torch import Tensor
+
+from losses.base import SampleLoss
+
+
+class Plain(SampleLoss):
+    """The task loss itself, every sample with weight one."""
+
+    def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return self.task_loss(output, target)

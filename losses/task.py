@@ -1,0 +1,53 @@
+"""Task losses: what is lost on one sample, unreduced. Every method wraps one of these.
+
+Each is called as ``task_loss(output, target) -> losses [B]`` and computes in float32 when the output is half precision.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.build import unknown
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, C] with class numbers [B]."""
+    return F.cross_entropy(_full_precision(output), target, reduction="none")
+
+
+def smooth_l1(output: Tensor, target: Tensor) -> Tensor:
+    """0.5 d^2 where |d| < 1, |d| - 0.5 elsewhere, for predictions [B] or [B, 1] and targets [B]."""
+    return F.smooth_l1_loss(*_regression(output, target), reduction="none")
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error of predictions [B] or [B, 1] and targets [B]."""
+    return F.mse_loss(*_regression(output, target), reduction="none")
+
+
+TASK_LOSSES = {
+    "classification": {"cross_entropy": cross_entropy},
+    "regression": {"smooth_l1": smooth_l1, "mse": mse},
+}
+
+
+def get_task_loss(task: str, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The task loss of that name; raises ValueError where the task has none such."""
+    if name not in TASK_LOSSES[task]:
+        raise ValueError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
+    return TASK_LOSSES[task][name]
+
+
+def _full_precision(output):
+    return output.float() if output.dtype.itemsize < 4 else output
+
+
+def _regression(output, target):
+    output = _full_precision(output)
+    if output.ndim == 2 and output.shape[1] == 1:  # [B, 1] against [B] would broadcast to [B, B] in silence
+        output = output.squeeze(1)
+    if output.shape != target.shape:
+        raise ValueError(f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "
+                         f"got {list(output.shape)}")
+    return output, target.to(output.dtype)

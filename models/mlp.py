@@ -1,0 +1,26 @@
+"""A multi-layer perceptron: for inputs without a useful geometry, and the fastest network to test a method with."""
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp(num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None) -> nn.Module:
+    """Flatten, then linear layers with ReLU between; torch's default initialisation.
+
+    [B, in_channels, image_size, image_size] -> [B, num_outputs]. 85,002 parameters by default with 10 outputs. Of no paper.
+
+    Args:
+        hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
+
+    Raises:
+        ValueError: a hidden layer of less than one unit.
+    """
+    hidden = [256, 256] if hidden is None else list(hidden)
+    if any(units < 1 for units in hidden):
+        raise ValueError(f"every hidden layer needs at least 1 unit, got hidden = {hidden}; [] is a linear model")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, units in pairwise([in_channels * image_size**2, *hidden]):
+        layers += [nn.Linear(inputs, units), nn.ReLU()]
+    last = hidden[-1] if hidden else in_channels * image_size**2
+    return nn.Sequential(*layers, nn.Linear(last, num_outputs))

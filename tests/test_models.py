@@ -1,0 +1,314 @@
+"""Every backbone: its exact parameter count, its shapes, and the details on which published numbers depend."""
+
+import errno
+import inspect
+import math
+import pickle
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+import models
+from models.resnet50 import WEIGHTS
+from models.wide_resnet import PreActBlock, RawShortcutBlock, pre_activation_net
+
+COUNTS = {  # parameters with 10 outputs and defaults otherwise; a sum is by hand, layer by layer or group by group
+    "cnn": 320 + 18_496 + 131_200 + 1_290,
+    "lenet": 156 + 2_416 + 30_840 + 10_164 + 850,
+    "mlp": 16_640 + 65_792 + 2_570,
+    "preact_resnet18": 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130,
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_536_718 - 4 * 2_049,
+    "wide_resnet": 36_479_194,
+    "wide_resnet28_10": 36_489_290,
+}
+LARGE = {"resnet50", "wide_resnet", "wide_resnet28_10"}  # only on the meta device: shapes without numbers
+SIZES = {"cnn": 8, "mlp": 8, "lenet": 28}
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build(name, **arguments):
+    """Build a model with 10 outputs unless told otherwise; return it with a batch of two of its images."""
+    torch.manual_seed(0)
+    factory, size = getattr(models, name), SIZES.get(name, 32)
+    in_channels = inspect.signature(factory).parameters.get("in_channels")
+    with torch.device("meta" if name in LARGE else "cpu"):
+        return factory(**{"num_outputs": 10} | arguments), torch.randn(2, in_channels.default if in_channels else 3, size, size)
+
+
+def test_all_models_are_counted():
+    assert set(COUNTS) == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_signature_is_a_schema(name):
+    """YAML is checked against it: every argument has a type, only num_outputs has no default, nothing is caught unnamed."""
+    arguments = inspect.signature(getattr(models, name)).parameters.values()
+    for argument in arguments:
+        assert argument.annotation is not argument.empty, argument
+        assert argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY), argument
+    assert [argument.name for argument in arguments if argument.default is argument.empty] == ["num_outputs"]
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_count_shape_and_gradients(name):
+    model, images = build(name)
+    assert count(model) == COUNTS[name]
+    output = model(images)
+    assert output.shape == (2, 10) and output.dtype == torch.float32
+    output.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert name in LARGE or parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("name", sorted(set(models.__all__) - {"lenet", "resnet50"}))
+def test_other_channels_and_sizes(name):
+    """Two channels where three or one are the default, and an odd image, which no pooling divides."""
+    arguments = {"image_size": 11} if name in SIZES else {}
+    model, images = build(name, in_channels=2, **arguments)
+    size = 11 if name in SIZES else 37
+    assert model(torch.empty(2, 2, size, size, device=images.device).normal_()).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name, num_outputs, arguments, expected", [
+    ("wide_resnet28_10", 100, {}, 36_546_980),
+    ("wide_resnet", 100, {}, 36_536_884),
+    ("wide_resnet", 10, {"depth": 28, "width": 2}, 1_467_610),
+    ("wide_resnet", 10, {"depth": 16, "width": 4}, 2_748_890),
+    ("wide_resnet", 10, {"depth": 40, "width": 2}, 2_243_546),
+    ("resnet50", 14, {}, 23_536_718),
+    ("mlp", 3, {"hidden": [5, 7], "image_size": 2, "in_channels": 3}, 12 * 5 + 5 + 5 * 7 + 7 + 7 * 3 + 3),
+    ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
+    ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
+])
+def test_other_counts(name, num_outputs, arguments, expected):
+    assert count(build(name, num_outputs=num_outputs, **arguments)[0]) == expected
+
+
+@pytest.mark.parametrize("name, arguments, message", [
+    ("wide_resnet", {"depth": 18}, r"depth must be 6n \+ 4 .* got 18"),
+    ("wide_resnet", {"depth": 4}, r"depth must be 6n \+ 4 .* got 4"),
+    ("wide_resnet", {"width": 0}, "width must be at least 1, got 0"),
+    ("wide_resnet", {"dropout": 1.5}, r"between 0 and 1, but got 1\.5"),
+    ("wide_resnet28_10", {"dropout": -0.1}, r"between 0 and 1, but got -0\.1"),
+    ("lenet", {"image_size": 32}, "28x28, got 32x32; resize"),
+    ("cnn", {"image_size": 1}, "image_size must be at least 2, got 1; use mlp"),
+    ("cnn", {"width": 0}, "width must be at least 1, got 0"),
+    ("mlp", {"hidden": [16, 0]}, r"at least 1 unit, got hidden = \[16, 0\]"),
+])
+def test_impossible_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, **arguments)
+
+
+def test_order_of_layers():
+    kinds = [type(layer).__name__ for layer in build("mlp")[0]]
+    assert kinds == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    kinds = [type(layer).__name__ for layer in build("cnn")[0]]
+    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+    kinds = [type(layer).__name__ for layer in build("lenet")[0]]
+    assert kinds == ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten"] + ["Linear", "ReLU"] * 2 + ["Linear"]
+
+
+# Wide residual networks
+
+def group_blocks(model):
+    return [list(group) for group in (model.group1, model.group2, model.group3)]
+
+
+def test_wide_resnet28_10_is_the_authors_variant():
+    model = build("wide_resnet28_10")[0]
+    assert [block.conv2.stride for blocks in group_blocks(model) for block in blocks] == [
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+    assert all(block.conv1.stride == (1, 1) for blocks in group_blocks(model) for block in blocks)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 1 + 24 + 3 and all(convolution.bias is not None for convolution in convolutions)
+    momenta = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert momenta == [0.1] * 24 + [0.9] and model.bn.momentum == 0.9
+
+
+def test_wide_resnet_is_the_papers():
+    model = build("wide_resnet")[0]
+    assert [block.conv1.stride for blocks in group_blocks(model) for block in blocks] == [
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+    assert all(block.conv2.stride == (1, 1) for blocks in group_blocks(model) for block in blocks)
+    assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    assert [block.shortcut is not None for block in model.group2] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
+@pytest.mark.parametrize("in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"])
+def test_block_against_the_formula(kind, in_channels, stride):
+    """The variant's shortcut takes the raw input; the paper's takes the activated one where it is a convolution."""
+    torch.manual_seed(1)
+    block = kind(in_channels, 4, stride=stride, dropout=0.0).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    images = torch.randn(5, in_channels, 6, 6, dtype=torch.float64)
+
+    def activated(x, bn):
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        normal = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return (normal * bn.weight[:, None, None] + bn.bias[:, None, None]).clamp(min=0)
+
+    raw = kind is RawShortcutBlock
+    first, second = (1, stride) if raw else (stride, 1)
+    once = activated(images, block.bn1)
+    residual = F.conv2d(once, block.conv1.weight, block.conv1.bias, stride=first, padding=1)
+    residual = F.conv2d(activated(residual, block.bn2), block.conv2.weight, block.conv2.bias, stride=second, padding=1)
+    if in_channels == 4:
+        shortcut = images
+    else:
+        shortcut = F.conv2d(images if raw else once, block.shortcut.weight, block.shortcut.bias, stride=stride)
+    torch.testing.assert_close(block(images), residual + shortcut)
+
+
+@pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
+def test_dropout_only_while_training(kind):
+    torch.manual_seed(0)
+    net = pre_activation_net(kind, num_outputs=3, in_channels=1, stem=4, widths=[4, 8], blocks=2, dropout=0.5)
+    images = torch.randn(4, 1, 8, 8)
+    assert sum(module.p == 0.5 for module in net.modules() if isinstance(module, nn.Dropout)) == 4
+    assert not torch.equal(net(images), net(images))
+    net.eval()
+    assert torch.equal(net(images), net(images))
+
+
+def test_network_ends_in_normalise_relu_average_linear():
+    torch.manual_seed(0)
+    net = pre_activation_net(PreActBlock, num_outputs=3, in_channels=2, stem=4, widths=[4, 8], blocks=1).eval()
+    nn.init.normal_(net.bn.weight)
+    images = torch.randn(2, 2, 8, 8)
+    maps = net.bn(net.group2(net.group1(net.stem(images))))
+    assert maps.shape == (2, 8, 4, 4)
+    expected = maps.clamp(min=0).mean((2, 3)) @ net.head.weight.T + net.head.bias
+    torch.testing.assert_close(net(images), expected)
+
+
+# Initialisation
+
+def assert_he_over_the_fan_out(convolution):
+    expected = math.sqrt(2 / (convolution.out_channels * math.prod(convolution.kernel_size)))
+    assert convolution.weight.std().item() == pytest.approx(expected, rel=0.1)
+    assert convolution.weight.abs().max() > 2.5 * expected  # a uniform draw ends at 1.73 of its deviations
+
+
+def test_he_initialisation():
+    preact = build("preact_resnet18")[0]
+    wide = models.wide_resnet(10, depth=10, width=2)
+    halving = wide.group3[0]
+    for convolution in (wide.group2[0].conv1, halving.conv2, halving.shortcut, preact.stem, preact.group1[0].conv1):
+        assert_he_over_the_fan_out(convolution)
+    assert not wide.head.bias.any() and not preact.head.bias.any()
+    assert_he_over_the_fan_out(build("resnet18")[0].conv1)
+
+
+def test_torch_default_initialisation_of_the_variant():
+    """torch draws weights and biases uniformly within 1 / sqrt(fan in)."""
+    torch.manual_seed(0)
+    model = models.wide_resnet28_10(10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert 0.9 * bound < module.weight.abs().max() <= bound * (1 + 1e-6)
+            assert 0 < module.bias.abs().max() <= bound * (1 + 1e-6)
+
+
+# ResNets
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "preact_resnet18"])
+def test_cifar_form_keeps_the_image_until_the_second_group(name):
+    model = build(name)[0].eval()
+    shapes = []
+    groups = [f"group{number}" if name == "preact_resnet18" else f"layer{number}" for number in (1, 2, 3, 4)]
+    for group in groups:
+        getattr(model, group).register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty torch cache; the path of the weights in it, whose file is removed in the end for its 98 MB."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "resnet50-0676ba61.pth"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+class BrokenDownload:
+    """A response that gives some bytes, then no more."""
+
+    def __init__(self, request):
+        self.chunks = [b"PK not the whole file"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def info(self):
+        return self
+
+    def get_all(self, name):
+        return None
+
+    def read(self, size):
+        if not self.chunks:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return self.chunks.pop()
+
+
+def offline(request):
+    raise URLError("Name or service not known")
+
+
+@pytest.mark.parametrize("urlopen, cause", [
+    (offline, "Name or service not known"),
+    (BrokenDownload, "Connection reset by peer"),
+])
+def test_pretrained_without_weights_says_what_to_place_where(hub, monkeypatch, urlopen, cause):
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    with pytest.raises(FileNotFoundError) as caught:
+        models.resnet50(14, pretrained=True)
+    for part in (str(hub), WEIGHTS.url, cause, "pretrained: false"):
+        assert part in str(caught.value)
+    assert list(hub.parent.iterdir()) == []
+
+
+def test_pretrained_takes_a_file_placed_in_the_cache(hub, monkeypatch):
+    monkeypatch.setattr(torch.hub, "urlopen", offline)
+    torch.manual_seed(0)
+    placed = torchvision.models.resnet50(weights=None).state_dict()
+    placed["bn1.running_mean"] += 3  # a buffer must come along too
+    hub.parent.mkdir()
+    torch.save(placed, hub)
+    model = models.resnet50(14, pretrained=True)
+    state = model.state_dict()
+    assert set(state) == set(placed)
+    assert all(torch.equal(state[key], value) for key, value in placed.items() if not key.startswith("fc."))
+    assert model.fc.weight.shape == (14, 2048) and not torch.equal(model.fc.weight, placed["fc.weight"][:14])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Stranger:
+    pass
+
+
+def test_pretrained_unpickles_weights_only(hub):
+    hub.parent.mkdir()
+    torch.save({"fc.weight": Stranger()}, hub)
+    with pytest.raises(pickle.UnpicklingError, match="Stranger"):
+        models.resnet50(14, pretrained=True)

@@ -1,0 +1,258 @@
+"""From a params file and a command line to one resolved, checked configuration.
+
+A configuration is a nested dict. Later wins: defaults below, the file's ``base``, the file, its ``by_fraction`` row for
+the noise fraction, the command line. A section whose name changes starts afresh: the old one's arguments do not fit it.
+"""
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from utils.build import defaults, describe, fits, problems, unknown
+
+DEFAULTS = {
+    "dataset": {"name": "digits"},
+    "noise": {"kind": "permute", "fraction": 0.4, "seed": None},
+    "task": "classification",
+    "task_loss": "cross_entropy",
+    "model": {"name": "cnn"},
+    "loss": {"name": "Plain"},
+    "optimizer": {"name": "SGD", "lr": 0.1},
+    "schedule": None,
+    "epochs": 20,
+    "batch_size": 128,
+    "seed": 1,
+    "validation": {"fraction": 0.0},
+    "data_root": "data",
+    "run_dir": None,
+    "device": "auto",
+    "precision": "fp32",
+    "compile": False,
+    "channels_last": False,
+    "threads": None,
+}
+TYPES = {  # of everything that is not built from a package; these, and the ranges in check(), are the schema
+    "noise.kind": str, "noise.fraction": float, "noise.seed": int | None,
+    "task": Literal["classification", "regression"], "task_loss": str, "epochs": int, "batch_size": int, "seed": int,
+    "validation.fraction": float, "data_root": str, "run_dir": str | None, "device": str,
+    "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
+}
+SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
+EXECUTION = ("data_root", "run_dir", "device", "threads")  # where and on what a run goes on: free to change on resume
+# What main.py gives to each constructor, so that a file need not.
+CONTEXT = {
+    "dataset": ("data_root",),
+    "model": ("num_outputs", "in_channels", "image_size"),
+    "loss": ("task_loss", "num_samples", "num_outputs"),
+    "optimizer": ("params",),
+    "schedule": ("optimizer",),
+}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number, and a key given twice is an error instead of the last one winning in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
+    """The configuration that a command line asks for: a params file, then key=value. Exits after printing --help.
+
+    Raises as ``load``.
+    """
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if not arguments and wants_help:
+        print(manual(manual_text, DEFAULTS, packages))
+        raise SystemExit(0)
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        raise ValueError("the first argument is a params file, e.g. params/digits/discrimloss.yaml; --help prints the manual")
+    config = load(arguments[0], arguments[1:], packages)
+    if wants_help:
+        print(manual(manual_text, config, packages))
+        raise SystemExit(0)
+    return config
+
+
+def load(path: str, overrides: list[str], packages: dict) -> dict:
+    """The resolved configuration of ``path`` with ``a.b=c`` overrides.
+
+    Args:
+        packages: section -> package that its name is looked up in.
+
+    Raises:
+        FileNotFoundError: the file or its base is not there.
+        ValueError: all that is wrong with it, a line each.
+    """
+    config = merge(DEFAULTS, read(Path(path)))
+    command_line = {}
+    for text in overrides:
+        command_line = merge(command_line, parse_override(text))
+    rows = config.pop("by_fraction", None)
+    if rows:
+        noise = merge(config, command_line)["noise"]
+        config = merge(config, _row(rows, 0.0 if noise["kind"] == "none" else noise["fraction"], path))
+    config = merge(config, command_line)
+    found = check(config, packages)
+    if found:
+        raise ValueError("\n".join(found))
+    if config["noise"]["kind"] == "none":
+        config["noise"]["fraction"] = 0.0
+    config["noise"]["fraction"] = float(config["noise"]["fraction"])
+    if config["noise"]["seed"] is None:
+        config["noise"]["seed"] = config["seed"]
+    config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path).stem)
+    return config
+
+
+def read(path: Path) -> dict:
+    """A params file merged over its ``base``, which is named relative to it."""
+    if not path.is_file():
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"there is no params file {path}" + (f"; in that folder: {', '.join(near)}" if near else ""))
+    try:
+        content = yaml.load(path.read_text(), Loader) or {}  # Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
+    base = content.pop("base", None)
+    if base is None:
+        return merge({}, content)
+    if (path.parent / base).resolve() == path.resolve():
+        raise ValueError(f"{path} names itself as its base")
+    return merge(read(path.parent / base), content)
+
+
+def merge(old: dict, new: dict) -> dict:
+    """A copy of ``old`` with ``new`` on top, section by section; ``section: name`` is short for ``section: {name: ...}``."""
+    result = copy.deepcopy(old)
+    for key, value in new.items():
+        if key in SECTIONS and isinstance(value, str):
+            value = {"kind" if key == "noise" else "name": value}
+        before = result.get(key)
+        both = isinstance(value, dict) and isinstance(before, dict)
+        renamed = both and "name" in value and before.get("name") not in (None, value["name"])
+        result[key] = merge(before, value) if both and not renamed else merge({}, value) if isinstance(value, dict) else value
+    return result
+
+
+def parse_override(text: str) -> dict:
+    """``a.b=c`` as {"a": {"b": c}}, c read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
+    try:
+        tree = yaml.load(value, Loader)
+    except yaml.YAMLError:
+        tree = value  # e.g. a path with a colon: as it stands
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def check(config: dict, packages: dict) -> list[str]:
+    """All that is wrong with a configuration before anything is built from it."""
+    found = []
+    for key, value in config.items():
+        if key not in DEFAULTS:
+            found.append(unknown("key", key, [*DEFAULTS, "base", "by_fraction"]))
+        elif key in packages:
+            if value is None and key == "schedule":
+                continue
+            if not isinstance(value, dict):
+                found.append(f"{key} must be a section with a name, got {value!r}")
+            else:
+                found += problems(packages[key], value, section=key, context=CONTEXT[key])
+        elif isinstance(DEFAULTS[key], dict):
+            for inner in value if isinstance(value, dict) else ():
+                if f"{key}.{inner}" not in TYPES:
+                    found.append(unknown(f"key {key}.{inner}", inner, DEFAULTS[key]))
+            if not isinstance(value, dict):
+                found.append(f"{key} must be a section with {', '.join(DEFAULTS[key])}, got {value!r}")
+    for key, hint in TYPES.items():
+        value = _get(config, key)
+        if not fits(value, hint):
+            found.append(f"{key} must be {describe(hint)}, got {value!r}")
+        elif key.endswith("fraction") and not 0 <= value <= 1:
+            found.append(f"{key} must lie in [0, 1], got {value}")
+        elif key in ("epochs", "batch_size", "threads") and value is not None and value < 1:
+            found.append(f"{key} must be at least 1, got {value}")
+        elif key in ("seed", "noise.seed") and value is not None and not 0 <= value < 2**32:
+            found.append(f"{key} must lie in [0, 2^32), got {value}")
+        elif key == "validation.fraction" and value > 0.9:
+            found.append(f"validation.fraction leaves nothing to train on, got {value}")
+        elif key == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            found.append(f"device must be auto, cpu, cuda or cuda:<number>, got {value!r}")
+    return found
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Keys in which two configurations differ, those aside that only say where a run is executed."""
+    old, new = flatten(old), flatten(new)
+    keys = [key for key in {**old, **new} if key.split(".")[0] not in EXECUTION]
+    return [f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
+            for key in keys if old.get(key) != new.get(key)]
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """{"a.b": c} for every value of a nested configuration."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def manual(text: str, config: dict, packages: dict) -> str:
+    """The manual, and each key that the command line may set with its value here."""
+    values = flatten(config)
+    for section, package in packages.items():
+        if config[section] is not None:
+            for key, value in defaults(package, config[section], CONTEXT[section]).items():
+                values.setdefault(f"{section}.{key}", value)
+    order = {key: position for position, key in enumerate(config)}
+    lines = [f"  {key}={_show(value)}" for key, value in sorted(values.items(), key=lambda item: order[item[0].split(".")[0]])]
+    return "\n".join([text.strip(), "", "keys, with their values here:", *lines])
+
+
+def default_run_dir(config: dict, method: str) -> str:
+    """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the kind alone."""
+    kind, _, detail = config["noise"]["kind"].partition(":")
+    detail = re.sub(r"[^\w.-]+", "-", Path(detail).name)
+    noise = f"{kind}-{detail}" if detail else kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
+    return f"runs/{config['dataset']['name']}/{method}/{noise}/seed{config['seed']}"
+
+
+def _row(rows, fraction, path):
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise ValueError(f"by_fraction of {path} must map noise fractions to sections")
+    for key, row in rows.items():
+        if isinstance(key, (int, float)) and isinstance(fraction, (int, float)) and math.isclose(key, fraction, abs_tol=1e-9):
+            return row
+    if "default" in rows:
+        return rows["default"]
+    raise ValueError(f"{path} has parameters for the noise fractions {', '.join(str(key) for key in rows)}, got {fraction}: "
+                     f"choose one of them, or add a row (or a row named default) to its by_fraction")
+
+
+def _get(config, dotted):
+    for part in dotted.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _show(value):
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")

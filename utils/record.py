@@ -1,0 +1,184 @@
+"""A run's directory: who may write it, and the files in it."""
+
+import csv
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+
+from utils.checkpoint import atomic_write
+from utils.config import differences
+from utils.metrics import by_rule, detection
+from utils.plots import draw_curves, draw_samples
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
+NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspicious samples, and all that are flagged
+
+
+class RunDirectory:
+    """The directory of one run: its lock, its configuration, and the rows of its metrics.csv.
+
+    The rows are part of the checkpoint (``state_dict``), so that metrics.csv never holds an epoch that is to be trained
+    again.
+
+    Raises:
+        ValueError: it is the directory of a run with another configuration, or another process is writing it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, config: dict):
+        self.path, self.config = Path(config["run_dir"]), config
+        self.rows: list[dict] = []
+        self.restarts = 0
+        self._compare_config()
+        self.finished = bool(self.summary().get("finished"))
+        if not self.finished:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            self._compare_config()  # again: another process may have begun in between
+
+    def _compare_config(self):
+        path = self.path / "config.yaml"
+        if path.exists():
+            changed = differences(yaml.safe_load(path.read_text()), self.config)
+            if changed:
+                lines = "\n  ".join(changed)
+                raise ValueError(f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                                 f"choose another run_dir=, or remove that one")
+
+    def _lock(self):
+        self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the process ends, however it ends
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.seek(0)
+            raise ValueError(f"another process ({self.lock.read().strip()}) is writing {self.path}; wait for it, or choose "
+                             f"another run_dir=") from None
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.lock.flush()
+
+    def close(self):
+        """Let another process write here."""
+        self.lock.close()
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows, "restarts": self.restarts}
+
+    def load_state_dict(self, state: dict):
+        self.rows, self.restarts = state["rows"], state["restarts"] + 1
+
+    def summary(self) -> dict:
+        """summary.json as it is, {} where there is none."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def begin(self, noise, metric: str):
+        """Write config.yaml and noise.npz, once all is built and nothing wrong with it; ``metric``: of the test set.
+
+        Raises ValueError if the run was begun with other labels, e.g. because a file of labels has changed.
+        """
+        self.noise, self.metric = noise, metric
+        with atomic_write(self.path / "config.yaml") as file:
+            yaml.safe_dump(self.config, file, sort_keys=False)
+        path = self.path / "noise.npz"
+        if path.exists():
+            if str(np.load(path)["sha256"]) != noise.sha256:
+                raise ValueError(f"the labels are not those that {path} says the run was begun with; choose another run_dir=")
+            return
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(file, given=noise.given, true=noise.true, index=np.arange(len(noise.given)),
+                                transition=noise.transition, sha256=noise.sha256)
+
+    def add_row(self, row: dict):
+        """Add an epoch to metrics.csv and summary.json, and print it in a line."""
+        columns = [key for key in COLUMNS if key in row] + [key for key in row if key not in COLUMNS]
+        self.rows.append({key: row[key] for key in columns})
+        with atomic_write(self.path / "metrics.csv") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+                             for row in self.rows)
+        self.write_summary()
+        print(f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}  {self.metric} "
+              f"{row['train_metric']:.2f}  test {row['test_metric']:.2f}  {row['images_per_second']:.0f} images/s", flush=True)
+
+    def latest(self, *keys: str) -> dict:
+        """These values of the newest row, for the progress bar; {} before the first epoch is over."""
+        return {key: self.rows[-1][key] for key in keys} if self.rows else {}
+
+    def finish(self, table: dict[str, np.ndarray], classes: list[str], images):
+        """Write what is known of every training sample, the pictures and the finished summary."""
+        self._write_samples(table, classes, images if isinstance(images, list) else None)
+        draw_curves(self.path, self.metric)
+        draw_samples(self.path)
+        self.write_summary(detected=detection(table))
+        print(f"{self.path}: {self.describe()}")
+
+    def _write_samples(self, table, classes, paths):
+        """samples.npz, a row per training sample; and suspects.csv, the most suspicious of them, in words."""
+        with atomic_write(self.path / "samples.npz", "wb") as file:
+            np.savez_compressed(file, **table)
+        order = np.argsort(-table["score"], kind="stable")[:max(NUM_SUSPECTS, int(table["flagged"].sum()))]
+        with atomic_write(self.path / "suspects.csv") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "score", "flagged", "given", "predicted", "true", "loss", "mean_loss"]
+                            + (["path"] if paths else []))
+            for row in order:
+                index = table["index"][row]
+                given, predicted, true = (classes[table[key][row]] if table[key][row] >= 0 else ""
+                                          for key in ("given", "predicted", "true"))
+                numbers = [f"{table[key][row]:.6g}" for key in ("loss", "mean_loss")]
+                writer.writerow([index, f"{table['score'][row]:.6g}", int(table["flagged"][row]), given, predicted, true,
+                                 *numbers, *([paths[index]] if paths else [])])
+
+    def write_summary(self, detected: dict | None = None, error: str | None = None):
+        """summary.json. ``detected`` is given once the run is finished, ``error`` where it failed."""
+        validated_on = [row["validation_metric"] for row in self.rows if "validation_metric" in row]
+        seconds = sum(row["seconds"] for row in self.rows)
+        images = sum(row["seconds"] * row["images_per_second"] for row in self.rows)
+        summary = {
+            "finished": detected is not None,
+            "metric": self.metric,
+            "test": by_rule([row["test_metric"] for row in self.rows], validated_on, self.metric == "accuracy"),
+            "noise": {"kind": self.config["noise"]["kind"], "requested": self.config["noise"]["fraction"],
+                      "realised": None if self.noise.corrupted is None else float(self.noise.corrupted.mean()),
+                      "seed": self.config["noise"]["seed"], "sha256": self.noise.sha256},
+            "detection": detected,
+            "seconds": seconds,
+            "images_per_second": images / seconds if seconds else None,
+            "epochs": len(self.rows),
+            "seed": self.config["seed"],
+            "restarts": self.restarts,
+            "error": error,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "torchvision": torchvision.__version__, "numpy": np.__version__},
+            "commit": commit(),
+        }
+        with atomic_write(self.path / "summary.json") as file:
+            json.dump(summary, file, indent=1)
+
+    def describe(self) -> str:
+        """A finished run in one line."""
+        summary = self.summary()
+        test, auroc = summary["test"], (summary["detection"] or {}).get("auroc")
+        rules = "  ".join(f"{rule} {value:.2f}" for rule, value in test.items() if rule != "best_epoch" and value is not None)
+        return f"test {summary['metric']}: {rules}" + (f"; AUROC of incorrect labels {auroc:.4f}" if auroc is not None else "")
+
+
+def commit() -> str | None:
+    """The git commit of this code, with -dirty where tracked files were changed; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        return subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                              capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
