@@ -15,7 +15,6 @@ import sys
 import time
 
 import torch
-from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 import datasets
@@ -25,6 +24,7 @@ from datasets.loader import make_loaders
 from datasets.noise import inject
 from losses.base import as_objective
 from losses.task import get_task_loss
+from utils import optimizers, schedules
 from utils.build import build
 from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse
@@ -33,7 +33,7 @@ from utils.metrics import METRICS, TrainingRecord, evaluate, predict, sample_tab
 from utils.record import RunDirectory
 from utils.seed import seed_everything
 
-PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": torch.optim, "schedule": lr_scheduler}
+PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules}
 CHECK_EVERY = 50  # steps between two looks at the loss from the host: each waits for the device
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -57,8 +57,8 @@ class Run:
         self.model = build(models, config["model"], **counts, in_channels=data.in_channels, image_size=data.image_size)
         self.model.to(self.device, memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format)
         self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts)).to(self.device)
-        self.optimizer = build(torch.optim, config["optimizer"], params=self.model.parameters())
-        self.schedule = config["schedule"] and build(lr_scheduler, config["schedule"], optimizer=self.optimizer)
+        self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
+        self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer)
         self.record = TrainingRecord(len(data.train), self.task_loss, self.metric).to(self.device)
         directory.begin(self.noise, metric=self.metric.__name__)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
@@ -67,9 +67,8 @@ class Run:
         self.forward = torch.compile(self.model) if config["compile"] else self.model
 
 
-def train(run: Run) -> int:
+def train(run: Run, stop: StopRequest) -> int:
     """Train to the last epoch and say what became of every sample (returns 0), or until a signal asks to stop."""
-    stop = StopRequest()
     while run.epoch < run.config["epochs"]:
         train_epoch(run, stop)
         if run.step == len(run.loaders.train):
@@ -128,22 +127,20 @@ def end_epoch(run: Run):
 
 
 def main(arguments: list[str]) -> int:
+    run = None
     try:
         config = parse(arguments, __doc__, PACKAGES)
-        directory = RunDirectory(config)
-        if directory.finished:
-            print(f"{directory.path} is finished: {directory.describe()}")
-            return 0
-        run = Run(config, directory)
-    except (ValueError, OSError) as error:  # the user's to mend: no traceback
+        with RunDirectory(config) as directory, StopRequest() as stop:
+            if directory.finished:
+                print(f"{directory.path} is finished: {directory.describe()}")
+                return 0
+            run = Run(config, directory)
+            return train(run, stop)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if run and isinstance(error, ValueError):
+            raise  # not something the user asked for: show where
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        return train(run)
-    except FloatingPointError as error:
-        run.directory.write_summary(error=str(error))
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if run else 2
 
 
 if __name__ == "__main__":

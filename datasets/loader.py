@@ -139,7 +139,7 @@ class _Files(torch.utils.data.Dataset):
         try:
             image = decode_image(self.paths[row], mode=ImageReadMode.RGB)
         except RuntimeError as error:
-            raise ValueError(f"{self.paths[row]} cannot be read as an image: mend or remove it ({error})") from None
+            raise OSError(f"{self.paths[row]} cannot be read as an image: mend or remove it ({error})") from None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transform(image), row

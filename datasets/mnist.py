@@ -17,7 +17,7 @@ def mnist(data_root: str = "data") -> Dataset:
     for train in (True, False):
         try:
             source = torchvision.datasets.MNIST(root, train=train, download=not _present(root))
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             layout = "MNIST/raw/ with {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte"
             raise missing("MNIST", root, layout) from error
         splits.append(Split(source.data.unsqueeze(1), source.targets))

@@ -180,12 +180,16 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     if path.endswith(".npz"):
         try:
             columns = dict(np.load(path))  # allow_pickle stays off: a file of labels cannot run code
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
             raise ValueError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     elif path.endswith(".csv"):
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a mark of the encoding
+                reader = csv.DictReader(file)
+                names, rows = reader.fieldnames or (), list(reader)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} cannot be read as .csv ({error})") from None
+        columns = {name: np.array([row[name] for row in rows]) for name in names}
     else:
         raise ValueError(f"labels are read from .npz or .csv, got {path}")
     if key not in columns:
@@ -217,9 +221,13 @@ def human(name: str, clean: np.ndarray, num_classes: int, dataset: str, data_roo
         raise FileNotFoundError(f"{path} was not found: noise kind human:{name} reads this file of the CIFAR-N release "
                                 f"(github.com/UCSC-REAL/cifar-10-100n, folder data)")
     integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
-    numpy_types = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, *integers]
-    with torch.serialization.safe_globals(numpy_types):
-        columns = torch.load(path, weights_only=True)
+    reconstruct = np._core.multiarray._reconstruct
+    before_numpy2 = (reconstruct, "numpy.core.multiarray._reconstruct")  # its name in the released files
+    with torch.serialization.safe_globals([reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]):
+        try:
+            columns = torch.load(path, weights_only=True)
+        except Exception as error:  # of pickle, zip or torch, as the damage may be
+            raise ValueError(f"{path} cannot be read as plain NumPy arrays: is it the file of the release?") from error
     if name not in columns:
         raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(columns)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
@@ -236,6 +244,6 @@ def _whole_numbers(column, what):
         numbers = column.astype(np.float64)
     except ValueError:
         raise ValueError(f"{what} must hold whole numbers") from None
-    if not (numbers == np.floor(numbers)).all():
+    if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
         raise ValueError(f"{what} must hold whole numbers")
     return numbers.astype(np.int64)

@@ -133,8 +133,8 @@ class DiscrimLoss(SampleLoss):
         self.num_seen += len(average)
 
     def sample_score(self) -> Tensor:
-        """log sigma, [N]: what the method itself has learned to distrust."""
-        return self.log_sigma.value.clone()
+        """log sigma + average loss, [N]: what the method distrusts, and, among the many at a bound of sigma, how much."""
+        return self.log_sigma.value + self.history
 
 
 def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> float:

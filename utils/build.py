@@ -1,5 +1,6 @@
 """From a section of a YAML file to the object it describes: the constructor's signature is the schema."""
 
+import collections.abc
 import difflib
 import inspect
 import types
@@ -69,15 +70,23 @@ def unknown(what: str, got: str, options: Iterable[str], where: str = "") -> str
 
 
 def type_hints(constructor) -> dict:
-    """Annotations of a function or of a class's __init__; empty where they cannot be resolved."""
-    try:
-        return typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
-    except (NameError, TypeError):
-        return {}
+    """Annotations of a function or of a class's __init__; Any for one that names what only a type checker imports."""
+    function = inspect.unwrap(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    hints = {}
+    for name, hint in inspect.get_annotations(function).items():
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, function.__globals__, {**vars(collections.abc), **vars(typing)})
+            except (NameError, AttributeError, TypeError):
+                hint = typing.Any
+        hints[name] = hint
+    return hints
 
 
 def fits(value, hint) -> bool:
     """Whether a value read from YAML is of the annotated type. An int is a float; a bool is no number."""
+    if hint is typing.Any:
+        return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, argument) for argument in arguments)
@@ -107,6 +116,6 @@ def describe(hint) -> str:
     if origin is typing.Literal:
         return " or ".join(repr(argument) for argument in arguments)
     if origin in (list, tuple, Iterable):
-        return "a list of " + " or ".join(dict.fromkeys(describe(argument) for argument in arguments if argument is not ...))
+        return "a list, each " + " or ".join(dict.fromkeys(describe(argument) for argument in arguments if argument is not ...))
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null", None: "null"}
     return names.get(hint) or getattr(hint, "__name__", str(hint))

@@ -1,5 +1,6 @@
 """Checkpoints that survive: written atomically, verified when read, the previous one kept; and signals that ask to stop."""
 
+import io
 import os
 import signal
 import sys
@@ -44,8 +45,10 @@ class Checkpoint:
         """Save where the run stands: the next batch to train on is ``step`` of ``epoch``."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"epoch": epoch, "step": step, "rng": rng_state()}
+        buffer = io.BytesIO()  # torch.save hides the reason when a write fails
+        torch.save(state, buffer)
         with atomic_write(self.newest, "wb") as file:
-            torch.save(state, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # before the newest steps aside
             if self.newest.exists():
@@ -85,21 +88,22 @@ def _read(path):
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at between two steps.
+    """While entered, remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at between two steps.
 
-    A second Ctrl-C interrupts at once. The former handlers come back with ``restore()``.
+    A second Ctrl-C interrupts at once.
     """
 
-    def __init__(self):
-        self.signal: str | None = None
+    signal: str | None = None
+
+    def __enter__(self):
         self.former = {number: signal.signal(number, self._remember)
                        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        return self
 
     def _remember(self, number, frame):
         self.signal = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def restore(self):
-        """Give the signals back to whom they belonged."""
+    def __exit__(self, *error):
         for number, handler in self.former.items():
             signal.signal(number, handler)

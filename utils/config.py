@@ -104,7 +104,9 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     rows = config.pop("by_fraction", None)
     if rows:
         noise = merge(config, command_line)["noise"]
-        config = merge(config, _row(rows, 0.0 if noise["kind"] == "none" else noise["fraction"], path))
+        fraction = 0.0 if noise["kind"] == "none" else noise["fraction"]
+        if fits(fraction, float) and 0 <= fraction <= 1:  # else check() has something to say
+            config = merge(config, _row(rows, fraction, path))
     config = merge(config, command_line)
     found = check(config, packages)
     if found:
@@ -169,7 +171,7 @@ def check(config: dict, packages: dict) -> list[str]:
     found = []
     for key, value in config.items():
         if key not in DEFAULTS:
-            found.append(unknown("key", key, [*DEFAULTS, "base", "by_fraction"]))
+            found.append(unknown("key", key, DEFAULTS))
         elif key in packages:
             if value is None and key == "schedule":
                 continue
@@ -240,7 +242,7 @@ def _row(rows, fraction, path):
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise ValueError(f"by_fraction of {path} must map noise fractions to sections")
     for key, row in rows.items():
-        if isinstance(key, (int, float)) and isinstance(fraction, (int, float)) and math.isclose(key, fraction, abs_tol=1e-9):
+        if isinstance(key, (int, float)) and math.isclose(key, fraction, abs_tol=1e-9):
             return row
     if "default" in rows:
         return rows["default"]

@@ -1,14 +1,16 @@
-"""The two pictures of a run, drawn from the files in its directory."""
+"""The pictures of a run and of several side by side, drawn from the files in their directories."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.checkpoint import atomic_write
 
-COLOURS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00", "grey": "#777777"}  # Okabe and Ito: colour-blind safe
+COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe
 
 
 def draw_curves(directory: Path, metric: str):
@@ -27,32 +29,63 @@ def draw_curves(directory: Path, metric: str):
                       xytext=(0, offset), textcoords="offset points", ha="right", color=COLOURS["easy"])
     axes.set(xlabel="epoch", ylabel="accuracy (%)" if metric == "accuracy" else "mean absolute error")
     axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     save(figure, axes, directory / "curves.png")
 
 
 def draw_samples(directory: Path):
     """samples.png: the scores of correct and incorrect labels; and the weight of easy, hard and incorrect samples by epoch."""
-    samples, rows = np.load(directory / "samples.npz"), pd.read_csv(directory / "metrics.csv")
-    groups = [name for name in ("easy", "hard", "incorrect") if f"weight_{name}" in rows]
-    figure = Figure(figsize=(9, 3.6) if groups else (5, 3.6), layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(1, 2 if groups else 1))
-    score, known = samples["score"], (samples["true"] >= 0).all()
-    bins = np.histogram_bin_edges(score, 50)
-    if known:
-        incorrect = samples["given"] != samples["true"]
-        all_axes[0].hist(score[~incorrect], bins, alpha=0.7, color=COLOURS["easy"], label="correct labels")
-        all_axes[0].hist(score[incorrect], bins, alpha=0.7, color=COLOURS["incorrect"], label="incorrect labels")
-        all_axes[0].legend(frameon=False)
-    else:
-        all_axes[0].hist(score, bins, color=COLOURS["grey"])
-    all_axes[0].set(xlabel="score (larger: more suspicious)", ylabel="samples", yscale="log")
-    for name in groups:
-        all_axes[1].plot(rows.epoch, rows[f"weight_{name}"], color=COLOURS[name], label=name)
-    if groups:
-        all_axes[1].set(xlabel="epoch", ylabel="weight (the task loss alone: 1)", ylim=(0, None))
-        all_axes[1].legend(frameon=False)
+    weighted = any(column.startswith("weight_") for column in pd.read_csv(directory / "metrics.csv", nrows=0))
+    figure = Figure(figsize=(9, 3.6) if weighted else (5, 3.6), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(1, 2 if weighted else 1))
+    _scores(all_axes[0], directory)
+    if weighted:
+        _weights(all_axes[1], directory)
     save(figure, all_axes, directory / "samples.png")
+
+
+def draw_comparison(directories: list[Path], path: Path):
+    """Test metric of several runs over the epochs; and for the last of them, what it gives each kind of sample to say."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for directory, colour in zip(directories, list(COLOURS.values()) * len(directories), strict=False):
+        rows, name = pd.read_csv(directory / "metrics.csv"), _method(directory)
+        left.plot(rows.epoch, rows.test_metric, color=colour, label=f"{name}, last {rows.test_metric.iloc[-1]:.1f}")
+        left.plot(rows.epoch.iloc[-1], rows.test_metric.iloc[-1], "o", color=colour)
+    left.set(xlabel="epoch", ylabel="test metric")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(frameon=False)
+    _weights(right, directories[-1])
+    right.set_title(_method(directories[-1]), fontsize="medium")
+    save(figure, [left, right], path)
+
+
+def _scores(axes, directory):
+    samples = np.load(directory / "samples.npz")
+    score, bins = samples["score"], np.histogram_bin_edges(samples["score"], 50)
+    if (samples["true"] >= 0).all():
+        incorrect = samples["given"] != samples["true"]
+        axes.hist(score[~incorrect], bins, alpha=0.7, color=COLOURS["easy"], label="correct labels")
+        axes.hist(score[incorrect], bins, alpha=0.7, color=COLOURS["incorrect"], label="incorrect labels")
+        axes.legend(frameon=False)
+    else:
+        axes.hist(score, bins, color=COLOURS["grey"])
+    axes.set(xlabel="score (larger: more suspicious)", ylabel="samples", yscale="log")
+
+
+def _weights(axes, directory):
+    rows = pd.read_csv(directory / "metrics.csv")
+    for name in ("easy", "hard", "incorrect"):
+        if f"weight_{name}" in rows:
+            axes.plot(rows.epoch, rows[f"weight_{name}"], color=COLOURS[name], label=name)
+    axes.set(xlabel="epoch", ylabel="weight (the task loss alone: 1)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+
+
+def _method(directory):
+    return yaml.safe_load((directory / "config.yaml").read_text())["loss"]["name"]
 
 
 def save(figure: Figure, axes, path: Path):

@@ -1,5 +1,6 @@
 """A run's directory: who may write it, and the files in it."""
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -37,7 +38,7 @@ class RunDirectory:
     def __init__(self, config: dict):
         self.path, self.config = Path(config["run_dir"]), config
         self.rows: list[dict] = []
-        self.restarts = 0
+        self.restarts, self.noise, self.lock = 0, None, None
         self._compare_config()
         self.finished = bool(self.summary().get("finished"))
         if not self.finished:
@@ -55,20 +56,32 @@ class RunDirectory:
                                  f"choose another run_dir=, or remove that one")
 
     def _lock(self):
-        self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115  held until the process ends, however it ends
+        lock = open(self.path / ".lock", "a+")  # noqa: SIM115  the kernel lets go of it when the process ends, however it ends
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.lock.seek(0)
-            raise ValueError(f"another process ({self.lock.read().strip()}) is writing {self.path}; wait for it, or choose "
-                             f"another run_dir=") from None
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise ValueError(f"another process ({owner}) is writing {self.path}; wait for it, or choose another "
+                             f"run_dir=") from None
+        self.lock = lock
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
 
-    def close(self):
-        """Let another process write here."""
-        self.lock.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Say in summary.json what ended the run, if an error did, and let another process write here."""
+        if isinstance(error, Exception) and self.noise is not None:
+            with contextlib.suppress(OSError):  # the disk may be what is wrong
+                if not self.summary():
+                    self.write_summary()
+                self._write_json(self.summary() | {"error": f"{kind.__name__}: {error}"})
+        if self.lock:
+            self.lock.close()
 
     def state_dict(self) -> dict:
         return {"rows": self.rows, "restarts": self.restarts}
@@ -140,12 +153,12 @@ class RunDirectory:
                 writer.writerow([index, f"{table['score'][row]:.6g}", int(table["flagged"][row]), given, predicted, true,
                                  *numbers, *([paths[index]] if paths else [])])
 
-    def write_summary(self, detected: dict | None = None, error: str | None = None):
-        """summary.json. ``detected`` is given once the run is finished, ``error`` where it failed."""
+    def write_summary(self, detected: dict | None = None):
+        """summary.json; ``detected`` is given once the run is finished."""
         validated_on = [row["validation_metric"] for row in self.rows if "validation_metric" in row]
         seconds = sum(row["seconds"] for row in self.rows)
         images = sum(row["seconds"] * row["images_per_second"] for row in self.rows)
-        summary = {
+        self._write_json({
             "finished": detected is not None,
             "metric": self.metric,
             "test": by_rule([row["test_metric"] for row in self.rows], validated_on, self.metric == "accuracy"),
@@ -158,11 +171,13 @@ class RunDirectory:
             "epochs": len(self.rows),
             "seed": self.config["seed"],
             "restarts": self.restarts,
-            "error": error,
+            "error": None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "torchvision": torchvision.__version__, "numpy": np.__version__},
             "commit": commit(),
-        }
+        })
+
+    def _write_json(self, summary):
         with atomic_write(self.path / "summary.json") as file:
             json.dump(summary, file, indent=1)
 

@@ -1,0 +1,407 @@
+"""What every loss promises, found through losses.__all__; and the numbers of each, by hand or from a naive loop."""
+
+import math
+
+import pytest
+import torch
+
+import losses
+from losses import GCE, DataParameters, DiscrimLoss, GradientRescaling, Plain, SuperLoss
+from losses.base import Supervised, as_objective
+from losses.per_sample import PerSampleParameter
+from losses.superloss import confidence, lambert_w
+from losses.task import cross_entropy, get_task_loss, mse, smooth_l1
+from utils.build import build
+
+N, C, B = 40, 5, 8
+REQUIRED = {"GradientRescaling": [
+    {"beta": 8.0, "lam": 0.5}, {"beta": 2.0, "lam": 0.3, "variant": "normal", "normalise": "none"},
+    {"beta": 2.0, "lam": 2.0, "variant": "beta"}, {"beta": 3.0, "lam": 0.0, "variant": "exponential"}]}
+ALSO = {"DiscrimLoss": [{"sigma_decay": 0.01, "threshold": "mean"}, {"beta": 0.0, "threshold": 0.5, "suppression": "exp"},
+                        {"bias_correction": "visits", "log_sigma_low": 0.1}],
+        "SuperLoss": [{"tau": "ema"}, {"tau": 0.5, "lam": 0.25}],
+        "DataParameters": [{"level": "class"}, {"level": "both", "instance_decay": 0.01, "class_decay": 0.01}]}
+REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}
+
+
+def cases():
+    """(name, arguments, task loss) for every loss, its variants and the tasks it serves."""
+    for name in losses.__all__:
+        for arguments in REQUIRED.get(name, [{}]) + ALSO.get(name, []):
+            yield name, arguments, cross_entropy
+        if name in REGRESSION:
+            for task_loss in (smooth_l1, mse):
+                yield name, {"tau": 1.0} if name == "SuperLoss" else {}, task_loss
+
+
+def make(name, arguments, task_loss):
+    return build(losses, {"name": name, **arguments}, task_loss=task_loss, num_samples=N, num_outputs=C)
+
+
+def batches(task_loss, count, seed=0):
+    """(output, target, index) with every index at most once in a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        index = torch.randperm(N, generator=generator)[:B]
+        if task_loss is cross_entropy:
+            yield torch.randn(B, C, generator=generator), torch.randint(C, (B,), generator=generator), index
+        else:
+            yield torch.randn(B, 1, generator=generator), 3 * torch.randn(B, generator=generator), index
+
+
+def state(loss):
+    return {key: value.clone() for key, value in loss.state_dict().items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("name", "arguments", "task_loss"), list(cases()), ids=str)
+class TestContract:
+    def test_a_vector_with_a_gradient(self, name, arguments, task_loss):
+        loss = make(name, arguments, task_loss)
+        for output, target, index in batches(task_loss, 5):
+            output.requires_grad_()
+            values = loss(output, target, index)
+            assert values.shape == (B,) and values.isfinite().all()
+            values.mean().backward()
+            assert output.grad.isfinite().all() and (output.grad.abs().sum(1) > 0).all()
+
+    def test_evaluation_changes_nothing(self, name, arguments, task_loss):
+        loss = make(name, arguments, task_loss)
+        list(loss(*batch) for batch in batches(task_loss, 3))
+        before = state(loss)
+        loss.eval()
+        list(loss(*batch) for batch in batches(task_loss, 3, seed=1))
+        assert same(before, state(loss))
+
+    def test_samples_not_drawn_do_not_move(self, name, arguments, task_loss):
+        loss = make(name, arguments, task_loss)
+        *_, (output, target, index) = batches(task_loss, 4)
+        list(loss(*batch) for batch in batches(task_loss, 3))
+        before = state(loss)
+        loss(output, target, index)
+        others = torch.ones(N, dtype=torch.bool)
+        others[index] = False
+        for key, value in state(loss).items():
+            if value.shape == (N,):
+                assert torch.equal(value[others], before[key][others]), key
+
+    def test_the_order_within_a_batch_does_not_matter(self, name, arguments, task_loss):
+        order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
+        first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
+        for output, target, index in batches(task_loss, 3):
+            torch.testing.assert_close(first(output, target, index)[order], second(output[order], target[order], index[order]))
+        for key, value in first.state_dict().items():
+            torch.testing.assert_close(value, second.state_dict()[key])
+
+    def test_a_restored_state_goes_on_bit_identically(self, name, arguments, task_loss):
+        first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
+        list(first(*batch) for batch in batches(task_loss, 4))
+        second.load_state_dict(first.state_dict())
+        for epoch, batch in enumerate(batches(task_loss, 4, seed=2)):
+            first.set_epoch(epoch)
+            second.set_epoch(epoch)
+            assert torch.equal(first(*batch), second(*batch))
+        assert same(state(first), state(second))
+
+    def test_bfloat16_outputs_are_accepted(self, name, arguments, task_loss):
+        half, full = make(name, arguments, task_loss), make(name, arguments, task_loss)
+        for output, target, index in batches(task_loss, 3):
+            output = output.bfloat16().requires_grad_()
+            values = half(output, target, index)
+            torch.testing.assert_close(values, full(output.detach().float(), target, index), rtol=0.02, atol=0.02)
+            values.mean().backward()
+            assert values.dtype == torch.float32 and output.grad.dtype == torch.bfloat16 and output.grad.isfinite().all()
+
+    def test_the_score_numbers_every_sample_or_is_none(self, name, arguments, task_loss):
+        score = make(name, arguments, task_loss).sample_score()
+        assert score is None or score.shape == (N,)
+
+    def test_the_objective_takes_the_mean_and_keeps_the_output(self, name, arguments, task_loss):
+        method = make(name, arguments, task_loss).eval()
+        objective, model = as_objective(method), torch.nn.Linear(3, C if task_loss is cross_entropy else 1)
+        _, target, index = next(batches(task_loss, 1))
+        batch = type("Batch", (), {"input": torch.randn(B, 3), "target": target, "index": index})
+        value = objective(model, batch)
+        value.backward()
+        torch.testing.assert_close(value, method(model(batch.input), target, index).mean())
+        assert isinstance(objective, Supervised) and objective.output.grad is not None
+
+
+@pytest.mark.parametrize("name", sorted(set(losses.__all__) - REGRESSION))
+def test_a_loss_that_cannot_serve_regression_says_so_at_construction(name):
+    with pytest.raises(ValueError, match=rf"{name} works on class probabilities.*got smooth_l1"):
+        make(name, REQUIRED.get(name, [{}])[0], smooth_l1)
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), [
+    ("DiscrimLoss", {"beta": 1.0}, "beta.*got 1.0"), ("DiscrimLoss", {"rho": -0.1}, "rho"),
+    ("DiscrimLoss", {"threshold": "median"}, "median"), ("DiscrimLoss", {"suppression": "cosine"}, "linear, sin.*cosine"),
+    ("DiscrimLoss", {"suppression_epochs": -1}, "suppression_epochs"), ("DiscrimLoss", {"bias_correction": "none"}, "visits"),
+    ("DiscrimLoss", {"sigma_lr": -1.0}, "learning rate"), ("DiscrimLoss", {"log_sigma_low": 4.0}, "lower bound"),
+    ("SuperLoss", {"lam": 0.0}, "lam must be"), ("SuperLoss", {"tau": "gak"}, "gak"),
+    ("DataParameters", {"level": "sample"}, "sample"), ("DataParameters", {"instance_init": 0.0}, "above 0"),
+    ("GradientRescaling", {"beta": 1.0, "lam": -1.0}, "lam must"),
+    ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "variant": "gamma"}, "power.*gamma"),
+    ("GradientRescaling", {"beta": 0.5, "lam": 1.0, "variant": "beta"}, "bounded"),
+    ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "normalise": "sum"}, "batch.*sum"),
+    ("GCE", {"q": 0.0}, "q must"), ("GCE", {"q": 1.1}, "q must"),
+])
+def test_an_argument_outside_its_range_is_named(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, arguments, cross_entropy)
+
+
+@pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters"])
+@pytest.mark.parametrize("bad", [-1, N])
+def test_an_index_outside_the_training_set_is_an_error(name, bad):
+    loss, index = make(name, {}, cross_entropy), torch.arange(B)
+    index[3] = bad
+    before = state(loss)
+    with pytest.raises(IndexError, match=rf"\[0, {N}\), got {bad}"):
+        loss(torch.randn(B, C), torch.zeros(B, dtype=torch.long), index)
+    with pytest.raises(ValueError, match="one training-set position per target"):
+        loss(torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.arange(B).unsqueeze(1))
+    assert same(before, state(loss))
+
+
+def test_superloss_needs_a_threshold_where_there_are_no_classes():
+    with pytest.raises(ValueError, match="tau=None"):
+        SuperLoss(mse, num_outputs=1)
+    assert SuperLoss(cross_entropy, num_outputs=10).tau == pytest.approx(math.log(10))
+
+
+# --- task losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_regression_losses_do_not_broadcast():
+    output, target = torch.tensor([[0.5], [3.0]]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(smooth_l1(output, target), torch.tensor([0.125, 1.5]))
+    torch.testing.assert_close(mse(output.squeeze(1), target.double()), torch.tensor([0.25, 4.0]))
+    with pytest.raises(ValueError, match=r"\[B\] or \[B, 1\]"):
+        mse(torch.zeros(2, 3), target)
+
+
+def test_a_task_loss_of_another_task_is_unknown():
+    assert get_task_loss("regression", "mse") is mse
+    with pytest.raises(ValueError, match="'mse' is not known for classification"):
+        get_task_loss("classification", "mse")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "arguments", "task_loss"),
+                         [case for case in cases() if case[0] != "GradientRescaling"], ids=str)
+def test_gradients_against_finite_differences(name, arguments, task_loss):
+    loss = make(name, arguments, task_loss)
+    list(loss(*batch) for batch in batches(task_loss, 3))
+    loss = loss.double().eval()  # in evaluation mode, and so with the state held still
+    output, target, index = next(batches(task_loss, 1, seed=5))
+    output = (2 * output).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, target.double() if task_loss is not cross_entropy else target, index),
+                                    output, eps=1e-6, atol=1e-6)
+
+
+def test_sigma_gradient_against_finite_differences():
+    """d mean(loss) / d log sigma in closed form is what the first step of an unclamped table moves by."""
+    output, target, index = next(batches(cross_entropy, 1))
+    loss = DiscrimLoss(cross_entropy, N, sigma_lr=1.0, log_sigma_low=-99.0, log_sigma_high=99.0, a=0.3, threshold=0.7)
+
+    def mean(offset, sample):
+        shifted = DiscrimLoss(cross_entropy, N, a=0.3, threshold=0.7, sigma_lr=0.0).double()
+        shifted.log_sigma.value[sample] = offset
+        return shifted(output.double(), target, index).mean()
+
+    loss(output, target, index)
+    for sample in index.tolist():
+        slope = (mean(1e-5, sample) - mean(-1e-5, sample)) / 2e-5
+        assert -loss.log_sigma.value[sample].item() == pytest.approx(slope.item(), rel=1e-4)
+
+
+def test_temperature_gradient_against_finite_differences():
+    output, target, index = next(batches(cross_entropy, 1))
+    loss = DataParameters(cross_entropy, N, C, level="both", instance_lr=1.0, class_lr=1.0, low=-99.0, high=99.0)
+
+    def mean(table, row, offset):
+        shifted = DataParameters(cross_entropy, N, C, level="both").double().eval()
+        getattr(shifted, table).value[row] = offset
+        return shifted(output.double(), target, index).mean().item()
+
+    loss(output, target, index)
+    for table, rows in (("instance", index.tolist()), ("classes", target.unique().tolist())):
+        for row in rows:
+            slope = (mean(table, row, 1e-5) - mean(table, row, -1e-5)) / 2e-5
+            assert -getattr(loss, table).value[row].item() == pytest.approx(slope, rel=1e-3, abs=1e-6)
+
+
+def test_discrimloss_with_visits_equals_a_naive_loop():
+    """bias_correction="visits" where samples are drawn unevenly, against plain Python."""
+    loss = DiscrimLoss(cross_entropy, N, bias_correction="visits", suppression_epochs=0, a=0.25, p=0.5, q=3.0, sigma_lr=0.5)
+    history, visits, log_sigma, velocity, k = [0.0] * N, [0] * N, [0.0] * N, [0.0] * N, None
+    for epoch, (output, target, index) in enumerate(batches(cross_entropy, 12)):
+        loss.set_epoch(epoch)
+        values = loss(output, target, index)
+        average = []
+        for one, i in zip(cross_entropy(output, target).tolist(), index.tolist(), strict=True):
+            history[i] = 0.9 * history[i] + 0.1 * one
+            visits[i] += 1
+            average.append(history[i] / (1 - 0.9 ** visits[i]))
+        mean = sum(average) / B
+        k = mean if k is None else 0.9 * k + 0.1 * mean
+        gamma = 0.25 * math.tanh(0.5 * (epoch - 3)) + 1.25
+        for position, i in enumerate(index.tolist()):
+            expected = (average[position] - gamma * k) / math.exp(log_sigma[i])
+            assert values[position].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            velocity[i] = 0.9 * velocity[i] - expected / B
+            log_sigma[i] = min(max(log_sigma[i] - 0.5 * velocity[i], math.log(1 / 20)), math.log(20))
+    torch.testing.assert_close(loss.log_sigma.value, torch.tensor(log_sigma), rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_lifts_every_sample_to_the_bounds():
+    loss = DiscrimLoss(cross_entropy, N, log_sigma_low=0.2)
+    assert (loss.log_sigma.value == 0).all()
+    loss(*next(batches(cross_entropy, 1)))
+    assert (loss.log_sigma.value >= 0.2).all()
+
+
+def test_entries_with_no_gradient_keep_value_and_momentum():
+    table = PerSampleParameter(3, init=0.0, lr=0.1, momentum=0.9, low=-9.0, high=9.0)
+    for grad in ([1, 0, 0], [1, 2, 0], [0, 1, 0], [1, 0, -1]):
+        table.step(torch.arange(3), torch.tensor(grad, dtype=torch.float))
+    torch.testing.assert_close(table.value, torch.tensor([-0.561, -0.48, 0.1]))
+    torch.testing.assert_close(table.velocity, torch.tensor([2.71, 2.8, -1.0]))
+
+
+def test_a_class_drawn_twice_takes_one_step_along_the_sum():
+    loss = DataParameters(cross_entropy, N, C, level="class", class_decay=0.1, class_init=2.0)
+    output = torch.randn(1, C).expand(4, C)
+    loss(output, torch.tensor([1, 1, 1, 1]), torch.arange(4))
+    once = DataParameters(cross_entropy, N, C, level="class", class_decay=0.4, class_init=2.0)
+    once(output[:1], torch.tensor([1]), torch.arange(1))  # a mean over 4 equal samples; decay once for each of them
+    torch.testing.assert_close(loss.classes.value, once.classes.value)
+    assert (loss.classes.value[[0, 2, 3, 4]] == math.log(2)).all()
+
+
+SUPERLOSS = [(math.log(10), 1.0, [(0, 2.7182818, -5.2590752), (1, 2.7182818, -2.5407934), (1.567826, 2.5824740, -0.9973732),
+                                  (3, 0.7656755, 0.6052808), (10, 0.3069091, 3.7576488), (20, 0.1885478, 6.1203796)]),
+             (math.log(100), 0.25, [(5, 0.6152038, 0.3019016), (10, 0.1662787, 1.7017350), (3, 2.7182818, -4.1133049)])]
+
+
+@pytest.mark.parametrize(("tau", "lam", "table"), SUPERLOSS)
+def test_superloss_values(tau, lam, table):
+    for value, sigma, expected in table:
+        loss = SuperLoss(lambda output, target: output, tau=tau, lam=lam)
+        losses_in = torch.tensor([float(value)], requires_grad=True)
+        out = loss(losses_in, None, None)
+        out.backward()
+        assert out.item() == pytest.approx(expected, abs=2e-6) and losses_in.grad.item() == pytest.approx(sigma, rel=1e-5)
+
+
+def test_lambert_w_against_scipy():
+    from scipy.special import lambertw
+
+    z = -math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64)
+    expected = torch.from_numpy(lambertw(z.numpy()).real)
+    torch.testing.assert_close(lambert_w(z), expected, rtol=1e-9, atol=1e-9)
+    away = z > -math.exp(-1) + 1e-6
+    torch.testing.assert_close(lambert_w(z)[away], expected[away], rtol=1e-13, atol=1e-13)
+    assert lambert_w(torch.tensor([-math.exp(-1), -1.0], dtype=torch.float64)).tolist() == pytest.approx([-1, -1], abs=1e-7)
+
+
+def test_superloss_is_finite_at_and_around_the_branch_point():
+    branch = -2 / math.e
+    for dtype in (torch.float32, torch.bfloat16):
+        around = torch.tensor(branch, dtype=dtype)
+        for _ in range(3):
+            around = torch.nextafter(around, torch.tensor(-9.0, dtype=dtype))
+        for _ in range(7):
+            sigma = confidence(around.double())
+            assert sigma.isfinite() and 2.4 < sigma <= math.e + 1e-12  # bfloat16 is coarse: 2.42 three steps above
+            around = torch.nextafter(around, torch.tensor(9.0, dtype=dtype))
+
+
+def test_superloss_moving_threshold():
+    loss = SuperLoss(lambda output, target: output, tau="ema")
+    for mean, expected in ((2.0, 2.0), (4.0, 2.2), (1.0, 2.08)):
+        loss(torch.tensor([mean - 1, mean + 1]), None, None)
+        assert loss.tau.item() == pytest.approx(expected)
+
+
+DM_OUTPUT = torch.tensor([[2.0, 0, -1], [0, 1, 0.5], [-1, 3, 0], [0, 0, 0]])
+DM_TARGET = torch.tensor([0, 0, 1, 2])
+
+
+def gradient(loss, output=DM_OUTPUT, target=DM_TARGET):
+    output = output.clone().requires_grad_()
+    loss(output, target, torch.arange(len(target))).mean().backward()
+    return output.grad
+
+
+def test_derivative_manipulation_gradient():
+    expected = torch.tensor([[-0.0365294, 0.0267052, 0.0098243], [-0.1924855, 0.1198144, 0.0726711],
+                             [0.0051065, -0.0189874, 0.0138809], [0.1259989, 0.1259989, -0.2519977]])
+    torch.testing.assert_close(gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5)), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("beta", "lam", "weights"), [
+    (8.0, 0.5, [3.1515676, 16.6066311, 1.6381281, 21.7410349]), (2.0, 0.0, [1.3667157, 5.0903804, 1.1360086, 3.7936679]),
+    (16.0, 1.0, [8.2390324, 11.3103160, 2.5989847, 35.0072668])])
+def test_derivative_manipulation_weights(beta, lam, weights):
+    norms = gradient(GradientRescaling(cross_entropy, beta=beta, lam=lam, normalise="none")).abs().sum(1) * len(DM_TARGET)
+    torch.testing.assert_close(norms, torch.tensor(weights), rtol=1e-5, atol=1e-5)
+    assert gradient(GradientRescaling(cross_entropy, beta=beta, lam=lam)).abs().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_emphasis_densities_reduce_to_known_losses():
+    plain = gradient(Plain(cross_entropy))
+    density = {"variant": "beta", "normalise": "none"}
+    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=1.0, lam=2.0, **density)), plain)
+    gce = gradient(GCE(cross_entropy, q=0.7))
+    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=1.7, lam=2.0, **density)), gce)
+    mae = gradient(GCE(cross_entropy, q=1.0))
+    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=2.0, lam=2.0, **density)), mae)
+    exponential = gradient(GradientRescaling(cross_entropy, beta=2.0, lam=7.0, variant="exponential"))
+    torch.testing.assert_close(gradient(GradientRescaling(cross_entropy, beta=2.0, lam=0.0)), exponential)
+    p = DM_OUTPUT.softmax(1).gather(1, DM_TARGET[:, None]).squeeze(1)
+    imae = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=1.0, normalise="none")).abs().sum(1)
+    torch.testing.assert_close(imae, torch.exp(8 * p * (1 - p)) / 4)
+    normal = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5, variant="normal", normalise="none")).abs().sum(1)
+    torch.testing.assert_close(normal, imae)
+    equal = gradient(GradientRescaling(cross_entropy, beta=0.0, lam=1.0)).abs().sum(1)
+    torch.testing.assert_close(equal, torch.full((4,), 0.25))
+
+
+def test_rescaled_gradients_keep_norm_and_zero_sum_however_sure_the_network_is():
+    for gap in (5.0, 17.0, 20.0, 25.0, 60.0, 100.0, 300.0):
+        output = torch.zeros(1, 10)
+        output[0, 3] = gap
+        rows = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5, normalise="none"), output, torch.tensor([3]))
+        rest = 1 / (1 + math.exp(gap) / 9)
+        weight = math.exp(8 * math.sqrt(1 - rest) * rest)
+        assert rows.abs().sum().item() == pytest.approx(weight, rel=1e-5) and rows.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_gce_values_and_gradients():
+    for p, value, slope in ((0.1, 1.1435340, -0.1795736), (0.3, 0.8135548, -0.3013581), (0.7, 0.3156344, -0.2337168)):
+        output = torch.tensor([[math.log(p), math.log(1 - p)]])
+        loss = GCE(cross_entropy, q=0.7)
+        assert loss(output, torch.tensor([0]), None).item() == pytest.approx(value, abs=1e-6)
+        assert gradient(loss, output, torch.tensor([0]))[0, 0].item() == pytest.approx(slope, abs=1e-6)
+    tiny = GCE(cross_entropy, q=1e-8)
+    torch.testing.assert_close(tiny(DM_OUTPUT, DM_TARGET, None), cross_entropy(DM_OUTPUT, DM_TARGET), rtol=1e-5, atol=1e-6)
+
+
+def test_discrimloss_weight_of_the_newest_loss():
+    """At sigma = 1 the gradient is that of the task loss times suppression (1 - beta) / (1 - beta^(e+1))."""
+    output, target, index = next(batches(cross_entropy, 1))
+    plain = gradient(Plain(cross_entropy), output, target)
+    for epoch, factor in ((0, 0.100), (1, 0.2 * 0.1 / 0.19), (3, 0.1 / 0.3439), (19, 0.114)):
+        loss = DiscrimLoss(cross_entropy, N)
+        loss.set_epoch(epoch)
+        output.grad = None
+        z = output.clone().requires_grad_()
+        loss(z, target, index).mean().backward()
+        torch.testing.assert_close(z.grad, factor * plain, rtol=2e-3, atol=1e-7)
