@@ -23,7 +23,7 @@ import models
 from datasets.loader import make_loaders
 from datasets.noise import inject
 from losses.base import as_objective
-from losses.task import get_task_loss
+from losses.task import GRADIENT_NORMS, get_task_loss
 from utils import optimizers, schedules
 from utils.build import build
 from utils.checkpoint import Checkpoint, StopRequest
@@ -59,7 +59,7 @@ class Run:
         self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts)).to(self.device)
         self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
         self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer)
-        self.record = TrainingRecord(len(data.train), self.task_loss, self.metric).to(self.device)
+        self.record = TrainingRecord(len(data.train), self.task_loss, GRADIENT_NORMS[self.task_loss], self.metric, self.device)
         directory.begin(self.noise, metric=self.metric.__name__)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
                                      schedule=self.schedule, record=self.record, log=directory)
@@ -80,7 +80,7 @@ def train(run: Run, stop: StopRequest) -> int:
             return INTERRUPTED
     outputs = predict(run.forward, run.loaders.train_plain, run.autocast)
     table = sample_table(*outputs, task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
-                         mean_loss=run.record.loss_total / run.config["epochs"])
+                         mean_loss=run.record.samples["loss_total"] / run.config["epochs"])
     run.directory.finish(table, run.data.classes, run.data.train.images)
     return 0
 
@@ -108,7 +108,7 @@ def train_epoch(run: Run, stop: StopRequest):
         run.step += 1
         if run.step % CHECK_EVERY == 0:
             run.record.check_finite(run.epoch, run.loaders.train)
-            bar.set_postfix(run.directory.latest("test_metric"), loss=run.record.mean_loss())
+            bar.set_postfix(run.directory.latest("test_metric"), loss=loss.item())
         if stop.signal:
             break
     run.record.check_finite(run.epoch, run.loaders.train)  # waits for the device, so that the clock is right
@@ -121,7 +121,7 @@ def end_epoch(run: Run):
     row["test_metric"] = evaluate(run.forward, run.loaders.test, run.metric, run.autocast)
     if run.loaders.validation:
         row["validation_metric"] = evaluate(run.forward, run.loaders.validation, run.metric, run.autocast)
-    run.directory.add_row(row | run.record.summary(run.loaders.train.rows, run.noise.corrupted))
+    run.directory.add_row(row | run.record.end_epoch(run.loaders.train.rows, run.noise.corrupted))
     if run.schedule:
         run.schedule.step()
 

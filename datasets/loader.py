@@ -31,7 +31,7 @@ class MemoryLoader:
                  mean: tuple[float, ...], std: tuple[float, ...], shuffle: bool = False, seed: int = 0,
                  crop_padding: int = 0, flip: bool = False):
         self.size, self.padding, self.flip = tuple(images.shape[-2:]), crop_padding, flip
-        self.images = torch.nn.functional.pad(images.to(device), [crop_padding] * 4)
+        self.images = torch.nn.functional.pad(images.to(device), [crop_padding] * 4) if crop_padding else images.to(device)
         self.targets, self.rows = targets.to(device), rows
         self.batch_size, self.device, self.shuffle, self.seed = batch_size, device, shuffle, seed
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))

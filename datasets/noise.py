@@ -179,7 +179,8 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
         raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
     if path.endswith(".npz"):
         try:
-            columns = dict(np.load(path))  # allow_pickle stays off: a file of labels cannot run code
+            with open(path, "rb") as file, np.load(file) as arrays:  # allow_pickle is off: labels cannot run code
+                columns = dict(arrays)
         except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
             raise ValueError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     elif path.endswith(".csv"):

@@ -1,5 +1,6 @@
 """What is measured: while training, on the test set, and of the detection of incorrect labels."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,77 +23,82 @@ def mae(output: Tensor, target: Tensor) -> Tensor:
 METRICS = {"classification": accuracy, "regression": mae}
 
 
-class TrainingRecord(nn.Module):
+class TrainingRecord:
     """What one epoch of training said of the whole set and of every sample, kept on the device until it is asked for.
 
     The *weight* of a sample is how much harder it pulls at the model than under the task loss alone: the L1 norm of
     d loss / d output over that of d task loss / d output, which means the same for every method. Of a group it is the
     ratio of the sums.
 
-    State, per sample: last loss, sum of losses over the epochs, the two norms: 16 bytes.
+    Args:
+        task_loss: ``(output, target) -> losses [B]``.
+        gradient_norm: from these losses to the L1 norms of their gradients with respect to the output.
+        metric: ``(output, target) -> [B]``.
+
+    State, per sample: last loss, metric and gradient norm, and the sum of losses over the epochs: 16 bytes.
     """
 
-    def __init__(self, num_samples: int, task_loss: Callable, metric: Callable):
-        super().__init__()
-        self.task_loss, self.metric = task_loss, metric
-        for name, dtype in (("loss_sum", torch.float64), ("metric_sum", torch.float64), ("count", torch.int64)):
-            self.register_buffer(name, torch.zeros((), dtype=dtype))
-        self.register_buffer("first_bad", torch.tensor(-1))  # first step of the epoch with a non-finite loss
-        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
-        for name in ("loss", "loss_total", "pull", "plain_pull"):
-            self.register_buffer(name, torch.zeros(num_samples))
+    def __init__(self, num_samples: int, task_loss: Callable, gradient_norm: Callable, metric: Callable, device: torch.device):
+        self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
+        self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}
+        self.loss_sum, self.seconds = 0.0, 0.0
+        self.recent: list[tuple[int, int, Tensor]] = []  # (step, batch size, loss) since the host last looked
 
     def start_epoch(self):
         """Forget the sums of the epoch before."""
-        for buffer in (self.loss_sum, self.metric_sum, self.count, self.seconds):
-            buffer.zero_()
-        self.first_bad.fill_(-1)
+        self.loss_sum, self.seconds = 0.0, 0.0
 
+    @torch.no_grad()
     def update(self, step: int, loss: Tensor, output: Tensor | None, batch):
         """Take in one batch, after its backward pass; ``output`` has its gradient retained, or is None. No host sync."""
-        with torch.no_grad():
-            size = len(batch.index)
-            self.count += size
-            self.loss_sum += size * loss.detach()
-            self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), step, self.first_bad)
-            if output is None:
-                return
-            self.metric_sum += self.metric(output, batch.target).sum()
-            self.pull[batch.index] = size * output.grad.abs().flatten(1).sum(1).float()
-        detached = output.detach().float().requires_grad_()
-        losses = self.task_loss(detached, batch.target)
-        grad, = torch.autograd.grad(losses.sum(), detached)
-        losses = losses.detach()
-        self.loss[batch.index] = losses
-        self.loss_total.index_add_(0, batch.index, losses)
-        self.plain_pull[batch.index] = grad.abs().flatten(1).sum(1)
+        self.recent.append((step, len(batch.index), loss.detach()))
+        if output is not None:
+            self.samples["loss"][batch.index] = self.task_loss(output, batch.target)
+            self.samples["metric"][batch.index] = self.metric(output, batch.target)
+            self.samples["pull"][batch.index] = output.grad.float().abs().flatten(1).sum(1) * len(batch.index)
 
     def check_finite(self, epoch: int, loader):
-        """Raise FloatingPointError naming epoch, step and samples of the first loss that was NaN or infinite. Syncs."""
-        step = int(self.first_bad)
-        if step >= 0:
-            rows = loader.rows_of(step)
-            losses = self.loss[torch.tensor(rows, device=self.loss.device)].cpu()
-            bad = [row for row, finite in zip(rows, losses.isfinite().tolist(), strict=True) if not finite] or rows
-            raise FloatingPointError(
-                f"the loss is not finite in epoch {epoch}, step {step}; samples {', '.join(map(str, bad[:20]))}"
+        """Look at the losses since the last look; the only place where the host waits for the device.
+
+        Raises FloatingPointError naming epoch, step and samples of the first loss that was NaN or infinite.
+        """
+        if not self.recent:
+            return
+        values = torch.stack([loss for *_, loss in self.recent]).tolist()
+        for (step, size, _), value in zip(self.recent, values, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(self._not_finite(epoch, step, loader))
+            self.loss_sum += size * value
+        self.recent.clear()
+
+    def _not_finite(self, epoch, step, loader):
+        rows = loader.rows_of(step)
+        finite = self.samples["loss"].cpu()[rows].isfinite().tolist()
+        bad = [row for row, good in zip(rows, finite, strict=True) if not good] or rows
+        return (f"the loss is not finite in epoch {epoch}, step {step}; samples {', '.join(map(str, bad[:20]))}"
                 f"{f' and {len(bad) - 20} more' if len(bad) > 20 else ''}. The last good checkpoint is untouched. "
                 f"Look at these inputs, or lower optimizer.lr or the method's own rates")
 
-    def mean_loss(self) -> float:
-        """Mean loss of the epoch so far. Syncs."""
-        return float(self.loss_sum / self.count)
-
-    def summary(self, trained: np.ndarray, corrupted: np.ndarray | None) -> dict[str, float]:
-        """The epoch in numbers, and where it is known which samples are corrupted [N], the weights of three groups."""
-        seconds = float(self.seconds)
-        row = {"train_loss": self.mean_loss(), "train_metric": float(self.metric_sum / self.count), "seconds": seconds,
-               "images_per_second": int(self.count) / seconds}
-        if corrupted is not None and self.plain_pull.any():
-            loss, pull, plain = (buffer.cpu().numpy()[trained] for buffer in (self.loss, self.pull, self.plain_pull))
-            for name, mask in easy_hard_incorrect(loss, corrupted[trained]).items():
+    def end_epoch(self, trained: Tensor, corrupted: np.ndarray | None) -> dict[str, float]:
+        """The epoch in numbers: of the samples that were ``trained`` on (their rows), ``corrupted`` [N] where that is known."""
+        self.samples["loss_total"] += self.samples["loss"]
+        trained = trained.to(self.samples["loss"].device)
+        loss, metric, pull = (self.samples[name][trained] for name in ("loss", "metric", "pull"))
+        row = {"train_loss": self.loss_sum / len(trained), "train_metric": float(metric.double().mean()),
+               "seconds": self.seconds, "images_per_second": len(trained) / self.seconds}
+        if corrupted is not None and pull.any():
+            plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
+            for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[trained.cpu()]).items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
         return row
+
+    def state_dict(self) -> dict:
+        return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict):
+        self.loss_sum, self.seconds = state["loss_sum"], state["seconds"]
+        for name, values in self.samples.items():
+            values.copy_(state["samples"][name])
 
 
 def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -189,6 +190,7 @@ class RunDirectory:
         return f"test {summary['metric']}: {rules}" + (f"; AUROC of incorrect labels {auroc:.4f}" if auroc is not None else "")
 
 
+@functools.cache
 def commit() -> str | None:
     """The git commit of this code, with -dirty where tracked files were changed; None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent)]

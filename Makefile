@@ -1,0 +1,34 @@
+# make demo   train the baseline and DiscrimLoss on real digits with 40 % wrong labels, compare, draw
+# make test   the whole test suite
+# make lint   ruff
+# Each makes the environment .venv first, if it is not there. Needs Python >= 3.10 with its venv module.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := runs/demo
+EPOCHS ?= 60
+
+.PHONY: demo test lint
+
+demo: $(VENV)/.runtime
+	$(PY) main.py params/digits/plain.yaml epochs=$(EPOCHS) threads=2 run_dir=$(DEMO)/$(EPOCHS)-epochs/plain
+	$(PY) main.py params/digits/discrimloss.yaml epochs=$(EPOCHS) threads=2 run_dir=$(DEMO)/$(EPOCHS)-epochs/discrimloss
+	$(PY) -m utils.report $(DEMO)/$(EPOCHS)-epochs/plain $(DEMO)/$(EPOCHS)-epochs/discrimloss --figure $(DEMO)/comparison.png
+
+test: $(VENV)/.dev
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+
+$(VENV)/.runtime: requirements.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+	  { echo "error: python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip install --quiet --python $(PY) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(PY) -m uv pip install --quiet --python $(PY) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,111 @@
+"""The shape of the project: who imports whom, that every params file builds, and that README says what is there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import datasets
+import losses
+import main
+import models
+from losses.task import get_task_loss
+from utils.build import build
+from utils.config import CONTEXT, Loader, load
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"datasets", "losses", "models", "utils"}
+PARAMS = sorted(path.relative_to(ROOT) for path in ROOT.glob("params/*/*.yaml") if path.stem != "base")
+README = (ROOT / "README.md").read_text()
+
+
+def imported(path):
+    """Our own packages that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [node.module] if isinstance(node, ast.ImportFrom) else []
+        yield from (name.split(".")[0] for name in names if name.split(".")[0] in PACKAGES | {"main"})
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_only_themselves_and_utils(package):
+    files = list((ROOT / package).glob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        assert set(imported(path)) <= {package, "utils"}, path
+
+
+def test_main_can_be_read_at_a_sitting():
+    lines = (ROOT / "main.py").read_text().splitlines()
+    assert len(lines) <= 150
+    loop = "\n".join(lines)
+    assert loop.index("run.objective(") < loop.index("loss.backward()") < loop.index("run.optimizer.step()")
+
+
+def test_own_loop_is_short_runs_and_works():
+    path = ROOT / "examples" / "own_loop.py"
+    assert len(path.read_text().splitlines()) < 30
+    command = [sys.executable, "-m", "examples.own_loop"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    correct, found = (float(number) for number in re.findall(r"([\d.]+) %", printed))
+    assert correct > 90 and found > 90
+    assert path.read_text() in README  # which shows it
+
+
+def test_there_are_as_many_params_files_as_the_readme_says():
+    by_dataset = {dataset: sorted(path.stem for path in PARAMS if path.parent.name == dataset)
+                  for dataset in {path.parent.name for path in PARAMS}}
+    methods = ["data_parameters", "discrimloss", "gce", "gradient_rescaling", "plain", "superloss"]
+    assert by_dataset.pop("folder") == ["discrimloss", "plain"]
+    assert by_dataset == dict.fromkeys(("digits", "mnist", "cifar10", "cifar100"), methods)
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=str)
+def test_every_params_file_builds_at_every_fraction(path):
+    text = (ROOT / path).read_text()
+    command = re.search(rf"^#   python main\.py ({path}.*)$", text, re.MULTILINE)
+    assert text.startswith("# ") and command, "its header names the command"
+    rows = [key for key in (yaml.load(text, Loader).get("by_fraction") or {0.4: {}}) if key != "default"]
+    for fraction in rows:
+        config = load(str(ROOT / path), [f"noise.fraction={fraction}"], main.PACKAGES)
+        task_loss = get_task_loss(config["task"], config["task_loss"])
+        loss = build(losses, config["loss"], task_loss=task_loss, num_samples=50, num_outputs=10)
+        assert loss(torch.randn(4, 10), torch.arange(4), torch.arange(4)).isfinite().all()
+    size = {"digits": (1, 8), "mnist": (1, 28)}.get(config["dataset"]["name"], (3, 32))
+    spec = {key: value for key, value in config["model"].items() if key != "pretrained"}
+    with torch.device("meta"):
+        model = build(models, spec, num_outputs=10, in_channels=size[0], image_size=size[1])
+    optimizer = build(main.optimizers, config["optimizer"], params=model.parameters())
+    assert config["schedule"] is None or build(main.schedules, config["schedule"], optimizer=optimizer)
+
+
+def test_the_context_is_what_the_constructors_ask_for():
+    """A name in CONTEXT that no constructor takes would be a misspelling."""
+    import inspect
+    for section, package in (("dataset", datasets), ("model", models), ("loss", losses)):
+        taken = {name for public in package.__all__ for name in inspect.signature(getattr(package, public)).parameters}
+        assert set(CONTEXT[section]) <= taken
+
+
+@pytest.mark.parametrize("name", [*losses.__all__, *datasets.__all__, *models.__all__])
+def test_the_readme_lists_every_method_dataset_and_model(name):
+    assert re.search(rf"^\|.*`{name}`", README, re.MULTILINE)
+
+
+def test_the_commands_of_the_readme_exist():
+    commands = re.findall(r"^(?:\$ )?python (main\.py \S+|-m \S+|\S+\.py)", README, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        path = command.removeprefix("main.py ").removeprefix("-m ")
+        candidates = [ROOT / path, ROOT / (path.replace(".", "/") + ".py")]
+        assert any(candidate.exists() for candidate in candidates), command
+
+
+def test_files_that_the_readme_links_to_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target

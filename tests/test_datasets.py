@@ -1,0 +1,627 @@
+"""Datasets from small files of their official formats, and loaders against naive loops. Nothing here reaches the network."""
+
+import gc
+import hashlib
+import pickle
+import random
+import re
+import struct
+import urllib.request
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
+from torchvision.transforms.v2 import functional
+
+from datasets import cifar10, cifar100, digits, folder, mnist
+from datasets.base import Dataset, Split
+from datasets.loader import FileLoader, MemoryLoader, crop_and_flip, make_loaders
+
+
+@pytest.fixture(autouse=True)
+def requested(monkeypatch):
+    """Every request fails, as it does offline; the addresses that were asked for."""
+    addresses = []
+
+    def urlopen(request, *_, **__):
+        addresses.append(request.full_url)
+        raise URLError("offline")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    return addresses
+
+
+def random_images(*shape, seed=0):
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def generator_states():
+    """Of every global generator that iterating could disturb."""
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+
+
+def same(first, second):
+    """Whether two lists of batches are equal, bit for bit."""
+    return len(first) == len(second) and all(
+        torch.equal(a.input, b.input) and torch.equal(a.target, b.target) and torch.equal(a.index, b.index)
+        for a, b in zip(first, second, strict=True))
+
+
+def rows_in(loader):
+    return torch.cat([batch.index for batch in loader]).tolist()
+
+
+# digits
+
+
+def test_digits_split_is_fixed():
+    dataset = digits()
+    for split, expected in ((dataset.train, "5457d35851d806e0ea4c735f72041b6c6630528bbe0c019db6014f1bc09d0239"),
+                            (dataset.test, "bd2e9b7c2aa9b6b52ed5f61da4f96cf75b12a927d78a249e36acc60a9df9c483")):
+        assert hashlib.sha256(split.targets.numpy().astype("<i8").tobytes()).hexdigest() == expected
+        assert split.images.dtype == torch.uint8 and split.images.shape == (len(split), 1, 8, 8)
+        assert split.targets.dtype == torch.int64
+    assert len(dataset.train) == 1_297 and len(dataset.test) == 500
+    assert (dataset.in_channels, dataset.image_size, len(dataset.classes), dataset.trusted) == (1, 8, 10, True)
+
+
+def test_digits_parts_are_disjoint_and_cover_the_source():
+    source, dataset = load_digits(), digits()
+    rows = torch.cat([torch.cat([split.images.flatten(1).long(), split.targets.unsqueeze(1)], 1)
+                      for split in (dataset.train, dataset.test)])
+    expected = [[*np.round(image.ravel() * 255 / 16).astype(int).tolist(), int(target)]
+                for image, target in zip(source.images, source.target, strict=True)]
+    assert sorted(rows.tolist()) == sorted(expected)
+
+
+def test_digits_parts_are_stratified():
+    dataset = digits()
+    counts = torch.stack([split.targets.bincount(minlength=10) for split in (dataset.train, dataset.test)]).double()
+    shares = counts.sum(0) * torch.tensor([[1_297], [500]]) / 1_797
+    assert (counts - shares).abs().max() <= 2
+
+
+def test_digits_statistics_are_those_of_the_training_images():
+    dataset = digits()
+    pixels = dataset.train.images.double() / 255
+    assert abs(pixels.mean() - dataset.mean[0]) < 1e-3 and abs(pixels.std() - dataset.std[0]) < 1e-3
+
+
+# MNIST
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    """A folder with MNIST's four files, of 7 and 4 images; its images and labels are in ``mnist_arrays``."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, (images, labels) in mnist_arrays().items():
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, *images.shape) + images.numpy().tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, len(labels)) + bytes(labels))
+    return tmp_path
+
+
+def mnist_arrays():
+    return {"train": (random_images(7, 28, 28), [5, 0, 4, 1, 9, 2, 1]),
+            "t10k": (random_images(4, 28, 28, seed=1), [7, 2, 1, 0])}
+
+
+def test_mnist_is_read_from_its_files(mnist_root, requested):
+    dataset = mnist(str(mnist_root))
+    for split, (images, labels) in zip((dataset.train, dataset.test), mnist_arrays().values(), strict=True):
+        assert split.images.dtype == torch.uint8 and torch.equal(split.images, images.unsqueeze(1))
+        assert split.targets.dtype == torch.int64 and split.targets.tolist() == labels
+    assert (dataset.in_channels, dataset.image_size, dataset.crop_padding, dataset.flip) == (1, 28, 0, False)
+    assert dataset.mean == (0.1307,) and dataset.std == (0.3081,) and dataset.classes == list("0123456789")
+    assert not requested
+
+
+MNIST_LAYOUT = r"MNIST/raw/ with {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte"
+
+
+def test_missing_mnist_names_the_folder_and_the_files(tmp_path, requested):
+    with pytest.raises(FileNotFoundError, match=re.escape(MNIST_LAYOUT)) as caught:
+        mnist(str(tmp_path))
+    assert f"data_root={tmp_path}" in str(caught.value)
+    assert requested and all("mnist" in address for address in requested)
+
+
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "absent"])
+def test_damaged_mnist_names_the_folder_and_the_files(file, damage, mnist_root, requested):
+    path = mnist_root / "MNIST" / "raw" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "absent":
+        path.write_bytes(content[:-3] if damage == "cut" else b"")
+    with pytest.raises(FileNotFoundError, match=re.escape(MNIST_LAYOUT)) as caught:
+        mnist(str(mnist_root))
+    assert f"data_root={mnist_root}" in str(caught.value)
+    assert bool(requested) == ((file, damage) == ("train-images-idx3-ubyte", "absent"))
+
+
+# CIFAR
+
+
+CIFAR = {  # what is different: files of the training and of the test part, and the keys in them
+    "cifar10": (cifar10, torchvision.datasets.CIFAR10, [f"data_batch_{part}" for part in range(1, 6)], "test_batch",
+                "batches.meta", "labels", "label_names", 10),
+    "cifar100": (cifar100, torchvision.datasets.CIFAR100, ["train"], "test", "meta", "fine_labels", "fine_label_names", 100),
+}
+
+
+@pytest.fixture(params=CIFAR)
+def cifar(request, tmp_path, monkeypatch):
+    """(dataset function, root, folder, rows of the training part, of the test part): small files, their md5 made known."""
+    load, source, train, test, meta, labels_key, names_key, num_classes = CIFAR[request.param]
+    directory = tmp_path / source.base_folder
+    directory.mkdir()
+    parts, md5 = {}, {}
+
+    def write(name, content):
+        (directory / name).write_bytes(pickle.dumps(content, protocol=2))
+        md5[name] = hashlib.md5((directory / name).read_bytes()).hexdigest()
+
+    for seed, name in enumerate([*train, test]):
+        data = random_images(3, 3_072, seed=seed).numpy()
+        labels = [(3 * seed + row) * 7 % num_classes for row in range(3)]
+        parts[name] = data, labels
+        write(name, {"data": data, labels_key: labels, "coarse_labels": [0, 0, 0], "filenames": ["a.png"] * 3})
+    write(meta, {names_key: [f"class{number}" for number in range(num_classes)], "coarse_label_names": ["other"] * 20})
+    monkeypatch.setattr(source, "train_list", [[name, md5[name]] for name in train])
+    monkeypatch.setattr(source, "test_list", [[test, md5[test]]])
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5[meta]})
+    return load, tmp_path, directory, [parts[name] for name in train], [parts[test]]
+
+
+def test_cifar_is_read_from_its_files(cifar, requested):
+    load, root, _, *expected = cifar
+    dataset = load(str(root))
+    for split, parts in zip((dataset.train, dataset.test), expected, strict=True):
+        rows = np.concatenate([data for data, _ in parts])
+        assert split.images.dtype == torch.uint8 and split.images.shape == (len(rows), 3, 32, 32)
+        assert split.images.is_contiguous()
+        # a row holds 1,024 red, 1,024 green and 1,024 blue pixels, line by line
+        np.testing.assert_array_equal(split.images.numpy(), rows.reshape(-1, 3, 32, 32))
+        assert split.targets.dtype == torch.int64 and split.targets.tolist() == [label for _, part in parts for label in part]
+    num_classes = 10 if load is cifar10 else 100
+    assert dataset.classes == [f"class{number}" for number in range(num_classes)]
+    assert (dataset.in_channels, dataset.image_size, dataset.trusted) == (3, 32, True)
+    assert not requested
+
+
+def test_cifar_is_augmented_unless_told_otherwise(cifar):
+    load, root, *_ = cifar
+    augmented, plain = load(str(root)), load(str(root), augment=False)
+    assert (augmented.crop_padding, augmented.flip, plain.crop_padding, plain.flip) == (4, True, 0, False)
+
+
+def names_all(error, root, directory):
+    names = [f"data_root={root}", directory.name, *(path.name for path in directory.iterdir())]
+    return all(name in str(error) for name in names)
+
+
+def test_missing_cifar_names_the_folder_and_the_files(cifar, requested, tmp_path):
+    load, _, directory, *_ = cifar
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(FileNotFoundError, match="could not be downloaded") as caught:
+        load(str(elsewhere))
+    assert names_all(caught.value, elsewhere, directory)
+    assert requested and all("cifar" in address for address in requested)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
+@pytest.mark.parametrize("which", ["first", "test", "meta"])
+def test_damaged_cifar_names_the_folder_and_the_files(cifar, which, damage, requested):
+    load, root, directory, *_ = cifar
+    path = next(path for path in sorted(directory.iterdir()) if {"first": path.name in ("data_batch_1", "train"),
+                "test": path.name in ("test_batch", "test"), "meta": path.name.endswith("meta")}[which])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] if damage == "cut" else content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    with pytest.raises(FileNotFoundError, match="Put there: cifar-10") as caught:
+        if damage == "absent":
+            path.rename(root / "moved")
+        load(str(root))
+    assert path.name in str(caught.value) and names_all(caught.value, root, directory)
+    assert not requested
+
+
+# folder
+
+
+FILES = {"train": {"cat": 3, "dog": 5}, "test": {"cat": 2, "dog": 1}}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """train/ and test/ with tiny images of two classes, PNG and JPEG, grey and colour, of several sizes. Not to be changed."""
+    return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+def write_tree(root):
+    seed = 0
+    for part, classes in FILES.items():
+        for name, count in classes.items():
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                seed += 1
+                image = random_images(3, 20 + seed % 4, 30 - seed % 5, seed=seed)
+                if number % 2:
+                    write_jpeg(image, str(root / part / name / f"{number}.jpg"))
+                else:
+                    write_png(image[:1] if number == 2 else image, str(root / part / name / f"{number}.png"))
+    return root
+
+
+def test_folder_reads_classes_and_paths(tree):
+    dataset = folder(str(tree), image_size=16, num_workers=1)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.train.targets.tolist() == [0] * 3 + [1] * 5 and dataset.test.targets.tolist() == [0] * 2 + [1]
+    assert len(dataset.train) == len(dataset.train.images) == 8 and len(dataset.test.images) == 3
+    assert dataset.train.images[3] == str(tree / "train" / "dog" / "0.png")
+    assert dataset.train.images[4] == str(tree / "train" / "dog" / "1.jpg")
+    assert (dataset.in_channels, dataset.image_size, dataset.num_workers) == (3, 16, 1)
+    assert not dataset.trusted and dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_folder_without_a_part_says_what_it_reads(part, tmp_path):
+    (write_tree(tmp_path) / part).rename(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / part} is not a folder")):
+        folder(str(tmp_path))
+
+
+def test_folder_with_different_classes_names_those_that_differ(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "hog")
+    with pytest.raises(ValueError, match="only in one of them: dog, hog"):
+        folder(str(tmp_path))
+
+
+def test_folder_with_an_empty_class_names_it(tmp_path):
+    (write_tree(tmp_path) / "train" / "bird").mkdir()
+    with pytest.raises(FileNotFoundError, match="bird"):
+        folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [{"image_size": 7}, {"num_workers": -1}])
+def test_folder_refuses_numbers_out_of_range(arguments, tree):
+    with pytest.raises(ValueError, match="image_size >= 8 and num_workers >= 0"):
+        folder(str(tree), **arguments)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+@pytest.mark.parametrize("name", ["0.png", "1.jpg"])
+def test_damaged_image_is_named_when_it_is_read(name, damage, tmp_path):
+    path = write_tree(tmp_path) / "train" / "cat" / name
+    path.write_bytes({"empty": b"", "text": b"<html>404</html>", "cut": path.read_bytes()[:150]}[damage])
+    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), np.array([0] * 3 + [1] * 5), batch_size=8,
+                           device="cpu", seed=0)
+    for loader in (loaders.train, loaders.train_plain):
+        with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
+            list(loader)
+    assert len(list(loaders.test)) == 1
+
+
+def test_damaged_image_is_named_through_a_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that a failed worker is waited for
+    path = write_tree(tmp_path) / "test" / "cat" / "0.png"
+    path.write_bytes(b"")
+    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=1), np.array([0] * 3 + [1] * 5), batch_size=8,
+                           device="cpu", seed=0)
+    with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
+        list(loaders.test)
+    gc.collect()  # of the worker, while the interval is short
+
+
+# Images in memory
+
+
+def memory_loader(count=23, rows=None, size=8, **others):
+    """With pixels as they are, divided by 255, unless told otherwise; labels are the row times 10."""
+    arguments = {"batch_size": 5, "device": "cpu", "mean": (0.0,) * 3, "std": (1.0,) * 3, "shuffle": True, "crop_padding": 4,
+                 "flip": True} | others
+    rows = torch.arange(count) if rows is None else rows
+    return MemoryLoader(random_images(count, 3, size, size), 10 * torch.arange(count), rows, **arguments)
+
+
+def pixels(batches):
+    return (torch.cat([batch.input for batch in batches]) * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize(("crop", "flip"), [(True, True), (True, False), (False, True)])
+def test_crop_and_flip_equals_a_loop(crop, flip):
+    padding, height, width = 4 if crop else 0, 6, 9
+    generator = torch.Generator().manual_seed(0)
+    images = random_images(20, 3, height, width)
+    index = torch.randint(20, (50,), generator=generator)
+    top_left = torch.randint(2 * padding + 1, (50, 2), generator=generator)
+    mirrored = torch.rand(50, generator=generator) < 0.5
+    padded = torch.nn.functional.pad(images, [padding] * 4)
+    got = crop_and_flip(padded, index, (height, width), top_left=top_left if crop else None,
+                        mirrored=mirrored if flip else None)
+
+    expected = []
+    for sample, (top, left), mirror in zip(index.tolist(), top_left.tolist(), mirrored.tolist(), strict=True):
+        image = torch.zeros(3, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
+        image[:, padding:padding + height, padding:padding + width] = images[sample]
+        image = image[:, top:top + height, left:left + width]
+        expected.append(image.flip(2) if flip and mirror else image)
+    assert got.dtype == torch.uint8 and torch.equal(got, torch.stack(expected))
+
+
+def test_normalisation_equals_torchvisions():
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    every_value = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, -1, -1)
+    loader = MemoryLoader(every_value, torch.zeros(2, dtype=int), torch.arange(2), batch_size=2, device="cpu",
+                          mean=mean, std=std)
+    (batch,) = loader
+    for got, image in zip(batch.input, every_value, strict=True):
+        scaled = torchvision.transforms.functional.to_tensor(image.permute(1, 2, 0).numpy())
+        expected = torchvision.transforms.functional.normalize(scaled, mean, std)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_every_crop_occurs_and_half_of_the_images_are_mirrored():
+    count, size = 2_000, 8
+    loader = memory_loader(count, size=size, batch_size=300)
+    got = pixels(loader)
+    images = torch.nn.functional.pad(random_images(count, 3, size, size)[rows_in(loader), :1], [4] * 4).squeeze(1)
+    crops = images.unfold(1, size, 1).unfold(2, size, 1)  # [N, 9, 9, 8, 8]
+    found = torch.stack([(crops == view.unsqueeze(1).unsqueeze(1)).all(-1).all(-1)
+                         for view in (got[:, 0], got[:, 0].flip(2))], 1)  # [N, 2, 9, 9]
+    assert (found.sum((1, 2, 3)) == 1).all()  # every output is one crop of its own image
+    per_offset = found.sum((0, 1))
+    assert per_offset.shape == (9, 9) and per_offset.min() > 0
+    assert abs(per_offset - count / 81).max() < 5 * (count / 81) ** 0.5
+    assert abs(found[:, 1].sum() - count / 2) < 4 * (count / 4) ** 0.5
+    for what in (found.any(1).flatten(1).long().argmax(1), found[:, 1].flatten(1).any(1)):  # crop and mirroring, [N]
+        first, second = what[:300], what[300:600]
+        assert not torch.equal(first, second)  # batches of one epoch draw their own
+
+
+def test_every_epoch_has_each_row_once_in_another_order():
+    rows = torch.tensor([3, 1, 4, 15, 9, 2, 6, 5, 20, 8, 7])
+    loader, orders = memory_loader(rows=rows), []
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch.index) for batch in batches] == [5, 5, 1] and len(loader) == 3
+        assert all(torch.equal(batch.target, 10 * batch.index) for batch in batches)
+        orders.append(tuple(rows_in(loader)))
+        assert sorted(orders[-1]) == sorted(rows.tolist())
+    assert len({*orders, tuple(rows.tolist())}) == 5
+
+
+def test_without_shuffling_rows_come_in_their_order_as_they_are():
+    rows = torch.tensor([3, 1, 4, 15, 9, 2])
+    loader = memory_loader(rows=rows, shuffle=False, crop_padding=0, flip=False)
+    for epoch in (0, 3):
+        loader.set_epoch(epoch)
+        assert rows_in(loader) == rows.tolist()
+        assert torch.equal(pixels(loader), random_images(23, 3, 8, 8)[rows])
+
+
+def test_augmentation_differs_between_epochs():
+    loader = memory_loader(shuffle=False)
+    first = pixels(loader)
+    loader.set_epoch(1)
+    differs = (pixels(loader) != first).flatten(1).any(1)
+    assert differs.float().mean() > 0.8
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    loader = memory_loader(seed=1)
+    loader.set_epoch(3)
+    expected = list(loader)
+    assert same(list(loader), expected)
+    loader.set_epoch(4)
+    assert not same(list(loader), expected)
+    torch.manual_seed(99)
+    again, other = memory_loader(seed=1), memory_loader(seed=2)
+    again.set_epoch(3)
+    other.set_epoch(3)
+    assert same(list(again), expected) and not same(list(other), expected)
+
+
+@pytest.mark.parametrize("first_batch", [0, 1, 4, 5])
+def test_an_epoch_goes_on_from_a_batch_in_its_middle(first_batch):
+    loader, resumed = memory_loader(), memory_loader()
+    loader.set_epoch(2)
+    resumed.set_epoch(2, first_batch=first_batch)
+    assert same(list(resumed), list(loader)[first_batch:])
+    resumed.set_epoch(3)  # the next one is whole again
+    assert len(list(resumed)) == 5
+
+
+def test_rows_of_a_batch_are_its_index():
+    loader = memory_loader()
+    loader.set_epoch(1, first_batch=2)
+    whole = memory_loader()
+    whole.set_epoch(1)
+    for number, batch in enumerate(whole):
+        assert loader.rows_of(number) == whole.rows_of(number) == batch.index.tolist()
+
+
+# Image files
+
+
+def file_loader(tree, num_workers=0, **others):
+    source = folder(str(tree))
+    arguments = {"batch_size": 3, "device": "cpu", "mean": source.mean, "std": source.std, "image_size": 16, "shuffle": True,
+                 "num_workers": num_workers} | others
+    return FileLoader(source.train.images, 10 * torch.arange(8), torch.arange(8), **arguments)
+
+
+def test_batches_of_files_do_not_depend_on_the_number_of_workers(tree):
+    alone, workers = file_loader(tree), file_loader(tree, num_workers=2)
+    states = generator_states()
+    for epoch, first_batch in ((0, 0), (1, 1)):
+        alone.set_epoch(epoch)
+        workers.set_epoch(epoch, first_batch=first_batch)
+        assert same(list(workers), list(alone)[first_batch:])
+    assert generator_states() == states
+
+
+def test_every_epoch_of_files_has_each_row_once_in_another_order(tree):
+    loader, orders = file_loader(tree), set()
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert [batch.input.shape for batch in batches] == [(3, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
+        assert len(loader) == 3 and all(torch.equal(batch.target, 10 * batch.index) for batch in batches)
+        assert [loader.rows_of(number) for number in range(3)] == [batch.index.tolist() for batch in batches]
+        assert sorted(rows_in(loader)) == list(range(8))
+        orders.add(tuple(rows_in(loader)))
+    assert len(orders) == 4
+
+
+def test_batches_of_files_are_a_function_of_seed_and_epoch(tree):
+    loader = file_loader(tree, seed=1)
+    loader.set_epoch(3)
+    expected = list(loader)
+    loader.set_epoch(4)
+    assert not same(list(loader), expected)
+    torch.manual_seed(99)
+    again, other = file_loader(tree, seed=1), file_loader(tree, seed=2)
+    again.set_epoch(3)
+    other.set_epoch(3)
+    assert same(list(again), expected) and not same(list(other), expected)
+    views = [{row: view for batch in batches for row, view in zip(batch.index.tolist(), batch.input, strict=True)}
+             for batches in (expected, other)]
+    assert not any(torch.equal(views[0][row], views[1][row]) for row in range(8))
+
+
+@pytest.mark.parametrize("first_batch", [0, 1, 2, 3])
+def test_an_epoch_of_files_goes_on_from_a_batch_in_its_middle(first_batch, tree):
+    loader, resumed = file_loader(tree), file_loader(tree)
+    loader.set_epoch(2)
+    resumed.set_epoch(2, first_batch=first_batch)
+    assert same(list(resumed), list(loader)[first_batch:])
+    resumed.set_epoch(3)
+    assert len(list(resumed)) == 3
+
+
+def test_augmentation_of_files_differs_between_epochs_and_samples(tmp_path):
+    write_png((10 * torch.arange(25)).expand(3, 20, -1).to(torch.uint8), str(tmp_path / "brighter_to_the_right.png"))
+    loader = FileLoader([str(tmp_path / "brighter_to_the_right.png")] * 50, torch.zeros(50, dtype=int), torch.arange(50),
+                        batch_size=50, device="cpu", mean=(0.0,) * 3, std=(1.0,) * 3, image_size=16, num_workers=0, shuffle=True)
+    views = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        (batch,) = loader
+        views += list(batch.input)
+    for number, view in enumerate(views):  # all hundred are of the same image
+        assert not any(torch.equal(view, other) for other in views[:number])
+    mirrored = sum(view[:, :, 0].mean() > view[:, :, -1].mean() for view in views)
+    assert abs(mirrored - 50) < 4 * 5
+
+
+def test_files_are_evaluated_as_they_are(tree):
+    loader = file_loader(tree, shuffle=False, image_size=28)
+    first = list(loader)
+    loader.set_epoch(5)
+    assert same(list(loader), first)
+    assert rows_in(loader) == list(range(8))
+    source = folder(str(tree))
+    for path, got in zip(source.train.images, torch.cat([batch.input for batch in first]), strict=True):
+        image = decode_image(path, mode=ImageReadMode.RGB)
+        image = functional.center_crop(functional.resize(image, [32], antialias=True), [28])  # 32 of 28 as 256 of 224
+        expected = torchvision.transforms.functional.normalize(image.float() / 255, source.mean, source.std)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_iterating_leaves_the_global_generators_alone(tree):
+    for loader in (memory_loader(), file_loader(tree), file_loader(tree, shuffle=False)):
+        states = generator_states()
+        loader.set_epoch(1)
+        assert list(loader)
+        assert generator_states() == states
+
+
+# Loaders of a dataset
+
+
+COUNT = 400
+
+
+@pytest.fixture
+def dataset():
+    return Dataset(Split(random_images(COUNT, 3, 8, 8), torch.arange(COUNT) % 4),
+                   Split(random_images(30, 3, 8, 8, seed=1), torch.arange(30) % 4),
+                   classes=list("abcd"), in_channels=3, image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3,
+                   crop_padding=2, flip=True)
+
+
+@pytest.fixture
+def given():
+    """Noisy labels, the classes of unequal size."""
+    return np.random.default_rng(0).choice(4, COUNT, p=[0.4, 0.3, 0.2, 0.1])
+
+
+def loaders_of(dataset, given, **others):
+    return make_loaders(dataset, given, **({"batch_size": 16, "device": "cpu", "seed": 0} | others))
+
+
+def test_validation_and_training_part_are_disjoint_and_cover_all(dataset, given):
+    loaders = loaders_of(dataset, given, validation_fraction=0.2)
+    train, validation = rows_in(loaders.train), rows_in(loaders.validation)
+    assert len(validation) == 80 and sorted(train + validation) == list(range(COUNT))
+    assert sorted(rows_in(loaders.train_plain)) == sorted(train)
+
+
+def test_validation_part_is_stratified_by_given_label(dataset, given):
+    held_out = rows_in(loaders_of(dataset, given, validation_fraction=0.2).validation)
+    assert abs(np.bincount(given[held_out]) - 0.2 * np.bincount(given)).max() <= 1
+
+
+def test_validation_part_keeps_its_noisy_labels_and_is_drawn_from_the_seed(dataset, given):
+    loaders, again, other = (loaders_of(dataset, given, validation_fraction=0.2, seed=seed) for seed in (0, 0, 1))
+    for loader in (loaders.train, loaders.train_plain, loaders.validation):
+        assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loader)
+    assert same(list(again.validation), list(loaders.validation))
+    assert set(rows_in(other.validation)) != set(rows_in(loaders.validation))
+
+
+def test_without_a_validation_part_all_is_trained_on(dataset, given):
+    loaders = loaders_of(dataset, given)
+    assert loaders.validation is None
+    assert sorted(rows_in(loaders.train)) == rows_in(loaders.train_plain) == list(range(COUNT))
+    assert rows_in(loaders.test) == list(range(30))
+    assert torch.cat([batch.target for batch in loaders.test]).tolist() == dataset.test.targets.tolist()
+
+
+def test_only_the_training_loader_shuffles_and_augments(dataset, given):
+    loaders = loaders_of(dataset, given, validation_fraction=0.2)
+    for loader, images in ((loaders.train_plain, dataset.train.images), (loaders.validation, dataset.train.images),
+                           (loaders.test, dataset.test.images)):
+        first = list(loader)
+        assert torch.equal(pixels(first), images[rows_in(loader)])
+        loader.set_epoch(1)
+        assert same(list(loader), first)
+    order = rows_in(loaders.train)
+    assert (pixels(loaders.train) != dataset.train.images[order]).flatten(1).any(1).float().mean() > 0.8
+    assert {len(batch.index) for batch in loaders.train} == {16}
+    loaders.train.set_epoch(1)
+    assert rows_in(loaders.train) != order
+
+
+def test_loaders_of_files_evaluate_the_same_way(tree):
+    dataset = folder(str(tree), image_size=8, num_workers=0)
+    given = np.array([0, 1] * 4)
+    loaders = loaders_of(dataset, given, batch_size=3, validation_fraction=0.25)
+    held_out, train = rows_in(loaders.validation), rows_in(loaders.train)
+    assert sorted(given[held_out]) == [0, 1] and sorted(held_out + train) == list(range(8))
+    for loader in (loaders.train_plain, loaders.validation, loaders.test):
+        first = list(loader)
+        loader.set_epoch(1)
+        assert same(list(loader), first)
+    assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loaders.train)
+    before = list(loaders.train)
+    loaders.train.set_epoch(1)
+    assert not same(list(loaders.train), before)
