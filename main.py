@@ -95,7 +95,7 @@ def train_epoch(run: Run, stop: StopRequest):
         seed_everything(run.config["seed"], run.epoch)
         run.record.start_epoch()
     start = time.perf_counter()
-    bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit="images", unit_scale=run.config["batch_size"],
+    bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit=" images", unit_scale=run.config["batch_size"],
                leave=False, disable=None)  # quiet where the output is no terminal
     for batch in bar:
         with run.autocast():

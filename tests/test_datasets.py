@@ -508,9 +508,10 @@ def test_an_epoch_of_files_goes_on_from_a_batch_in_its_middle(first_batch, tree)
 
 
 def test_augmentation_of_files_differs_between_epochs_and_samples(tmp_path):
-    write_png((10 * torch.arange(25)).expand(3, 20, -1).to(torch.uint8), str(tmp_path / "brighter_to_the_right.png"))
-    loader = FileLoader([str(tmp_path / "brighter_to_the_right.png")] * 50, torch.zeros(50, dtype=int), torch.arange(50),
-                        batch_size=50, device="cpu", mean=(0.0,) * 3, std=(1.0,) * 3, image_size=16, num_workers=0, shuffle=True)
+    path = str(tmp_path / "brighter_to_the_right.png")
+    write_png(random_images(3, 20, 25) // 6 + 8 * torch.arange(25, dtype=torch.uint8), path)
+    loader = FileLoader([path] * 50, torch.zeros(50, dtype=int), torch.arange(50), batch_size=50, device="cpu",
+                        mean=(0.0,) * 3, std=(1.0,) * 3, image_size=16, num_workers=0, shuffle=True)
     views = []
     for epoch in (0, 1):
         loader.set_epoch(epoch)
