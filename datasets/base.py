@@ -49,7 +49,16 @@ class Dataset:
     num_workers: int = 0
 
 
-def missing(what: str, root: Path, layout: str) -> FileNotFoundError:
-    """The error for files that are not there and could not be downloaded."""
-    return FileNotFoundError(f"{what} was not found under data_root={root}, and could not be downloaded. Put there: {layout}; "
-                             f"or name the folder that has it with data_root=<folder>")
+def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
+    """Training and test part of a torchvision dataset, downloaded if its folder is not there and a network exists.
+
+    Raises FileNotFoundError, saying which files to put where, if they can neither be read nor downloaded. A folder that
+    holds something is never written to.
+    """
+    download = not any((root / folder).glob("*"))
+    try:
+        return [source(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, ValueError, OSError) as error:  # missing, damaged, empty, or offline
+        reason = "was not found, and could not be downloaded" if download else "is damaged or incomplete"
+        raise FileNotFoundError(f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with {files}; or "
+                                f"name the folder that has it with data_root=<folder>") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from datasets.base import Dataset, Split, missing
+from datasets.base import Dataset, Split, from_torchvision
 
 
 def cifar10(data_root: str = "data", augment: bool = True) -> Dataset:
@@ -25,13 +25,8 @@ def cifar100(data_root: str = "data", augment: bool = True) -> Dataset:
 
 
 def _cifar(source, data_root, augment, *, mean, std):
-    root, splits = Path(data_root), []
-    for train in (True, False):
-        try:
-            part = source(root, train=train, download=not (root / source.base_folder).exists())
-        except (RuntimeError, OSError) as error:
-            files = ", ".join(name for name, _ in source.train_list + source.test_list)
-            raise missing(source.__name__, root, f"{source.base_folder}/ with {files} and {source.meta['filename']}") from error
-        splits.append(Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)))
-    return Dataset(*splits, classes=part.classes, in_channels=3, image_size=32, mean=mean, std=std,
+    files = ", ".join(name for name, _ in source.train_list + source.test_list)
+    parts = from_torchvision(source, Path(data_root), source.base_folder, f"{files} and {source.meta['filename']}")
+    splits = [Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts]
+    return Dataset(*splits, classes=parts[0].classes, in_channels=3, image_size=32, mean=mean, std=std,
                    crop_padding=4 if augment else 0, flip=augment)

@@ -9,7 +9,7 @@ from datasets.base import Dataset, Split
 
 
 def folder(data_root: str = "data", image_size: int = 224, num_workers: int = 2) -> Dataset:
-    """``data_root/train/<class>/*`` and ``data_root/test/<class>/*``, in any format that torchvision decodes.
+    """``data_root/train/<class>/*`` and ``data_root/test/<class>/*``, in any format that torchvision's ImageFolder reads.
 
     Training images are cropped at random and mirrored, test images resized to 256/224 of ``image_size`` and cropped in
     the centre; both are normalised with the ImageNet statistics. Its labels are taken as they are, noisy perhaps, so

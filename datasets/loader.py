@@ -11,8 +11,9 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.base import Batch, Dataset
 from utils.seed import derive
@@ -137,8 +138,8 @@ class _Files(torch.utils.data.Dataset):
     def __getitem__(self, sample):
         row, seed = sample
         try:
-            image = decode_image(self.paths[row], mode=ImageReadMode.RGB)
-        except RuntimeError as error:
+            image = pil_to_tensor(default_loader(self.paths[row]))  # torchvision.io's decoder crashes on a damaged PNG
+        except (OSError, SyntaxError, ValueError) as error:
             raise OSError(f"{self.paths[row]} cannot be read as an image: mend or remove it ({error})") from None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

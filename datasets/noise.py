@@ -46,7 +46,8 @@ def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) ->
     """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples, labels stay.
 
     Here every image stays where it is and the labels move, which pairs the same images with the same labels and keeps
-    the index of an image what it is in the dataset: image P[i] is given the label of position i.
+    the index of an image what it is in the dataset: image P[i] is given the label of position i. It takes a dataset in
+    mixed order: of one that is sorted by class, it would exchange labels between few classes, or within one.
     """
     order = permutation_order(len(labels), fraction, seed)
     given = labels.copy()
@@ -151,6 +152,8 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
         given = read_labels(kind.removeprefix("file:"), len(clean), num_classes)
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
+    elif kind == "permute" and dataset == "folder":
+        raise ValueError("noise.kind=permute is for a dataset in mixed order, and a folder is sorted by class: use symmetric")
     elif kind in KINDS:
         given = KINDS[kind](clean, fraction, seed, num_classes, **({"dataset": dataset} if kind == "asymmetric" else {}))
     else:

@@ -136,7 +136,7 @@ def test_help_prints_the_manual_and_every_key(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["params/mnist/plain.yaml", "data_root=/nowhere"], "MNIST was not found under data_root=/nowhere"),
+    (["params/mnist/plain.yaml", "data_root=/nowhere"], "MNIST under data_root=/nowhere was not found"),
     (["params/digits/gce.yaml", "loss.q=2"], "GCE: q must lie in"),
     (["params/digits/plain.yaml", "noise=pare"], "did you mean 'pair'"),
     (["params/digits/plain.yaml", "model=lenet"], "lenet"),
