@@ -107,11 +107,11 @@ def train_epoch(run: Run, stop: StopRequest):
         run.record.update(run.step, loss, run.objective.output, batch)
         run.step += 1
         if run.step % CHECK_EVERY == 0:
-            run.record.check_finite(run.epoch, run.loaders.train)
+            run.record.check(run.epoch, run.loaders.train)
             bar.set_postfix(run.directory.latest("test_metric"), loss=loss.item())
         if stop.signal:
             break
-    run.record.check_finite(run.epoch, run.loaders.train)  # waits for the device, so that the clock is right
+    run.record.check(run.epoch, run.loaders.train)  # waits for the device, so that the clock is right
     run.record.seconds += time.perf_counter() - start
 
 

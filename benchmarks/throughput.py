@@ -4,7 +4,7 @@
 
 bare    forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
 ours    main.py's own train_epoch with the given method, data path, records and all
-usual   torchvision's MNIST, ToTensor, Normalize, DataLoader(num_workers=0), cross-entropy, and .item() at every step
+usual   torchvision's MNIST, ToTensor, Normalize, DataLoader(num_workers=0), the same method, and .item() at every step
 
 Same model, batch size, precision and threads, taking turns in one process. Absolute numbers are the machine's; the ratios
 are taken within each round.
@@ -53,17 +53,24 @@ def usual(run: main.Run, loader, steps: int) -> float:
     """Images per second of the loop that most code has."""
     run.model.train()
     start, images, total = time.perf_counter(), 0, 0.0
-    for step, (inputs, target) in enumerate(loader):
+    for step, (inputs, target, index) in enumerate(loader):
         if step == steps:
             break
-        inputs, target = inputs.to(run.device), target.to(run.device)
-        loss = torch.nn.functional.cross_entropy(run.model(inputs), target)
+        inputs, target, index = inputs.to(run.device), target.to(run.device), index.to(run.device)
+        loss = run.objective.loss(run.model(inputs), target, index).mean()
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
         total += loss.item()
         images += len(target)
     return images / (time.perf_counter() - start)
+
+
+class MNIST(torchvision.datasets.MNIST):  # the name is that of the folder it reads
+    """MNIST that says which sample it gives: what methods with memory ask of a dataset."""
+
+    def __getitem__(self, index):
+        return *super().__getitem__(index), index
 
 
 if __name__ == "__main__":
@@ -79,7 +86,7 @@ if __name__ == "__main__":
         config = load(arguments.params, [f"run_dir={directory}/run", "epochs=1000", *arguments.options], main.PACKAGES)
         run = main.Run(config, RunDirectory(config))
         transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-        files = torchvision.datasets.MNIST(config["data_root"], train=True, transform=transform)
+        files = MNIST(config["data_root"], train=True, transform=transform)
         loader = torch.utils.data.DataLoader(files, batch_size=config["batch_size"], shuffle=True, num_workers=0)
         for number in range(arguments.rounds + 1):
             first, second, third = bare(run, arguments.steps), ours(run), usual(run, loader, arguments.steps)

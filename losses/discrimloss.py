@@ -98,38 +98,34 @@ class DiscrimLoss(SampleLoss):
         if self.training:
             self._update_threshold(average.detach())
         gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
-        factor = suppression_factor(self.suppression, self.epoch, self.suppression_epochs)
-
         log_sigma = self.log_sigma(index)
-        losses = factor * (average - gamma * self.threshold) / log_sigma.exp()
+        weight = suppression_factor(self.suppression, self.epoch, self.suppression_epochs) / log_sigma.exp()
+        losses = weight * (average - gamma * self.threshold)
         if self.training:
-            self.log_sigma.step(index, self.sigma_decay * log_sigma - losses.detach() / len(losses))
+            grad = losses.detach() / -len(losses)
+            self.log_sigma.step(index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad)
         return losses
 
     def _average(self, losses, index):
         """Bias-corrected moving average of each sample's loss, this one included."""
-        average = self.beta * self.history[index] + (1 - self.beta) * losses
         if self.bias_correction == "visits":
             visits = self.visits[index] + 1
             correction = 1 - self.beta ** visits
         else:
             correction = 1 - self.beta ** (self.epoch + 1)
+        average = self.beta / correction * self.history[index] + (1 - self.beta) / correction * losses
         if self.training:
-            self.history[index] = average.detach().to(self.history.dtype)
+            self.history[index] = (average.detach() * correction).to(self.history.dtype)
             if self.bias_correction == "visits":
                 self.visits[index] = visits
-        return average / correction
+        return average
 
     @torch.no_grad()
     def _update_threshold(self, average):
         if not isinstance(self.threshold_rule, str):
             return
-        mean = average.mean()
-        if self.threshold_rule == "ema":
-            new = torch.where(self.num_seen == 0, mean, self.rho * self.threshold + (1 - self.rho) * mean)
-        else:
-            new = self.threshold + (mean - self.threshold) * (len(average) / (self.num_seen + len(average)))
-        self.threshold.copy_(new)
+        share = 1 - self.rho if self.threshold_rule == "ema" else len(average) / (self.num_seen + len(average))
+        self.threshold.lerp_(average.mean().to(self.threshold.dtype), torch.where(self.num_seen == 0, 1.0, share))
         self.num_seen += len(average)
 
     def sample_score(self) -> Tensor:

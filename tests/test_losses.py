@@ -313,13 +313,13 @@ def test_lambert_w_against_scipy():
 
 def test_superloss_is_finite_at_and_around_the_branch_point():
     branch = -2 / math.e
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, lowest in ((torch.float32, 2.71), (torch.bfloat16, 2.25)):  # three steps above, bfloat16 is far away
         around = torch.tensor(branch, dtype=dtype)
         for _ in range(3):
             around = torch.nextafter(around, torch.tensor(-9.0, dtype=dtype))
         for _ in range(7):
             sigma = confidence(around.double())
-            assert sigma.isfinite() and 2.4 < sigma <= math.e + 1e-12  # bfloat16 is coarse: 2.42 three steps above
+            assert sigma.isfinite() and lowest < sigma <= math.e + 1e-12
             around = torch.nextafter(around, torch.tensor(9.0, dtype=dtype))
 
 

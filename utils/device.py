@@ -1,6 +1,8 @@
 """Where and in which precision a run computes."""
 
 import contextlib
+import ctypes
+import platform
 from collections.abc import Callable
 
 import torch
@@ -14,6 +16,7 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
     """
     if threads:
         torch.set_num_threads(threads)
+    _keep_freed_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -22,3 +25,11 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
     if precision == "fp32":
         return device, contextlib.nullcontext
     return device, lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def _keep_freed_memory():
+    """Let glibc keep what a step frees for the next: by default each large tensor is mapped, zeroed and unmapped anew."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, size in ((-3, 2**25), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD
+            libc.mallopt(parameter, size)

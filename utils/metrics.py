@@ -42,34 +42,36 @@ class TrainingRecord:
         self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
         self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}
         self.loss_sum, self.seconds = 0.0, 0.0
-        self.recent: list[tuple[int, int, Tensor]] = []  # (step, batch size, loss) since the host last looked
+        self.recent: list[tuple] = []  # steps that are not in the sums yet
 
     def start_epoch(self):
         """Forget the sums of the epoch before."""
         self.loss_sum, self.seconds = 0.0, 0.0
 
-    @torch.no_grad()
     def update(self, step: int, loss: Tensor, output: Tensor | None, batch):
-        """Take in one batch, after its backward pass; ``output`` has its gradient retained, or is None. No host sync."""
-        self.recent.append((step, len(batch.index), loss.detach()))
-        if output is not None:
-            self.samples["loss"][batch.index] = self.task_loss(output, batch.target)
-            self.samples["metric"][batch.index] = self.metric(output, batch.target)
-            self.samples["pull"][batch.index] = output.grad.float().abs().flatten(1).sum(1) * len(batch.index)
+        """Remember one step, after its backward pass; ``output`` has its gradient retained, or is None. Costs nothing yet."""
+        known = () if output is None else (output.detach(), output.grad * len(batch.index), batch.target, batch.index)
+        self.recent.append((step, len(batch.index), loss.detach(), *known))
 
-    def check_finite(self, epoch: int, loader):
-        """Look at the losses since the last look; the only place where the host waits for the device.
+    @torch.no_grad()
+    def check(self, epoch: int, loader):
+        """Work off the steps since the last check, of one epoch, in one go. The only place where the host waits.
 
         Raises FloatingPointError naming epoch, step and samples of the first loss that was NaN or infinite.
         """
         if not self.recent:
             return
-        values = torch.stack([loss for *_, loss in self.recent]).tolist()
-        for (step, size, _), value in zip(self.recent, values, strict=True):
+        steps, sizes, values, *known = zip(*self.recent, strict=True)
+        self.recent = []
+        if known:
+            output, grad, target, index = (torch.cat(part) for part in known)
+            self.samples["loss"][index] = self.task_loss(output, target)
+            self.samples["metric"][index] = self.metric(output, target)
+            self.samples["pull"][index] = grad.float().abs().flatten(1).sum(1)
+        for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
             self.loss_sum += size * value
-        self.recent.clear()
 
     def _not_finite(self, epoch, step, loader):
         rows = loader.rows_of(step)
