@@ -25,7 +25,7 @@ from datasets.noise import inject
 from losses.base import as_objective
 from losses.task import GRADIENT_NORMS, get_task_loss
 from utils import optimizers, schedules
-from utils.build import build
+from utils.build import build, check_fit
 from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse
 from utils.device import choose_device
@@ -56,6 +56,8 @@ class Run:
         seed_everything(config["seed"])
         self.model = build(models, config["model"], **counts, in_channels=data.in_channels, image_size=data.image_size)
         self.model.to(self.device, memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format)
+        check_fit(self.model, self.task_loss, torch.zeros(2, data.in_channels, *2 * [data.image_size], device=self.device),
+                  data.train.targets[:2].to(self.device))
         self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts)).to(self.device)
         self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
         self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer)
@@ -96,7 +98,7 @@ def train_epoch(run: Run, stop: StopRequest):
         run.record.start_epoch()
     start = time.perf_counter()
     bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit=" images", unit_scale=run.config["batch_size"],
-               leave=False, disable=None)  # quiet where the output is no terminal
+               postfix=run.directory.latest("test_metric"), leave=False, disable=None)  # quiet where there is no terminal
     for batch in bar:
         with run.autocast():
             loss = run.objective(run.forward, batch)
@@ -106,7 +108,7 @@ def train_epoch(run: Run, stop: StopRequest):
 
         run.record.update(run.step, loss, run.objective.output, batch)
         run.step += 1
-        if run.step % CHECK_EVERY == 0:
+        if run.step % CHECK_EVERY == 0 or run.step == len(run.loaders.train):
             run.record.check(run.epoch, run.loaders.train)
             bar.set_postfix(run.directory.latest("test_metric"), loss=loss.item())
         if stop.signal:

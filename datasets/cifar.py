@@ -11,8 +11,8 @@ from datasets.base import Dataset, Split, from_torchvision
 def cifar10(data_root: str = "data", augment: bool = True) -> Dataset:
     """50,000 training and 10,000 test images of 32x32 pixels in 10 classes (Krizhevsky 2009).
 
-    ``augment``: random crops of the image padded by 4 zeros, and mirroring. Mean and std are those of the DiscrimLoss,
-    data-parameters and SuperLoss code.
+    ``augment``: random crops of the image padded by 4 zeros, and mirroring. Mean and std are those of the
+    DiscrimLoss and data-parameters code.
     Raises FileNotFoundError where the files are neither under ``data_root`` nor to be downloaded.
     """
     return _cifar(torchvision.datasets.CIFAR10, data_root, augment,

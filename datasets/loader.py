@@ -4,6 +4,7 @@ Which samples make up batch b of epoch e, and how each is cropped and mirrored, 
 run can be resumed in the middle of an epoch, and does not depend on the device or on the number of workers.
 """
 
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,15 @@ from datasets.base import Batch, Dataset
 from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
+ORDER = 1  # sets the random numbers of order and augmentation apart from those of the model
+
+
+def batch_slices(count: int, size: int) -> list[slice]:
+    """Which part of the order each batch takes; a last one of one sample, too little for a BatchNorm, joins the one before."""
+    starts = list(range(0, count, size))
+    if size > 1 and len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
 
 class MemoryLoader:
@@ -33,19 +43,19 @@ class MemoryLoader:
                  crop_padding: int = 0, flip: bool = False):
         self.size, self.padding, self.flip = tuple(images.shape[-2:]), crop_padding, flip
         self.images = torch.nn.functional.pad(images.to(device), [crop_padding] * 4) if crop_padding else images.to(device)
-        self.targets, self.rows = targets.to(device), rows
-        self.batch_size, self.device, self.shuffle, self.seed = batch_size, device, shuffle, seed
+        self.targets, self.rows, self.parts = targets.to(device), rows, batch_slices(len(rows), batch_size)
+        self.device, self.shuffle, self.seed = device, shuffle, seed
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
         self.set_epoch(0)
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return len(self.parts)
 
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
         self.first_batch = first_batch
         rows, count = self.rows, len(self.rows)
-        generator = torch.Generator().manual_seed(derive(self.seed, epoch))
+        generator = torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))
         if self.shuffle:
             rows = rows[torch.randperm(count, generator=generator)]
         self.order = rows.to(self.device)
@@ -57,11 +67,10 @@ class MemoryLoader:
 
     def rows_of(self, batch: int) -> list[int]:
         """Positions in the split of the samples in a batch of the present epoch."""
-        return self.order[batch * self.batch_size:(batch + 1) * self.batch_size].tolist()
+        return self.order[self.parts[batch]].tolist()
 
     def __iter__(self):
-        for batch in range(self.first_batch, len(self)):
-            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        for part in self.parts[self.first_batch:]:
             index = self.order[part]
             if self.top_left is None and self.mirrored is None:
                 images = self.images.index_select(0, index)
@@ -95,22 +104,23 @@ class FileLoader:
                  mean: tuple[float, ...], std: tuple[float, ...], image_size: int, num_workers: int,
                  shuffle: bool = False, seed: int = 0):
         self.files = _Files(paths, image_size, augment=shuffle)
-        self.targets, self.rows = targets.to(device), rows
-        self.batch_size, self.device, self.shuffle, self.seed = batch_size, device, shuffle, seed
+        self.targets, self.rows, self.parts = targets.to(device), rows, batch_slices(len(rows), batch_size)
+        self.device, self.shuffle, self.seed = device, shuffle, seed
         self.num_workers = num_workers
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
         self.set_epoch(0)
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return len(self.parts)
 
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
         order = self.rows
         if self.shuffle:
-            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(derive(self.seed, epoch)))]
-        samples = [(row, derive(self.seed, epoch, row)) for row in order.tolist()]
-        self.batches = [samples[start:start + self.batch_size] for start in range(0, len(samples), self.batch_size)]
+            generator = torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))
+            order = order[torch.randperm(len(order), generator=generator)]
+        samples = [(row, derive(self.seed, epoch, ORDER, row)) for row in order.tolist()]
+        self.batches = [samples[part] for part in self.parts]
         self.first_batch = first_batch
 
     def rows_of(self, batch: int) -> list[int]:
@@ -119,10 +129,27 @@ class FileLoader:
 
     def __iter__(self):
         loader = DataLoader(self.files, batch_sampler=self.batches[self.first_batch:], num_workers=self.num_workers,
-                            pin_memory=torch.device(self.device).type == "cuda", generator=torch.Generator())
-        for images, index in loader:
-            images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
-            yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
+                            pin_memory=torch.device(self.device).type == "cuda", generator=torch.Generator(),
+                            worker_init_fn=_leave_signals_to_the_main_process)
+        try:
+            for images, index in loader:
+                images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
+                yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
+        except OSError as error:  # a worker's comes with its traceback, of which the last line says it
+            raise OSError(str(error).strip().splitlines()[-1].removeprefix("OSError: ")) from None
+
+
+def _leave_signals_to_the_main_process(worker):
+    """A cluster signals every process of a job; a worker that died of it would keep the main one from saving.
+
+    A second SIGTERM ends a worker: that is how the main process gets rid of one that does not end by itself.
+    """
+    def first_sigterm(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first_sigterm)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Files(torch.utils.data.Dataset):
@@ -142,7 +169,7 @@ class _Files(torch.utils.data.Dataset):
         except (OSError, SyntaxError, ValueError) as error:
             raise OSError(f"{self.paths[row]} cannot be read as an image: mend or remove it ({error})") from None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)  # of the CPU alone
             return self.transform(image), row
 
 
@@ -164,7 +191,10 @@ def make_loaders(dataset: Dataset, given: np.ndarray, *, batch_size: int, device
     """
     rows, held_out = np.arange(len(given)), None
     if validation_fraction:
-        rows, held_out = train_test_split(rows, test_size=validation_fraction, random_state=seed, stratify=given)
+        try:
+            rows, held_out = train_test_split(rows, test_size=validation_fraction, random_state=seed, stratify=given)
+        except ValueError as error:
+            raise ValueError(f"validation.fraction={validation_fraction} cannot be held out by class: {error}") from None
     given = torch.from_numpy(given)
 
     def loader(split, targets, rows, train=False):

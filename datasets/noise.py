@@ -189,7 +189,7 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     elif path.endswith(".csv"):
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a mark of the encoding
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(file, skipinitialspace=True)
                 names, rows = reader.fieldnames or (), list(reader)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path} cannot be read as .csv ({error})") from None
@@ -232,10 +232,13 @@ def human(name: str, clean: np.ndarray, num_classes: int, dataset: str, data_roo
             columns = torch.load(path, weights_only=True)
         except Exception as error:  # of pickle, zip or torch, as the damage may be
             raise ValueError(f"{path} cannot be read as plain NumPy arrays: is it the file of the release?") from error
-    if name not in columns:
-        raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(columns)}")
+    names = [key for key in columns if "coarse" not in key]  # the 20 superclasses of CIFAR-100 are no class numbers
+    if name not in names:
+        raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
         raise ValueError(f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order")
+    if np.shape(columns[name]) != clean.shape:
+        raise ValueError(f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[name]))}")
     return np.asarray(columns[name]).astype(np.int64)
 
 

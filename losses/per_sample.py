@@ -28,6 +28,10 @@ class PerSampleParameter(nn.Module):
         self.register_buffer("velocity", torch.zeros(num_samples))
         self._all_within_bounds = False  # not state: clamping a table that is within its bounds changes nothing
 
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._all_within_bounds = False
+
     def forward(self, index: Tensor) -> Tensor:
         """Values [B] of the samples ``index [B]``."""
         return self.value[index]
@@ -35,7 +39,7 @@ class PerSampleParameter(nn.Module):
     @torch.no_grad()
     def step(self, index: Tensor, grad: Tensor):
         """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``."""
-        value, velocity = self.value[index], self.velocity[index]
+        value, velocity, grad = self.value[index], self.velocity[index], grad.to(self.velocity.dtype)
         moved = grad != 0
         velocity = torch.where(moved, self.momentum * velocity + grad, velocity)
         value = torch.where(moved, value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high), value)

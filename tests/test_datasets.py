@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from datasets import cifar10, cifar100, digits, folder, mnist
 from datasets.base import Dataset, Split
-from datasets.loader import FileLoader, MemoryLoader, crop_and_flip, make_loaders
+from datasets.loader import FileLoader, MemoryLoader, batch_slices, crop_and_flip, make_loaders
 
 
 @pytest.fixture(autouse=True)
@@ -397,13 +397,19 @@ def test_every_crop_occurs_and_half_of_the_images_are_mirrored():
         assert not torch.equal(first, second)  # batches of one epoch draw their own
 
 
+@pytest.mark.parametrize(("count", "size", "sizes"), [(12, 5, [5, 5, 2]), (10, 5, [5, 5]), (11, 5, [5, 6]), (3, 5, [3]),
+                                                      (1, 5, [1]), (3, 1, [1, 1, 1])])
+def test_a_last_batch_of_one_sample_joins_the_one_before(count, size, sizes):
+    assert [len(range(count)[part]) for part in batch_slices(count, size)] == sizes
+
+
 def test_every_epoch_has_each_row_once_in_another_order():
-    rows = torch.tensor([3, 1, 4, 15, 9, 2, 6, 5, 20, 8, 7])
+    rows = torch.tensor([3, 1, 4, 15, 9, 2, 6, 5, 20, 8, 7, 11])
     loader, orders = memory_loader(rows=rows), []
     for epoch in range(4):
         loader.set_epoch(epoch)
         batches = list(loader)
-        assert [len(batch.index) for batch in batches] == [5, 5, 1] and len(loader) == 3
+        assert [len(batch.index) for batch in batches] == [5, 5, 2] and len(loader) == 3
         assert all(torch.equal(batch.target, 10 * batch.index) for batch in batches)
         orders.append(tuple(rows_in(loader)))
         assert sorted(orders[-1]) == sorted(rows.tolist())

@@ -21,7 +21,7 @@ ALSO = {"DiscrimLoss": [{"sigma_decay": 0.01, "threshold": "mean"}, {"beta": 0.0
                         {"bias_correction": "visits", "log_sigma_low": 0.1}],
         "SuperLoss": [{"tau": "ema"}, {"tau": 0.5, "lam": 0.25}],
         "DataParameters": [{"level": "class"}, {"level": "both", "instance_decay": 0.01, "class_decay": 0.01}]}
-REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}
+REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # a loss that is named here is also tested on regression
 
 
 def cases():
@@ -114,6 +114,13 @@ class TestContract:
             torch.testing.assert_close(values, full(output.detach().float(), target, index), rtol=0.02, atol=0.02)
             values.mean().backward()
             assert values.dtype == torch.float32 and output.grad.dtype == torch.bfloat16 and output.grad.isfinite().all()
+
+    def test_float64_outputs_are_accepted(self, name, arguments, task_loss):
+        double, single = make(name, arguments, task_loss), make(name, arguments, task_loss)
+        for output, target, index in batches(task_loss, 3):
+            values = double(output.double(), target, index)
+            assert values.dtype == torch.float64
+            torch.testing.assert_close(values.float(), single(output, target, index), rtol=1e-4, atol=1e-5)
 
     def test_the_score_numbers_every_sample_or_is_none(self, name, arguments, task_loss):
         score = make(name, arguments, task_loss).sample_score()

@@ -5,14 +5,16 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import torch
 
 
 def build(package, spec: dict, **context):
     """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature takes of ``context``.
 
-    ``context`` fills what the spec does not give and never overrides it. A ValueError of the constructor is raised again
-    with the name in front. Call ``problems`` first: it finds what is wrong with the spec itself.
+    ``context`` fills what the spec does not give. What the constructor finds wrong is raised as a ValueError with the name
+    in front. Call ``problems`` first: it finds what is wrong with the spec itself.
     """
     constructor = getattr(package, spec["name"])
     wanted = inspect.signature(constructor).parameters
@@ -20,7 +22,7 @@ def build(package, spec: dict, **context):
     arguments |= {key: value for key, value in spec.items() if key != "name"}
     try:
         return constructor(**arguments)
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"{spec['name']}: {error}") from error
 
 
@@ -37,7 +39,7 @@ def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) 
     for key, value in spec.items():
         if key == "name":
             continue
-        if key not in parameters:
+        if key not in parameters or key in context:
             found.append(unknown(f"key {section}.{key}", key, [name for name in parameters if name not in context],
                                  f" of {spec['name']}"))
         elif not fits(value, hints.get(key, typing.Any)):
@@ -46,6 +48,15 @@ def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) 
         if parameter.default is parameter.empty and key not in spec and key not in context:
             found.append(f"{section}.{key} is missing: {spec['name']} needs it ({describe(hints.get(key, typing.Any))})")
     return found
+
+
+@torch.no_grad()
+def check_fit(model: torch.nn.Module, task_loss: Callable, images: torch.Tensor, targets: torch.Tensor):
+    """Raise ValueError where the model cannot take such images, or its outputs not be compared with such targets."""
+    try:
+        task_loss(model.eval()(images), targets)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"the model does not fit the dataset, with images of {list(images.shape[1:])}: {error}") from None
 
 
 def public_names(package) -> list[str]:

@@ -42,8 +42,9 @@ TYPES = {  # of everything that is not built from a package; these, and the rang
     "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
-EXECUTION = ("data_root", "run_dir", "device", "threads")  # where and on what a run goes on: free to change on resume
-# What main.py gives to each constructor, so that a file need not.
+# Where and on what a run goes on: free to change on resume.
+EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers")
+# What main.py gives to each constructor, and a file need not.
 CONTEXT = {
     "dataset": ("data_root",),
     "model": ("num_outputs", "in_channels", "image_size"),
@@ -57,7 +58,7 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1, but 1e-3 is a number, and a key given twice is an error instead of the last one winning in silence."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", node.start_mark)
@@ -104,7 +105,7 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     rows = config.pop("by_fraction", None)
     if rows:
         noise = merge(config, command_line)["noise"]
-        fraction = 0.0 if noise["kind"] == "none" else noise["fraction"]
+        fraction = None if not isinstance(noise, dict) else 0.0 if noise.get("kind") == "none" else noise.get("fraction")
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() has something to say
             config = merge(config, _row(rows, fraction, path))
     config = merge(config, command_line)
@@ -120,8 +121,9 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     return config
 
 
-def read(path: Path) -> dict:
-    """A params file merged over its ``base``, which is named relative to it."""
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """A params file merged over its ``base``, which is named relative to it; ``above``: the files based on this one."""
+    above = (*above, path.resolve())
     if not path.is_file():
         near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise FileNotFoundError(f"there is no params file {path}" + (f"; in that folder: {', '.join(near)}" if near else ""))
@@ -134,9 +136,11 @@ def read(path: Path) -> dict:
     base = content.pop("base", None)
     if base is None:
         return merge({}, content)
-    if (path.parent / base).resolve() == path.resolve():
-        raise ValueError(f"{path} names itself as its base")
-    return merge(read(path.parent / base), content)
+    if not isinstance(base, str):
+        raise ValueError(f"base of {path} must name a params file, got {base!r}")
+    if (path.parent / base).resolve() in above:
+        raise ValueError(f"{path} names itself as its base, or one that is based on it")
+    return merge(read(path.parent / base, above), content)
 
 
 def merge(old: dict, new: dict) -> dict:
@@ -205,7 +209,7 @@ def check(config: dict, packages: dict) -> list[str]:
 def differences(old: dict, new: dict) -> list[str]:
     """Keys in which two configurations differ, those aside that only say where a run is executed."""
     old, new = flatten(old), flatten(new)
-    keys = [key for key in {**old, **new} if key.split(".")[0] not in EXECUTION]
+    keys = [key for key in {**old, **new} if key not in EXECUTION]
     return [f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
             for key in keys if old.get(key) != new.get(key)]
 

@@ -67,7 +67,7 @@ class TrainingRecord:
             output, grad, target, index = (torch.cat(part) for part in known)
             self.samples["loss"][index] = self.task_loss(output, target)
             self.samples["metric"][index] = self.metric(output, target)
-            self.samples["pull"][index] = grad.float().abs().flatten(1).sum(1)
+            self.samples["pull"][index] = grad.float().abs().reshape(len(index), -1).sum(1)
         for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
@@ -88,7 +88,7 @@ class TrainingRecord:
         loss, metric, pull = (self.samples[name][trained] for name in ("loss", "metric", "pull"))
         row = {"train_loss": self.loss_sum / len(trained), "train_metric": float(metric.double().mean()),
                "seconds": self.seconds, "images_per_second": len(trained) / self.seconds}
-        if corrupted is not None and pull.any():
+        if corrupted is not None:
             plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
             for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[trained.cpu()]).items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
@@ -111,14 +111,21 @@ def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np
 
 @torch.no_grad()
 def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs of the model in evaluation mode, with targets and indices, for all of a loader, on the CPU."""
+    """Outputs of the model in evaluation mode, with targets and indices, for all of a loader, on the CPU.
+
+    Raises FloatingPointError where they are not finite.
+    """
     model.eval()
     parts = []
     for batch in loader:
         with autocast():
             output = model(batch.input)
         parts.append((output.float(), batch.target, batch.index))
-    return tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    output, target, index = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    if not output.isfinite().all():
+        raise FloatingPointError("the model's outputs are not finite any more. The last good checkpoint is untouched. "
+                                 "Lower optimizer.lr or the method's own rates")
+    return output, target, index
 
 
 def evaluate(model: nn.Module, loader, metric: Callable, autocast) -> float:

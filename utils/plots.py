@@ -48,7 +48,8 @@ def draw_samples(directory: Path):
 def draw_comparison(directories: list[Path], path: Path):
     """Test metric of several runs over the epochs; and for the last of them, what it gives each kind of sample to say."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    weighted = any(column.startswith("weight_") for column in pd.read_csv(directories[-1] / "metrics.csv", nrows=0))
+    left, *right = np.atleast_1d(figure.subplots(1, 1 + weighted))
     for directory, colour in zip(directories, list(COLOURS.values()) * len(directories), strict=False):
         rows, name = pd.read_csv(directory / "metrics.csv"), _method(directory)
         left.plot(rows.epoch, rows.test_metric, color=colour, label=f"{name}, last {rows.test_metric.iloc[-1]:.1f}")
@@ -56,9 +57,10 @@ def draw_comparison(directories: list[Path], path: Path):
     left.set(xlabel="epoch", ylabel="test metric")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False)
-    _weights(right, directories[-1])
-    right.set_title(_method(directories[-1]), fontsize="medium")
-    save(figure, [left, right], path)
+    for axes in right:
+        _weights(axes, directories[-1])
+        axes.set_title(_method(directories[-1]), fontsize="medium")
+    save(figure, [left, *right], path)
 
 
 def _scores(axes, directory):

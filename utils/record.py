@@ -117,7 +117,7 @@ class RunDirectory:
         columns = [key for key in COLUMNS if key in row] + [key for key in row if key not in COLUMNS]
         self.rows.append({key: row[key] for key in columns})
         with atomic_write(self.path / "metrics.csv") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
                              for row in self.rows)
@@ -143,7 +143,7 @@ class RunDirectory:
             np.savez_compressed(file, **table)
         order = np.argsort(-table["score"], kind="stable")[:max(NUM_SUSPECTS, int(table["flagged"].sum()))]
         with atomic_write(self.path / "suspects.csv") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["index", "score", "flagged", "given", "predicted", "true", "loss", "mean_loss"]
                             + (["path"] if paths else []))
             for row in order:
@@ -156,6 +156,7 @@ class RunDirectory:
 
     def write_summary(self, detected: dict | None = None):
         """summary.json; ``detected`` is given once the run is finished."""
+        kind = self.config["noise"]["kind"]
         validated_on = [row["validation_metric"] for row in self.rows if "validation_metric" in row]
         seconds = sum(row["seconds"] for row in self.rows)
         images = sum(row["seconds"] * row["images_per_second"] for row in self.rows)
@@ -163,7 +164,7 @@ class RunDirectory:
             "finished": detected is not None,
             "metric": self.metric,
             "test": by_rule([row["test_metric"] for row in self.rows], validated_on, self.metric == "accuracy"),
-            "noise": {"kind": self.config["noise"]["kind"], "requested": self.config["noise"]["fraction"],
+            "noise": {"kind": kind, "requested": None if ":" in kind else self.config["noise"]["fraction"],
                       "realised": None if self.noise.corrupted is None else float(self.noise.corrupted.mean()),
                       "seed": self.config["noise"]["seed"], "sha256": self.noise.sha256},
             "detection": detected,

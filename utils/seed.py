@@ -21,7 +21,7 @@ def seed_everything(seed: int, *parts: int):
 def rng_state() -> dict:
     """State of PyTorch's generators, to go on in the middle of an epoch as if nothing had happened."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not where a run on the CPU has left the GPU alone
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -29,5 +29,5 @@ def rng_state() -> dict:
 def restore_rng_state(state: dict):
     """Undo everything since ``rng_state()``."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,238 @@
+"""What is measured, against values worked out by hand on a few samples."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.base import Batch
+from losses.task import GRADIENT_NORMS, cross_entropy, mse, smooth_l1
+from utils.metrics import TrainingRecord, accuracy, by_rule, detection, easy_hard_incorrect, flag, mae, sample_table
+
+DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
+
+
+def rows(*numbers, of=8):
+    """A mask [of] of these rows."""
+    mask = np.zeros(of, bool)
+    mask[list(numbers)] = True
+    return mask
+
+
+def test_accuracy_and_mean_absolute_error():
+    logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3], [-3, -2, -1], [0.1, 0.3, 0.2]])
+    percent = accuracy(logits, torch.tensor([0, 2, 0, 1, 2, 1]))
+    assert percent.tolist() == [100, 100, 0, 0, 100, 100]
+    prediction, target = torch.tensor([1.0, -2, 3, 0, 0.5, -0.5]), torch.tensor([3.0, -2, 2, 1, 0, 0.5])
+    assert mae(prediction, target).tolist() == mae(prediction[:, None], target).tolist() == [2, 0, 1, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize("task_loss", [cross_entropy, smooth_l1, mse])
+def test_gradient_norms_follow_from_the_losses(task_loss):
+    if task_loss is cross_entropy:
+        output, target = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double() * 3, torch.arange(8) % 5
+    else:  # 0, and both sides of 1
+        output, target = torch.tensor([2.0, 2.3, 1.5, 0.1, 7, 3.5, 1.999, -4]).double(), torch.full((8,), 2.0).double()
+    output.requires_grad_()
+    losses = task_loss(output, target)
+    grad, = torch.autograd.grad(losses.sum(), output)
+    torch.testing.assert_close(GRADIENT_NORMS[task_loss](losses.detach()), grad.abs().reshape(8, -1).sum(1))
+
+
+def test_hard_is_correct_with_a_loss_in_the_top_half():
+    loss = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    groups = easy_hard_incorrect(loss, rows(1, 6, 7))
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in groups.items()} == {
+        "easy": [0, 2, 3], "hard": [4, 5], "incorrect": [1, 6, 7]}
+
+
+def test_epochs_by_rule_where_higher_is_better():
+    values, validation = [50.0, 90, 60, 90, 70, 80, 85], [10.0, 20, 30, 30, 25, 5, 1]
+    assert by_rule(values, validation, True) == {
+        "last": 85, "mean_last_5": 77, "best": 90, "best_epoch": 1, "validated": 60}
+    assert by_rule(values, None, True)["validated"] is None
+    assert by_rule([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
+
+
+def test_epochs_by_rule_where_lower_is_better():
+    assert by_rule([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
+        "last": 7, "mean_last_5": 4, "best": 2, "best_epoch": 1, "validated": 3}
+
+
+@pytest.mark.parametrize("validation", [None, []])
+def test_before_the_first_epoch_no_rule_says_anything(validation):
+    assert by_rule([], validation, True) == dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
+
+
+@pytest.fixture
+def table():
+    """Labels 1, 5 and 7 are incorrect; 4 to 7 have the top half of the losses."""
+    return {"true": np.array([0, 1, 2, 0, 1, 2, 0, 1]), "given": np.array([0, 2, 2, 0, 1, 0, 0, 0]),
+            "predicted": np.array([0, 2, 2, 1, 1, 0, 2, 1]), "flagged": rows(3, 7),
+            "loss": np.array([0.1, 0.2, 0.3, 0.4, 1, 2, 3, 4]), "score": np.array([0.1, 0.6, 0.2, 0.7, 0.3, 0.5, 0.55, 0.8])}
+
+
+def test_detection_of_incorrect_labels(table):
+    assert detection(table) == pytest.approx({
+        "auroc": 12 / 15,  # of the pairs, incorrect above correct: 4 + 3 + 5
+        "average_precision": (1 / 1 + 2 / 3 + 3 / 5) / 3,  # the incorrect ones are 1st, 3rd and 5th by score
+        "hard_vs_incorrect_auroc": 3 / 4,  # 0.5 and 0.8 against 0.3 and 0.55
+        "memorised_fraction": 2 / 3,
+        "flag_precision": 1 / 2,
+        "flag_recall": 1 / 3,
+    })
+
+
+def test_detection_with_nothing_flagged_or_nothing_to_tell_apart_in_the_top_half(table):
+    found = detection(table | {"flagged": rows()})
+    assert (found["flag_precision"], found["flag_recall"]) == (0, 0)
+    found = detection(table | {"loss": np.array([1, 5.0, 2, 3, 4, 6, 4.5, 7])})  # 1, 5, 6, 7
+    assert found["hard_vs_incorrect_auroc"] == pytest.approx(2 / 3)  # 0.6 and 0.8 are above 0.55, 0.5 is not
+    only = detection(table | {"given": np.array([0, 1, 2, 0, 2, 0, 1, 0])})  # 4 to 7 are incorrect
+    assert only["hard_vs_incorrect_auroc"] is None and only["auroc"] is not None
+
+
+def test_detection_says_nothing_where_it_cannot(table):
+    nothing = dict.fromkeys(DETECTION)
+    assert detection(table | {"true": np.full(8, -1)}) == nothing
+    assert detection(table | {"given": table["true"]}) == nothing
+    assert detection(table | {"given": (table["true"] + 1) % 3}) == nothing
+
+
+def test_flag_marks_the_upper_of_two_groups():
+    score = np.array([0.12, 0.9, 0.1, 0.14, 0.94, 0.11, 0.13, 0.92, 0.1, 0.12])
+    assert np.flatnonzero(flag(score)).tolist() == [1, 4, 7]
+    assert not flag(np.full(8, 0.3)).any()
+
+
+def test_samples_are_tabled_by_index():
+    index, target = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([1, 0, 1, 1, 0, 0])
+    margin = torch.tensor([3.0, 0, 5, -1, 4, 2])  # of class 1 over class 0
+    output, mean_loss = torch.stack([torch.zeros(6), margin], 1), torch.tensor([0.1, 0.11, 0.12, 0.9, 0.91, 0.1])
+    arguments = {"task_loss": cross_entropy, "true": np.array([0, 0, 0, 1, 1, -1]), "mean_loss": mean_loss}
+    table = sample_table(output, target, index, score=None, **arguments)
+    assert table["index"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert table["given"].tolist() == [0, 1, 0, 1, 0, 1] and table["true"].tolist() == [0, 0, 0, 1, 1, -1]
+    assert table["predicted"].tolist() == [0, 0, 1, 1, 1, 1]
+    by_hand = [math.log1p(math.exp(wrong)) for wrong in (0, 1, 2, -3, 4, -5)]  # the margin of the wrong class
+    assert table["loss"].tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert table["mean_loss"].tolist() == table["score"].tolist() == mean_loss.tolist()
+    assert np.flatnonzero(table["flagged"]).tolist() == [3, 4]
+
+    score = mean_loss.flip(0)  # a method's own wins
+    table = sample_table(output, target, index, score=score, **arguments)
+    assert table["score"].tolist() == score.tolist() and table["mean_loss"].tolist() == mean_loss.tolist()
+    assert np.flatnonzero(table["flagged"]).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_of_a_regression_the_prediction_itself_is_tabled(shape):
+    index, output = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
+    table = sample_table(output, index.float() - 1, index, task_loss=mse, true=np.full(6, -1), score=None,
+                         mean_loss=torch.arange(6.0))
+    assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4] and table["loss"].tolist() == [2.25] * 6
+
+
+# Of ten samples, eight are trained on, in two steps of different size; labels 1, 6 and 7 are incorrect. A sample's error is
+# its row + 1 and the loss its square, so that 4, 5, 6 and 7 are the top half; 2, 5, 6 and 7 count for half of that.
+STEPS = [[5, 0, 3, 6, 1], [7, 2, 4]]
+LOADER = SimpleNamespace(rows_of=lambda step: STEPS[step])
+ERRORS = torch.tensor([1.0, -2, 3, 4, -5, 6, 7, -8, 100, 100])
+WEIGHTS = torch.tensor([1, 1, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 1])
+TRAINED, CORRUPTED = torch.arange(8), rows(1, 6, 7, of=10)
+
+
+def new_record():
+    return TrainingRecord(10, mse, GRADIENT_NORMS[mse], mae, torch.device("cpu"))
+
+
+def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
+    """What the training loop does with a batch, but for the model."""
+    index = torch.tensor(STEPS[step])
+    batch = Batch(torch.zeros(len(index), 1), torch.full((len(index),), 20.0), index)
+    output = (20 + errors[index]).reshape(shape).requires_grad_() * 1.0  # no leaf, as that of a model
+    output.retain_grad()
+    loss = (WEIGHTS[index] * mse(output, batch.target)).mean()
+    loss.backward()
+    record.update(step, loss, output if with_output else None, batch)
+
+
+@pytest.mark.parametrize("shape", [(-1, 1), (-1,)])
+def test_an_epoch_in_numbers(shape):
+    record = new_record()
+    for factor in (2, 1):  # the first epoch is forgotten, but for the sum of losses
+        record.start_epoch()
+        for step in range(2):
+            take_step(record, step, ERRORS * factor, shape=shape)
+        record.check(0, LOADER)
+        record.seconds = 2.0
+        row = record.end_epoch(TRAINED, CORRUPTED)
+    assert row == pytest.approx({
+        "train_loss": (1 + 4 + 9 / 2 + 16 + 25 + 36 / 2 + 49 / 2 + 64 / 2) / 8,
+        "train_metric": 4.5, "seconds": 2, "images_per_second": 4,
+        "weight_easy": (1 + 3 / 2 + 4) / (1 + 3 + 4),
+        "weight_hard": (5 + 6 / 2) / (5 + 6),
+        "weight_incorrect": (2 + 7 / 2 + 8 / 2) / (2 + 7 + 8),
+    }, rel=1e-5)
+    squares = [1, 4, 9, 16, 25, 36, 49, 64, 0, 0]
+    assert record.samples["loss"].tolist() == squares  # of the task, not of the method
+    assert record.samples["loss_total"].tolist() == [5 * square for square in squares]
+
+
+def test_how_often_the_record_is_checked_changes_nothing():
+    results = []
+    for every_step in (True, False):
+        record = new_record()
+        record.start_epoch()
+        for step in range(2):
+            take_step(record, step)
+            if every_step:
+                record.check(0, LOADER)
+        record.check(0, LOADER)
+        record.seconds = 1.0
+        results.append(record.end_epoch(TRAINED, CORRUPTED))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_there_are_no_weights_where_they_are_not_known():
+    for with_output, corrupted in ((False, CORRUPTED), (True, None)):
+        record = new_record()
+        record.start_epoch()
+        for step in range(2):
+            take_step(record, step, with_output=with_output)
+        record.check(0, LOADER)
+        record.seconds = 1.0
+        row = record.end_epoch(TRAINED, corrupted)
+        assert row["train_loss"] == pytest.approx(15.625)
+        assert all(math.isnan(row.get(f"weight_{group}", math.nan)) for group in ("easy", "hard", "incorrect"))
+
+
+def test_the_record_goes_on_from_its_state():
+    record, again = new_record(), new_record()
+    record.start_epoch()
+    take_step(record, 0)
+    record.check(0, LOADER)
+    record.seconds = 1.5
+    again.load_state_dict(copy.deepcopy(record.state_dict()))
+    results = []
+    for each in (record, again):
+        take_step(each, 1)
+        each.check(0, LOADER)
+        results.append((each.end_epoch(TRAINED, CORRUPTED), {name: values.tolist() for name, values in each.samples.items()}))
+    assert results[0] == results[1] and results[1][0]["train_loss"] == pytest.approx(15.625)
+    assert results[1][0]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_first_loss_that_is_not_finite_is_named(value):
+    record, errors = new_record(), ERRORS.clone()
+    errors[7] = value
+    record.start_epoch()
+    for step in range(2):
+        take_step(record, step, errors)
+    with pytest.raises(FloatingPointError, match=r"epoch 3, step 1; samples 7\."):
+        record.check(3, LOADER)
