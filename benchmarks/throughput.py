@@ -5,6 +5,7 @@
 bare    forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
 ours    main.py's own train_epoch with the given method, data path, records and all
 usual   torchvision's MNIST, ToTensor, Normalize, DataLoader(num_workers=0), the same method, and .item() at every step
+plain   the same loop under cross-entropy
 
 Same model, batch size, precision and threads, taking turns in one process. Absolute numbers are the machine's; the ratios
 are taken within each round.
@@ -21,6 +22,8 @@ import torchvision
 from torchvision import transforms
 
 import main
+from losses import Plain
+from losses.task import cross_entropy
 from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.record import RunDirectory, commit
@@ -49,7 +52,7 @@ def ours(run: main.Run) -> float:
     return len(run.loaders.train.rows) / (time.perf_counter() - start)
 
 
-def usual(run: main.Run, loader, steps: int) -> float:
+def usual(run: main.Run, loader, steps: int, method) -> float:
     """Images per second of the loop that most code has."""
     run.model.train()
     start, images, total = time.perf_counter(), 0, 0.0
@@ -57,7 +60,7 @@ def usual(run: main.Run, loader, steps: int) -> float:
         if step == steps:
             break
         inputs, target, index = inputs.to(run.device), target.to(run.device), index.to(run.device)
-        loss = run.objective.loss(run.model(inputs), target, index).mean()
+        loss = method(run.model(inputs), target, index).mean()
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
@@ -89,10 +92,11 @@ if __name__ == "__main__":
         files = MNIST(config["data_root"], train=True, transform=transform)
         loader = torch.utils.data.DataLoader(files, batch_size=config["batch_size"], shuffle=True, num_workers=0)
         for number in range(arguments.rounds + 1):
-            first, second, third = bare(run, arguments.steps), ours(run), usual(run, loader, arguments.steps)
+            speeds = {"bare": bare(run, arguments.steps), "ours": ours(run),
+                      "usual": usual(run, loader, arguments.steps, run.objective.loss),
+                      "plain": usual(run, loader, arguments.steps, Plain(cross_entropy))}
             if number:  # the first warms up
-                rows.append({"bare": first, "ours": second, "usual": third, "ours/bare": second / first,
-                             "ours/usual": second / third})
+                rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in ("bare", "usual", "plain")})
     table = pd.DataFrame(rows)
     print(f"{arguments.params}, {run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit()}")
     print(table.describe(percentiles=[]).drop(["count", "std"]).rename({"50%": "median"}).round(2).to_string())

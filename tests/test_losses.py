@@ -274,6 +274,16 @@ def test_the_first_step_lifts_every_sample_to_the_bounds():
     assert (loss.log_sigma.value >= 0.2).all()
 
 
+def test_a_loss_that_is_reset_lifts_every_sample_again():
+    loss = DiscrimLoss(cross_entropy, N, log_sigma_low=0.2)
+    fresh = state(loss)
+    for _ in range(2):
+        loss.load_state_dict(fresh)
+        assert (loss.log_sigma.value == 0).all()
+        loss(*next(batches(cross_entropy, 1)))
+        assert (loss.log_sigma.value >= 0.2).all()
+
+
 def test_entries_with_no_gradient_keep_value_and_momentum():
     table = PerSampleParameter(3, init=0.0, lr=0.1, momentum=0.9, low=-9.0, high=9.0)
     for grad in ([1, 0, 0], [1, 2, 0], [0, 1, 0], [1, 0, -1]):

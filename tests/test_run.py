@@ -151,12 +151,14 @@ def damage(path, how):
         content = content[:len(content) // 2]
     elif how == "empty":
         content = bytearray()
-    else:  # one bit of a weight: the file opens, and only its checksum tells
+    elif how == "one bit":  # of a weight: the file opens, and only its checksum tells
         content[len(content) // 2] ^= 1
+    else:  # of a name in the directory of the archive, at its end
+        content[content.rindex(b"PK\x01\x02") + 50] ^= 0x80
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "one bit"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "one bit", "directory"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, monkeypatch, how):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 24)
@@ -306,6 +308,58 @@ def test_a_folder_of_images_end_to_end(run, tmp_path):
     code, directory, *_ = run(*options, params="params/folder/plain.yaml", name="noisy")
     summary = json.loads((directory / "summary.json").read_text())
     assert code == 0 and summary["noise"]["realised"] == 0.25 and summary["detection"]["auroc"] is not None
+
+
+def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
+    """As a cluster sends it: the workers that read images get it too."""
+    from torchvision.io import write_png
+
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(40):
+                write_png(torch.full((3, 32, 32), i, dtype=torch.uint8), str(tmp_path / "images" / part / name / f"{i}.png"))
+    command = [sys.executable, "main.py", "params/folder/plain.yaml", *TINY, f"run_dir={tmp_path}/run", "epochs=100000",
+               f"data_root={tmp_path}/images", "dataset.image_size=16", "batch_size=4", "schedule=null", "optimizer.lr=1e-4"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        try:
+            process.stdout.readline()  # an epoch is over; the next one reads
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(30) == 75, process.stderr.read()
+        finally:
+            process.kill()
+    assert weights(tmp_path / "run")["epoch"] > 0
+
+
+def test_an_image_whose_name_is_not_utf8_ends_up_in_suspects(run, tmp_path):
+    from torchvision.io import write_png
+
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(4):
+                image = torch.full((3, 16, 16), 50 * i, dtype=torch.uint8)
+                write_png(image, str(tmp_path / "images" / part / name / f"{i}.png"))
+    os.rename(os.fsencode(tmp_path / "images/train/a/0.png"), os.fsencode(tmp_path) + b"/images/train/a/\xff.png")
+    code, directory, *_ = run(f"data_root={tmp_path}/images", "dataset.image_size=16", "dataset.num_workers=0", "schedule=null",
+                              "epochs=1", "optimizer.lr=1e-3", params="params/folder/plain.yaml")
+    assert code == 0 and b"/a/\xff.png" in (directory / "suspects.csv").read_bytes()
+
+
+@pytest.mark.parametrize("overrides", [["model=resnet50"], ["task=regression", "task_loss=mse"], ["model=mlp", "dataset=digits",
+                                       "model.image_size=9"]])
+def test_a_model_or_task_that_does_not_fit_the_dataset_is_named_before_training(run, overrides):
+    code, directory, _, complaints = run(*overrides, params="params/digits/plain.yaml")
+    assert code == 2 and complaints.startswith("error: ") and "Traceback" not in complaints
+    assert not (directory / "config.yaml").exists()
+
+
+def test_a_network_that_diverges_in_the_last_step_is_not_saved(run):
+    code, directory, _, complaints = run("optimizer.lr=1e30", "batch_size=1297", "epochs=2", params="params/digits/plain.yaml")
+    assert code == 1 and "not finite" in complaints
+    assert not (directory / "checkpoint.pt").exists() or all(
+        value.isfinite().all() for value in weights(directory)["model"].values())
 
 
 def test_regression_task_losses_are_refused_by_a_classification_task(run):
