@@ -10,6 +10,7 @@ from models.mlp import mlp
 from models.preact_resnet18 import preact_resnet18
 from models.resnet import resnet18, resnet34
 from models.resnet50 import resnet50
-from models.wide_resnet import wide_resnet, wide_resnet28_10
+from models.wide_resnet import wide_resnet, wide_resnet28_2, wide_resnet28_10
 
-__all__ = ["cnn", "lenet", "mlp", "preact_resnet18", "resnet18", "resnet34", "resnet50", "wide_resnet", "wide_resnet28_10"]
+__all__ = ["cnn", "lenet", "mlp", "preact_resnet18", "resnet18", "resnet34", "resnet50", "wide_resnet", "wide_resnet28_10",
+           "wide_resnet28_2"]

@@ -1,7 +1,8 @@
-"""Wide residual networks for 32x32 images: the paper's, and the variant of the published DiscrimLoss numbers."""
+"""Wide residual networks for 32x32 images: the paper's, and the variants of published DiscrimLoss and RSL numbers."""
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,8 +32,8 @@ def wide_resnet(
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     model = pre_activation_net(
-        PreActBlock, num_outputs=num_outputs, in_channels=in_channels, stem=16, widths=[16 * width, 32 * width, 64 * width],
-        blocks=(depth - 4) // 6, dropout=dropout,
+        partial(PreActBlock, dropout=dropout), num_outputs=num_outputs, in_channels=in_channels, stem=16,
+        widths=[16 * width, 32 * width, 64 * width], blocks=(depth - 4) // 6,
     )
     he_init(model)
     return model
@@ -61,9 +62,33 @@ def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float =
         ValueError: dropout outside [0, 1].
     """
     return pre_activation_net(
-        RawShortcutBlock, num_outputs=num_outputs, in_channels=in_channels, stem=16, widths=[160, 320, 640],
-        blocks=4, dropout=dropout, bias=True, last_momentum=0.9,
+        partial(RawShortcutBlock, dropout=dropout), num_outputs=num_outputs, in_channels=in_channels, stem=16,
+        widths=[160, 320, 640], blocks=4, bias=True, last_momentum=0.9,
     )
+
+
+def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
+    """WRN-28-2 as the authors of RSL have it, after the MixMatch code; for a new experiment use wide_resnet with width=2.
+
+    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at 32x32. Parameters with
+    3 channels: 1,467,610 with 10 outputs, 1,479,220 with 100. Gui, Wang and Tian, IJCAI 2021 (github.com/guixianjin/RSL).
+
+    Deviations from wide_resnet, the paper's network:
+        1. Leaky ReLU of slope 0.1.
+        2. BatchNorm of momentum 0.001 in torch's sense: its running statistics are those of some thousand batches, and
+           70 % the initial ones after an epoch of 352.
+        3. The first blocks of the second and third group take their raw input, into the residual and the shortcut alike:
+           their first normalisation is in the state, but not in the network, and never gets a gradient.
+        4. The linear layer is drawn by Xavier and Glorot's normal initialisation.
+    """
+    model = pre_activation_net(LeakyBlock, num_outputs=num_outputs, in_channels=in_channels, stem=16, widths=[32, 64, 128],
+                               blocks=4, slope=0.1)
+    he_init(model)
+    nn.init.xavier_normal_(model.head.weight)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.001
+    return model
 
 
 class PreActBlock(nn.Module):
@@ -73,7 +98,7 @@ class PreActBlock(nn.Module):
     of the activated input, else the raw input.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float):
+    def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
@@ -93,7 +118,7 @@ class PreActBlock(nn.Module):
 class RawShortcutBlock(nn.Module):
     """The block of wide_resnet28_10, whose docstring lists how it differs from PreActBlock; shapes are the same."""
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float):
+    def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -109,23 +134,43 @@ class RawShortcutBlock(nn.Module):
         return residual + self.shortcut(x)
 
 
+class LeakyBlock(nn.Module):
+    """The block of wide_resnet28_2, whose docstring lists how it differs from PreActBlock; shapes are the same."""
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        changes = stride != 1 or in_channels != channels
+        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
+        self.raw = stride != 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = x if self.raw else F.leaky_relu(self.bn1(x), 0.1)
+        residual = self.conv2(F.leaky_relu(self.bn2(self.conv1(before)), 0.1))
+        return residual + (x if self.shortcut is None else self.shortcut(before))
+
+
 def pre_activation_net(
     block: Callable[..., nn.Module], *, num_outputs: int, in_channels: int, stem: int, widths: list[int], blocks: int,
-    dropout: float = 0.0, bias: bool = False, last_momentum: float = 0.1,
+    bias: bool = False, last_momentum: float = 0.1, slope: float = 0.0,
 ) -> nn.Sequential:
     """A 3x3 stem, one group of `blocks` blocks for each of `widths`, then normalise, ReLU, average, and a linear layer.
 
-    Every group but the first halves the image. `bias` is that of the stem, `last_momentum` that of the last normalisation.
+    Every group but the first halves the image. `bias` is that of the stem, `last_momentum` that of the last normalisation,
+    `slope` of the last activation's negative side.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Conv2d(in_channels, stem, 3, padding=1, bias=bias))
     channels = stem
     for number, width in enumerate(widths, start=1):
-        first = block(channels, width, stride=1 if number == 1 else 2, dropout=dropout)
-        rest = [block(width, width, stride=1, dropout=dropout) for _ in range(blocks - 1)]
+        first = block(channels, width, stride=1 if number == 1 else 2)
+        rest = [block(width, width, stride=1) for _ in range(blocks - 1)]
         layers[f"group{number}"] = nn.Sequential(first, *rest)
         channels = width
     layers["bn"] = nn.BatchNorm2d(channels, momentum=last_momentum)
-    layers["relu"] = nn.ReLU()
+    layers["relu"] = nn.LeakyReLU(slope) if slope else nn.ReLU()
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["head"] = nn.Linear(channels, num_outputs)

@@ -4,6 +4,7 @@ import errno
 import inspect
 import math
 import pickle
+from functools import partial
 from urllib.error import URLError
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 import models
 from models.resnet50 import WEIGHTS
-from models.wide_resnet import PreActBlock, RawShortcutBlock, pre_activation_net
+from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_activation_net
 
 COUNTS = {  # parameters with 10 outputs and defaults otherwise; a sum is by hand, layer by layer or group by group
     "cnn": 320 + 18_496 + 131_200 + 1_290,
@@ -26,6 +27,7 @@ COUNTS = {  # parameters with 10 outputs and defaults otherwise; a sum is by han
     "resnet50": 23_536_718 - 4 * 2_049,
     "wide_resnet": 36_479_194,
     "wide_resnet28_10": 36_489_290,
+    "wide_resnet28_2": 1_467_610,
 }
 LARGE = {"resnet50", "wide_resnet", "wide_resnet28_10"}  # only on the meta device: shapes without numbers
 SIZES = {"cnn": 8, "mlp": 8, "lenet": 28}
@@ -66,6 +68,9 @@ def test_count_shape_and_gradients(name):
     assert output.shape == (2, 10) and output.dtype == torch.float32
     output.square().sum().backward()
     for key, parameter in model.named_parameters():
+        if name == "wide_resnet28_2" and key.startswith(("group2.0.bn1", "group3.0.bn1")):
+            assert parameter.grad is None, key  # its docstring says so
+            continue
         assert parameter.grad is not None, key
         assert name in LARGE or parameter.grad.any(), key
 
@@ -81,6 +86,7 @@ def test_other_channels_and_sizes(name):
 
 @pytest.mark.parametrize("name, num_outputs, arguments, expected", [
     ("wide_resnet28_10", 100, {}, 36_546_980),
+    ("wide_resnet28_2", 100, {}, 1_479_220),
     ("wide_resnet", 100, {}, 36_536_884),
     ("wide_resnet", 10, {"depth": 28, "width": 2}, 1_467_610),
     ("wide_resnet", 10, {"depth": 16, "width": 4}, 2_748_890),
@@ -146,6 +152,40 @@ def test_wide_resnet_is_the_papers():
     assert [block.shortcut is not None for block in model.group2] == [True, False, False, False]
 
 
+def test_wide_resnet28_2_is_the_authors():
+    model = build("wide_resnet28_2")[0]
+    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.001}
+    assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert [block.conv1.stride for blocks in group_blocks(model) for block in blocks] == [
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+    assert isinstance(model.relu, nn.LeakyReLU) and model.relu.negative_slope == 0.1
+    assert_he_over_the_fan_out(model.group3[1].conv2)
+    assert model.head.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + 10)), rel=0.1) and not model.head.bias.any()
+
+
+@pytest.mark.parametrize("in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"])
+def test_leaky_block_against_the_formula(in_channels, stride):
+    """Halving blocks take their raw input; widening ones the activated input, in the shortcut too; others add the raw input."""
+    torch.manual_seed(1)
+    block = LeakyBlock(in_channels, 4, stride=stride).double().eval()
+    for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5) if "running_var" in name else nn.init.normal_(tensor)
+    images = torch.randn(5, in_channels, 6, 6, dtype=torch.float64)
+
+    def activated(x, bn):
+        shape = (1, -1, 1, 1)
+        normal = (x - bn.running_mean.view(shape)) / (bn.running_var.view(shape) + 1e-5).sqrt()
+        normal = normal * bn.weight.view(shape) + bn.bias.view(shape)
+        return torch.where(normal > 0, normal, 0.1 * normal)
+
+    before = images if stride == 2 else activated(images, block.bn1)
+    residual = F.conv2d(before, block.conv1.weight, stride=stride, padding=1)
+    residual = F.conv2d(activated(residual, block.bn2), block.conv2.weight, padding=1)
+    shortcut = images if in_channels == 4 else F.conv2d(before, block.shortcut.weight, stride=stride)
+    torch.testing.assert_close(block(images), residual + shortcut)
+
+
 @pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
 @pytest.mark.parametrize("in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"])
 def test_block_against_the_formula(kind, in_channels, stride):
@@ -176,7 +216,7 @@ def test_block_against_the_formula(kind, in_channels, stride):
 @pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
 def test_dropout_only_while_training(kind):
     torch.manual_seed(0)
-    net = pre_activation_net(kind, num_outputs=3, in_channels=1, stem=4, widths=[4, 8], blocks=2, dropout=0.5)
+    net = pre_activation_net(partial(kind, dropout=0.5), num_outputs=3, in_channels=1, stem=4, widths=[4, 8], blocks=2)
     images = torch.randn(4, 1, 8, 8)
     assert sum(module.p == 0.5 for module in net.modules() if isinstance(module, nn.Dropout)) == 4
     assert not torch.equal(net(images), net(images))
