@@ -1,18 +1,16 @@
 """Train a network on noisy labels: one run of one method on one dataset.
 
   python main.py params/digits/discrimloss.yaml                                  40 % wrong labels, no download
-  python main.py params/mnist/superloss.yaml noise.fraction=0.6 seed=2           any key on the command line
+  python main.py params/mnist/gce.yaml noise.kind=pair loss.q=0.5 seed=2         any key on the command line
   python main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true channels_last=true
-  python main.py params/cifar10/gce.yaml noise.kind=pair noise.fraction=0.4 loss.q=0.5 run_dir=runs/try
   python main.py params/folder/discrimloss.yaml data_root=images                 your own train/ and test/ folders
   python main.py params/digits/discrimloss.yaml --help                           this text, and every key with its value
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the
-step, save and exit with 75. What a run leaves in runs/<dataset>/<method>/<noise>/seed<k> is listed in README.md.
+step, save and exit with 75. README.md lists what a run leaves in runs/<dataset>/<method>/<noise>/seed<k>.
 """
 
 import sys
-import time
 
 import torch
 from tqdm import tqdm
@@ -20,20 +18,20 @@ from tqdm import tqdm
 import datasets
 import losses
 import models
-from datasets.loader import make_loaders
-from datasets.noise import inject
+from datasets import loader, noise, selection
 from losses.base import as_objective
 from losses.task import GRADIENT_NORMS, get_task_loss
 from utils import optimizers, schedules
 from utils.build import build, check_fit
 from utils.checkpoint import Checkpoint, StopRequest
-from utils.config import parse
+from utils.config import parse, without_selection
 from utils.device import choose_device
 from utils.metrics import METRICS, TrainingRecord, evaluate, predict, sample_table
 from utils.record import RunDirectory
 from utils.seed import seed_everything
 
-PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules}
+PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules,
+            "selection": selection.make_selection}
 CHECK_EVERY = 50  # steps between two looks at the loss from the host: each waits for the device
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -44,25 +42,28 @@ class Run:
     def __init__(self, config: dict, directory: RunDirectory):
         self.config, self.directory = config, directory
         self.device, self.autocast = choose_device(config["device"], config["precision"], config["threads"])
-        self.task_loss = get_task_loss(config["task"], config["task_loss"])
-        self.metric = METRICS[config["task"]]
-        data = self.data = build(datasets, config["dataset"], data_root=config["data_root"])
+        self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"]), METRICS[config["task"]]
+        dataset, selected = without_selection(config["dataset"])
+        data = self.data = build(datasets, dataset, data_root=config["data_root"])
         counts = {"num_samples": len(data.train), "num_outputs": len(data.classes)}
-        self.noise = inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
-                            dataset=config["dataset"]["name"], data_root=config["data_root"])
-        self.loaders = make_loaders(data, self.noise.given, batch_size=config["batch_size"], device=self.device,
-                                    seed=config["seed"], validation_fraction=config["validation"]["fraction"])
+        self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
+                                  dataset=dataset["name"], data_root=config["data_root"])
+        parts = loader.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
+        self.selection = None if selected is None else selection.make_selection(self.noise, parts.rows, **selected)
 
         seed_everything(config["seed"])
         self.model = build(models, config["model"], **counts, in_channels=data.in_channels, image_size=data.image_size)
         self.model.to(self.device, memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format)
-        check_fit(self.model, self.task_loss, torch.zeros(2, data.in_channels, *2 * [data.image_size], device=self.device),
-                  data.train.targets[:2].to(self.device))
-        self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts)).to(self.device)
+        check_fit(self.model, self.task_loss, data.in_channels, data.image_size, data.train.targets[:2], self.device)
+        self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts, model=self.model,
+                                            epochs=config["epochs"])).to(self.device)
+        self.loaders = loader.make_loaders(data, self.noise.given, parts, self.selection, **self.objective.unlabelled,
+                                           batch_size=config["batch_size"], device=self.device, seed=config["seed"],
+                                           record=config["record_losses"], augment_recording=config["augment_recording"])
         self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
         self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer)
         self.record = TrainingRecord(len(data.train), self.task_loss, GRADIENT_NORMS[self.task_loss], self.metric, self.device)
-        directory.begin(self.noise, metric=self.metric.__name__)
+        directory.begin(self.noise, self.metric.__name__, self.selection)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
                                      schedule=self.schedule, record=self.record, log=directory)
         self.epoch, self.step = self.checkpoint.load() or (0, 0)  # what to train on next
@@ -80,9 +81,9 @@ def train(run: Run, stop: StopRequest) -> int:
         if stop.signal and run.epoch < run.config["epochs"]:
             print(f"{stop.signal}: saved at epoch {run.epoch}, step {run.step}; the same command goes on from there")
             return INTERRUPTED
-    outputs = predict(run.forward, run.loaders.train_plain, run.autocast)
-    table = sample_table(*outputs, task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
-                         mean_loss=run.record.samples["loss_total"] / run.config["epochs"])
+    table = sample_table(*predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast),
+                         task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
+                         mean_loss=run.selection.mean_loss if run.selection else run.record.mean_loss(run.config["epochs"]))
     run.directory.finish(table, run.data.classes, run.data.train.images)
     return 0
 
@@ -92,11 +93,10 @@ def train_epoch(run: Run, stop: StopRequest):
     run.model.train()
     run.objective.train()
     run.objective.set_epoch(run.epoch)
-    run.loaders.train.set_epoch(run.epoch, run.step)
+    run.loaders.set_epoch(run.epoch, run.step)
     if run.step == 0:
         seed_everything(run.config["seed"], run.epoch)
-        run.record.start_epoch()
-    start = time.perf_counter()
+    run.record.start(run.step)
     bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit=" images", unit_scale=run.config["batch_size"],
                postfix=run.directory.latest("test_metric"), leave=False, disable=None)  # quiet where there is no terminal
     for batch in bar:
@@ -105,6 +105,7 @@ def train_epoch(run: Run, stop: StopRequest):
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
+        run.objective.after_step(run.model)
 
         run.record.update(run.step, loss, run.objective.output, batch)
         run.step += 1
@@ -113,16 +114,16 @@ def train_epoch(run: Run, stop: StopRequest):
             bar.set_postfix(run.directory.latest("test_metric"), loss=loss.item())
         if stop.signal:
             break
-    run.record.check(run.epoch, run.loaders.train)  # waits for the device, so that the clock is right
-    run.record.seconds += time.perf_counter() - start
+    run.record.stop(run.epoch, run.loaders.train)
 
 
 def end_epoch(run: Run):
-    """Evaluate, add a row to metrics.csv, step the schedule."""
-    row = {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
-    row["test_metric"] = evaluate(run.forward, run.loaders.test, run.metric, run.autocast)
-    if run.loaders.validation:
-        row["validation_metric"] = evaluate(run.forward, run.loaders.validation, run.metric, run.autocast)
+    """Evaluate, add a row to metrics.csv, record the losses, step the schedule."""
+    model = run.objective.evaluated(run.forward)
+    row = {f"{part}_metric": evaluate(model, batches, run.metric, run.autocast) for part, batches in run.loaders.evaluation()}
+    row |= {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
+    if run.loaders.recording:
+        run.directory.add_losses(run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast))
     run.directory.add_row(row | run.record.end_epoch(run.loaders.train.rows, run.noise.corrupted))
     if run.schedule:
         run.schedule.step()

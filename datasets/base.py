@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -32,8 +32,9 @@ class Dataset:
     """A dataset with everything that a loader needs to know about it.
 
     ``mean`` and ``std`` are per channel, of pixels in [0, 1]. Training images in memory are cropped at random after
-    zero-padding by ``crop_padding`` pixels, and mirrored with probability 1/2 if ``flip``. ``trusted``: the labels that
-    come with it are taken for true, so that injected noise can be told from them.
+    padding by ``crop_padding`` pixels, of zeros or ("reflect") of the image mirrored at its edge, and mirrored with
+    probability 1/2 if ``flip``. ``trusted``: the labels that come with it are taken for true, so that injected noise can
+    be told from them.
     """
 
     train: Split
@@ -44,6 +45,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_padding: int = 0
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
     trusted: bool = True
     num_workers: int = 0

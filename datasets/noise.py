@@ -120,6 +120,8 @@ class Noise:
     true: np.ndarray
     transition: np.ndarray  # [C, C]: row c is the distribution of the given label where the true one is c
     sha256: str
+    kind: str  # as asked for, one of KIND_NAMES
+    fraction: float  # as asked for, r
 
     @property
     def corrupted(self) -> np.ndarray | None:
@@ -164,7 +166,7 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
     if known:
         np.add.at(transition, (true, given), 1)
         transition /= np.maximum(transition.sum(1, keepdims=True), 1)
-    return Noise(given, true, transition, hashlib.sha256(given.astype("<i8").tobytes()).hexdigest())
+    return Noise(given, true, transition, hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(), kind, fraction)
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:

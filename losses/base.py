@@ -1,6 +1,7 @@
 """The two nouns of this project: a SampleLoss scores samples, an Objective runs the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -33,12 +34,22 @@ class Objective(nn.Module):
     """The number to minimise: ``forward(model, batch) -> scalar``. Only for methods that must run the model themselves.
 
     ``output`` is what the model said of the last batch, with its gradient retained; None where there is no such thing.
+    ``unlabelled`` is what it asks of the loader besides labelled batches: {} nothing; {"num_views": K, "steps_per_epoch": n}
+    that each of n batches an epoch has as its ``extra`` [K, B, ...] K augmented views of B samples that a selection left out.
     """
 
     output: Tensor | None = None
+    unlabelled: Mapping[str, int] = MappingProxyType({})
 
     def set_epoch(self, epoch: int):
         """Call at the start of every epoch, counted from 0."""
+
+    def after_step(self, model: nn.Module):
+        """Call after every step of the optimiser."""
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """What is to be evaluated for ``model``: itself, or e.g. an average of its parameters over the steps."""
+        return model
 
     def sample_score(self) -> Tensor | None:
         """As SampleLoss.sample_score."""

@@ -14,6 +14,8 @@ import datasets
 import losses
 import main
 import models
+from datasets.base import Batch
+from losses.base import SampleLoss
 from losses.task import get_task_loss
 from utils.build import build
 from utils.config import CONTEXT, Loader, load
@@ -60,9 +62,9 @@ def test_own_loop_is_short_runs_and_works():
 def test_every_dataset_has_the_methods_of_this_list():
     by_dataset = {dataset: sorted(path.stem for path in PARAMS if path.parent.name == dataset)
                   for dataset in {path.parent.name for path in PARAMS}}
-    methods = ["data_parameters", "discrimloss", "gce", "gradient_rescaling", "plain", "superloss"]
-    assert by_dataset.pop("folder") == ["discrimloss", "plain"] and len(PARAMS) >= 26
-    assert all(set(by_dataset[dataset]) >= set(methods) for dataset in ("digits", "mnist", "cifar10", "cifar100"))
+    methods = {"data_parameters", "discrimloss", "gce", "gradient_rescaling", "plain", "rsl", "rsl_mixmatch", "superloss"}
+    assert set(by_dataset.pop("folder")) == {"discrimloss", "plain", "rsl"} and len(PARAMS) == 37
+    assert all(set(by_dataset[dataset]) >= methods for dataset in ("digits", "mnist", "cifar10", "cifar100"))
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=str)
@@ -74,8 +76,13 @@ def test_every_params_file_builds_at_every_fraction(path):
     for fraction in rows:
         config = load(str(ROOT / path), [f"noise.fraction={fraction}"], main.PACKAGES)
         task_loss = get_task_loss(config["task"], config["task_loss"])
-        loss = build(losses, config["loss"], task_loss=task_loss, num_samples=50, num_outputs=10)
-        assert loss(torch.randn(4, 10), torch.arange(4), torch.arange(4)).isfinite().all()
+        loss = build(losses, config["loss"], task_loss=task_loss, num_samples=50, num_outputs=10,
+                     model=torch.nn.Linear(3, 10), epochs=config["epochs"])
+        if isinstance(loss, SampleLoss):
+            assert loss(torch.randn(4, 10), torch.arange(4), torch.arange(4)).isfinite().all()
+        else:
+            batch = Batch(torch.randn(4, 3), torch.arange(4), torch.arange(4), torch.randn(loss.unlabelled["num_views"], 4, 3))
+            assert loss(torch.nn.Linear(3, 10), batch).isfinite()
     size = {"digits": (1, 8), "mnist": (1, 28)}.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}
     with torch.device("meta"):

@@ -7,6 +7,7 @@ import random
 import re
 import struct
 import urllib.request
+from dataclasses import replace
 from urllib.error import URLError
 
 import numpy as np
@@ -19,7 +20,9 @@ from torchvision.transforms.v2 import functional
 
 from datasets import cifar10, cifar100, digits, folder, mnist
 from datasets.base import Dataset, Split
-from datasets.loader import FileLoader, MemoryLoader, batch_slices, crop_and_flip, make_loaders
+from datasets.loader import FileLoader, MemoryLoader, Parts, batch_slices, crop_and_flip, hold_out, make_loaders, pad, shuffled
+from datasets.noise import Noise
+from datasets.selection import Selection
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +237,12 @@ def test_damaged_cifar_names_the_folder_and_the_files(cifar, which, damage, requ
 
 
 FILES = {"train": {"cat": 3, "dog": 5}, "test": {"cat": 2, "dog": 1}}
+TREE_LABELS = np.array([0] * 3 + [1] * 5)
+
+
+def all_of(labels):
+    """Nothing held out."""
+    return Parts(np.arange(len(labels)), np.arange(0), labels)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +308,7 @@ def test_folder_refuses_numbers_out_of_range(arguments, tree):
 def test_damaged_image_is_named_when_it_is_read(name, damage, tmp_path):
     path = write_tree(tmp_path) / "train" / "cat" / name
     path.write_bytes({"empty": b"", "text": b"<html>404</html>", "cut": path.read_bytes()[:150]}[damage])
-    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), np.array([0] * 3 + [1] * 5), batch_size=8,
+    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
                            device="cpu", seed=0)
     for loader in (loaders.train, loaders.train_plain):
         with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
@@ -313,7 +322,7 @@ def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
     for position in range(content.index(b"IDAT") + 4, len(content) - 16, 7):  # the pixels, where a decoder of C may run astray
         content[position] ^= 0xFF
     path.write_bytes(content)
-    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), np.array([0] * 3 + [1] * 5), batch_size=8,
+    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
                            device="cpu", seed=0)
     with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
         list(loaders.train)
@@ -323,7 +332,7 @@ def test_damaged_image_is_named_through_a_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that a failed worker is waited for
     path = write_tree(tmp_path) / "test" / "cat" / "0.png"
     path.write_bytes(b"")
-    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=1), np.array([0] * 3 + [1] * 5), batch_size=8,
+    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=1), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
                            device="cpu", seed=0)
     with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
         list(loaders.test)
@@ -333,12 +342,13 @@ def test_damaged_image_is_named_through_a_worker(tmp_path, monkeypatch):
 # Images in memory
 
 
-def memory_loader(count=23, rows=None, size=8, **others):
+def memory_loader(count=23, rows=None, size=8, shuffle=True, **others):
     """With pixels as they are, divided by 255, unless told otherwise; labels are the row times 10."""
-    arguments = {"batch_size": 5, "device": "cpu", "mean": (0.0,) * 3, "std": (1.0,) * 3, "shuffle": True, "crop_padding": 4,
-                 "flip": True} | others
     rows = torch.arange(count) if rows is None else rows
-    return MemoryLoader(random_images(count, 3, size, size), 10 * torch.arange(count), rows, **arguments)
+    arguments = {"batch_size": 5, "device": "cpu", "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_padding": 4, "flip": True,
+                 "draw": shuffled(rows) if shuffle else None} | others
+    images = pad(random_images(count, 3, size, size), arguments["crop_padding"], "zeros")
+    return MemoryLoader(images, 10 * torch.arange(count), rows, **arguments)
 
 
 def pixels(batches):
@@ -469,11 +479,11 @@ def test_rows_of_a_batch_are_its_index():
 # Image files
 
 
-def file_loader(tree, num_workers=0, **others):
-    source = folder(str(tree))
-    arguments = {"batch_size": 3, "device": "cpu", "mean": source.mean, "std": source.std, "image_size": 16, "shuffle": True,
-                 "num_workers": num_workers} | others
-    return FileLoader(source.train.images, 10 * torch.arange(8), torch.arange(8), **arguments)
+def file_loader(tree, num_workers=0, train=True, **others):
+    source, rows = folder(str(tree)), torch.arange(8)
+    arguments = {"batch_size": 3, "device": "cpu", "mean": source.mean, "std": source.std, "image_size": 16,
+                 "draw": shuffled(rows) if train else None, "augment": train, "num_workers": num_workers} | others
+    return FileLoader(source.train.images, 10 * torch.arange(8), rows, **arguments)
 
 
 def test_batches_of_files_do_not_depend_on_the_number_of_workers(tree):
@@ -529,7 +539,7 @@ def test_augmentation_of_files_differs_between_epochs_and_samples(tmp_path):
     path = str(tmp_path / "brighter_to_the_right.png")
     write_png(random_images(3, 20, 25) // 6 + 8 * torch.arange(25, dtype=torch.uint8), path)
     loader = FileLoader([path] * 50, torch.zeros(50, dtype=int), torch.arange(50), batch_size=50, device="cpu",
-                        mean=(0.0,) * 3, std=(1.0,) * 3, image_size=16, num_workers=0, shuffle=True)
+                        mean=(0.0,) * 3, std=(1.0,) * 3, image_size=16, num_workers=0, augment=True)
     views = []
     for epoch in (0, 1):
         loader.set_epoch(epoch)
@@ -542,7 +552,7 @@ def test_augmentation_of_files_differs_between_epochs_and_samples(tmp_path):
 
 
 def test_files_are_evaluated_as_they_are(tree):
-    loader = file_loader(tree, shuffle=False, image_size=28)
+    loader = file_loader(tree, train=False, image_size=28)
     first = list(loader)
     loader.set_epoch(5)
     assert same(list(loader), first)
@@ -556,7 +566,7 @@ def test_files_are_evaluated_as_they_are(tree):
 
 
 def test_iterating_leaves_the_global_generators_alone(tree):
-    for loader in (memory_loader(), file_loader(tree), file_loader(tree, shuffle=False)):
+    for loader in (memory_loader(), file_loader(tree), file_loader(tree, train=False)):
         states = generator_states()
         loader.set_epoch(1)
         assert list(loader)
@@ -583,8 +593,14 @@ def given():
     return np.random.default_rng(0).choice(4, COUNT, p=[0.4, 0.3, 0.2, 0.1])
 
 
-def loaders_of(dataset, given, **others):
-    return make_loaders(dataset, given, **({"batch_size": 16, "device": "cpu", "seed": 0} | others))
+def noise_of(given, true=None):
+    true = np.full_like(given, -1) if true is None else true
+    return Noise(given, true, np.eye(given.max() + 1), "", "none", 0.0)
+
+
+def loaders_of(dataset, given, selection=None, validation_fraction=0.0, clean=False, true=None, **others):
+    parts = hold_out(noise_of(given, true), fraction=validation_fraction, clean=clean, seed=others.get("seed", 0))
+    return make_loaders(dataset, given, parts, selection, **({"batch_size": 16, "device": "cpu", "seed": 0} | others))
 
 
 def test_validation_and_training_part_are_disjoint_and_cover_all(dataset, given):
@@ -628,6 +644,114 @@ def test_only_the_training_loader_shuffles_and_augments(dataset, given):
     assert {len(batch.index) for batch in loaders.train} == {16}
     loaders.train.set_epoch(1)
     assert rows_in(loaders.train) != order
+
+
+def test_a_clean_validation_part_has_true_labels_and_is_stratified_by_them(dataset, given):
+    true = dataset.train.targets.numpy()
+    loaders = loaders_of(dataset, given, validation_fraction=0.2, clean=True, true=true)
+    held_out = rows_in(loaders.validation)
+    assert torch.cat([batch.target for batch in loaders.validation]).tolist() == true[held_out].tolist()
+    assert np.bincount(true[held_out]).tolist() == [20] * 4
+    assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loaders.train)
+    with pytest.raises(ValueError, match=r"validation\.clean=true needs true labels"):
+        hold_out(noise_of(given), fraction=0.2, clean=True, seed=0)
+
+
+def test_a_reflected_margin_is_torchs(dataset):
+    images = random_images(5, 3, 6, 9)
+    expected = torch.nn.functional.pad(images.float(), [4] * 4, "reflect").byte()
+    assert torch.equal(pad(images, 4, "reflect"), expected)
+    assert torch.equal(pad(images, 0, "reflect"), images) and torch.equal(pad(images, 0, "zeros"), images)
+
+
+def test_the_recording_loader_has_every_row_once_and_augments_if_told(dataset, given):
+    for augment in (True, False):
+        loaders = loaders_of(dataset, given, validation_fraction=0.2, record=True, augment_recording=augment)
+        rows = rows_in(loaders.recording)
+        assert sorted(rows) == sorted(rows_in(loaders.train))
+        differs = (pixels(loaders.recording) != dataset.train.images[rows]).flatten(1).any(1).float().mean()
+        assert differs > 0.8 if augment else differs == 0
+    first = list(loaders_of(dataset, given, record=True).recording)
+    loaders = loaders_of(dataset, given, record=True)
+    loaders.set_epoch(1, 3)
+    assert not same(list(loaders.recording), first) and len(list(loaders.train)) == 25 - 3
+    assert loaders_of(dataset, given).recording is None
+
+
+def chosen(given):
+    """A third of the samples, with weights from 0.7 to 1."""
+    index = np.arange(0, COUNT, 3)
+    return Selection(index, np.linspace(0.7, 1, len(index)))
+
+
+def test_a_selection_is_what_is_trained_on(dataset, given):
+    loaders = loaders_of(dataset, given, chosen(given))
+    assert sorted(rows_in(loaders.train)) == list(range(0, COUNT, 3))
+    assert rows_in(loaders.train_plain) == list(range(COUNT))
+
+
+def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
+    dataset = replace(dataset, crop_padding=0, flip=False)  # so that a view tells which sample it is of
+    loaders = loaders_of(dataset, given, chosen(given), validation_fraction=0.25, num_views=3, steps_per_epoch=60)
+    labelled, held_out = set(range(0, COUNT, 3)), set(rows_in(loaders.validation))
+    code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.images)}
+    seen = []
+    for batch in loaders.train:
+        assert set(batch.index.tolist()) <= labelled and batch.extra.shape == (3, 16, 3, 8, 8)
+        views = [[code[tuple(image.flatten().tolist())] for image in (255 * view).round().byte()] for view in batch.extra]
+        assert views[0] == views[1] == views[2] and len(set(views[0])) == 16
+        seen.append(views[0])
+    rest = set(range(COUNT)) - labelled - held_out
+    assert len(loaders.train) == len(seen) == 60 and set(np.concatenate(seen)) == rest
+    passes = len(rest) // 16
+    assert len(set(np.concatenate(seen[:passes]))) == 16 * passes  # none twice before the others have come
+    assert not labelled & rest and not held_out & rest and len(labelled | held_out | rest) == COUNT
+
+
+def test_views_are_augmented_each_in_its_own_way(dataset, given):
+    (batch, *_) = loaders_of(dataset, given, chosen(given), num_views=2, steps_per_epoch=2).train
+    assert (batch.extra[0] != batch.extra[1]).flatten(1).any(1).float().mean() > 0.8
+
+
+def test_labelled_samples_are_drawn_by_weight(dataset, given):
+    index = np.arange(40)
+    selection = Selection(index, np.where(index < 20, 1.0, 0.25))
+    loaders = loaders_of(dataset, given, selection, num_views=1, steps_per_epoch=500)
+    rows = np.array(rows_in(loaders.train))
+    assert len(rows) == 8_000 and set(rows) == set(index)
+    share = (rows < 20).mean()
+    assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 8_000) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+@pytest.mark.parametrize("first_batch", [0, 1, 4])
+def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kind, first_batch):
+    def loader():
+        if kind == "memory":
+            return loaders_of(dataset, given, chosen(given), num_views=2, steps_per_epoch=5, seed=3).train
+        labels = np.array([0, 1] * 4)
+        selection = Selection(np.arange(3), np.ones(3))
+        return loaders_of(folder(str(tree), image_size=8, num_workers=0), labels, selection, num_views=2, steps_per_epoch=5,
+                          batch_size=2).train
+
+    whole, resumed = loader(), loader()
+    whole.set_epoch(2)
+    resumed.set_epoch(2, first_batch)
+    expected = list(whole)
+    got = list(resumed)
+    assert same(got, expected[first_batch:]) and len(got) == 5 - first_batch
+    assert all(torch.equal(one.extra, other.extra) for one, other in zip(got, expected[first_batch:], strict=True))
+    assert resumed.rows_of(2) == expected[2].index.tolist()
+    whole.set_epoch(3)
+    assert not torch.equal(next(iter(whole)).extra, expected[0].extra)
+
+
+def test_views_without_a_selection_or_with_too_large_a_one_are_errors(dataset, given):
+    with pytest.raises(ValueError, match=r"dataset\.selection\.history"):
+        loaders_of(dataset, given, num_views=2, steps_per_epoch=5)
+    index = np.arange(COUNT - 10)
+    with pytest.raises(ValueError, match="leaves 10 samples unlabelled, fewer than a batch of 16"):
+        loaders_of(dataset, given, Selection(index, np.ones(len(index))), num_views=2, steps_per_epoch=5)
 
 
 def test_loaders_of_files_evaluate_the_same_way(tree):

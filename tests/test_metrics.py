@@ -111,7 +111,7 @@ def test_flag_marks_the_upper_of_two_groups():
 def test_samples_are_tabled_by_index():
     index, target = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([1, 0, 1, 1, 0, 0])
     margin = torch.tensor([3.0, 0, 5, -1, 4, 2])  # of class 1 over class 0
-    output, mean_loss = torch.stack([torch.zeros(6), margin], 1), torch.tensor([0.1, 0.11, 0.12, 0.9, 0.91, 0.1])
+    output, mean_loss = torch.stack([torch.zeros(6), margin], 1), np.array([0.1, 0.11, 0.12, 0.9, 0.91, 0.1], np.float32)
     arguments = {"task_loss": cross_entropy, "true": np.array([0, 0, 0, 1, 1, -1]), "mean_loss": mean_loss}
     table = sample_table(output, target, index, score=None, **arguments)
     assert table["index"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -122,7 +122,7 @@ def test_samples_are_tabled_by_index():
     assert table["mean_loss"].tolist() == table["score"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [3, 4]
 
-    score = mean_loss.flip(0)  # a method's own wins
+    score = torch.from_numpy(mean_loss).flip(0)  # a method's own wins
     table = sample_table(output, target, index, score=score, **arguments)
     assert table["score"].tolist() == score.tolist() and table["mean_loss"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [1, 2]
@@ -132,7 +132,7 @@ def test_samples_are_tabled_by_index():
 def test_of_a_regression_the_prediction_itself_is_tabled(shape):
     index, output = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
     table = sample_table(output, index.float() - 1, index, task_loss=mse, true=np.full(6, -1), score=None,
-                         mean_loss=torch.arange(6.0))
+                         mean_loss=np.arange(6.0))
     assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4] and table["loss"].tolist() == [2.25] * 6
 
@@ -165,7 +165,7 @@ def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
 def test_an_epoch_in_numbers(shape):
     record = new_record()
     for factor in (2, 1):  # the first epoch is forgotten, but for the sum of losses
-        record.start_epoch()
+        record.start(0)
         for step in range(2):
             take_step(record, step, ERRORS * factor, shape=shape)
         record.check(0, LOADER)
@@ -187,7 +187,7 @@ def test_how_often_the_record_is_checked_changes_nothing():
     results = []
     for every_step in (True, False):
         record = new_record()
-        record.start_epoch()
+        record.start(0)
         for step in range(2):
             take_step(record, step)
             if every_step:
@@ -201,7 +201,7 @@ def test_how_often_the_record_is_checked_changes_nothing():
 def test_there_are_no_weights_where_they_are_not_known():
     for with_output, corrupted in ((False, CORRUPTED), (True, None)):
         record = new_record()
-        record.start_epoch()
+        record.start(0)
         for step in range(2):
             take_step(record, step, with_output=with_output)
         record.check(0, LOADER)
@@ -213,7 +213,7 @@ def test_there_are_no_weights_where_they_are_not_known():
 
 def test_the_record_goes_on_from_its_state():
     record, again = new_record(), new_record()
-    record.start_epoch()
+    record.start(0)
     take_step(record, 0)
     record.check(0, LOADER)
     record.seconds = 1.5
@@ -231,7 +231,7 @@ def test_the_record_goes_on_from_its_state():
 def test_the_first_loss_that_is_not_finite_is_named(value):
     record, errors = new_record(), ERRORS.clone()
     errors[7] = value
-    record.start_epoch()
+    record.start(0)
     for step in range(2):
         take_step(record, step, errors)
     with pytest.raises(FloatingPointError, match=r"epoch 3, step 1; samples 7\."):

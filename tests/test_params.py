@@ -78,3 +78,31 @@ def test_every_method_trains_by_the_same_recipe(dataset, method):
     assert config["model"] == {"name": "lenet" if on_mnist else "wide_resnet28_10"}
     assert config["epochs"] == (20 if on_mnist else 120)
     assert config["schedule"] == (None if on_mnist else {"name": "MultiStepLR", "milestones": [80, 100], "gamma": 0.1})
+
+
+@pytest.mark.parametrize(("dataset", "seed"), [("cifar10", 0), ("cifar100", 20)])
+def test_rsl_is_as_its_authors_set_it(dataset, seed):
+    for method in ("rsl_record", "rsl"):
+        config = resolved(dataset, method)
+        assert config["optimizer"] == SGD and config["batch_size"] == 128 and config["epochs"] == 200
+        assert config["schedule"] == {"name": "MultiStepLR", "milestones": [60, 120, 160], "gamma": 0.02}
+        assert config["loss"] == {"name": "Plain"} and config["record_losses"] == (method == "rsl_record")
+        assert config["augment_recording"] and "padding_mode" not in config["dataset"]
+    for method in ("rsl_record", "rsl", "rsl_mixmatch"):
+        config = resolved(dataset, method)
+        assert config["model"] == {"name": "wide_resnet28_2"} and config["noise"]["seed"] == seed
+        assert config["validation"] == {"fraction": 0.1, "clean": True}
+    for method in ("rsl", "rsl_mixmatch"):
+        selection = resolved(dataset, method)["dataset"]["selection"]
+        assert selection.pop("history").startswith(f"runs/{dataset}/rsl_record/pair-0.4/seed1")
+        assert selection == {"criterion": "mean", "per": "class", "beta": 0.2, "gamma_index": 1, "kappa": -math.log(0.7)}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_weighted_mixmatch_is_as_its_authors_set_it(dataset):
+    config = resolved(dataset, "rsl_mixmatch")
+    assert config["loss"] == {"name": "MixMatch", "num_views": 2, "steps_per_epoch": 1024, "temperature": 0.5, "alpha": 0.75,
+                              "unlabelled_weight": 75.0, "ema_decay": 0.999, "parameter_decay": 4e-5}
+    assert config["optimizer"] == {"name": "Adam", "lr": 0.002} and config["schedule"] is None
+    assert config["batch_size"] == 64 and config["epochs"] == 500 and config["dataset"]["padding_mode"] == "reflect"
+    assert config["loss"]["parameter_decay"] == pytest.approx(0.02 * config["optimizer"]["lr"])

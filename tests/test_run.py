@@ -28,6 +28,12 @@ def weights(directory):
     return torch.load(directory / "checkpoint.pt", weights_only=True)
 
 
+def arrays(path):
+    """The content of a .npz, the file closed."""
+    with np.load(path) as content:
+        return dict(content)
+
+
 def equal(first, second):
     """Exact equality of nested states; wall-clock times aside."""
     if isinstance(first, torch.Tensor):
@@ -99,10 +105,20 @@ def test_train_loss_and_metric_are_those_of_a_naive_loop(run):
     np.testing.assert_array_equal(samples["score"], samples["mean_loss"])  # Plain keeps no score of its own
 
 
+def ready(run, method):
+    """What to run for a method, [params and overrides], with a history recorded where it needs one; 11 steps an epoch."""
+    overrides = ["model=cnn", "model.width=2", "schedule=StepLR", "schedule.step_size=1", "schedule.gamma=0.5"]
+    if method.startswith("rsl"):
+        _, recording, *_ = run("record_losses=true", "model=cnn", params="params/digits/plain.yaml", name="recording")
+        overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
+    if method == "rsl_mixmatch":
+        overrides += ["loss.steps_per_epoch=11"]
+    return {"params": f"params/digits/{method}.yaml"}, overrides
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_resume_equals_no_interruption(run, monkeypatch, method):
-    options = {"params": f"params/digits/{method}.yaml"}
-    overrides = ["model=cnn", "model.width=2", "schedule=StepLR", "schedule.step_size=1", "schedule.gamma=0.5"]
+    options, overrides = ready(run, method)
     code, whole, *_ = run(*overrides, **options, name="whole")
     assert code == 0
     for step in (3, 7, 10):  # within an epoch of 11 steps; at the last step of one; within the last one
@@ -244,17 +260,68 @@ def test_two_processes_cannot_write_one_run(run, tmp_path):
     assert weights(directory)["epoch"] > 0
 
 
-def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(run, tmp_path):
-    command = [sys.executable, "main.py", "params/digits/discrimloss.yaml", *TINY, "epochs=30", f"run_dir={tmp_path}/run"]
+RECORD = ["record_losses=true", "dataset.crop_padding=1", "validation.fraction=0.2", "validation.clean=true"]
+
+
+@pytest.mark.parametrize(("method", "more"), [("discrimloss", []), ("plain", RECORD), ("rsl_mixmatch", [])])
+def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(run, tmp_path, method, more):
+    options, overrides = ready(run, method)
+    overrides += [*more, "epochs=30"]
+    command = [sys.executable, "main.py", options["params"], *TINY, f"run_dir={tmp_path}/run", *overrides]
     for pause in (0.1, 0.25):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
             time.sleep(pause)
             process.kill()
-    code, directory, *_ = run("epochs=30")
+    code, directory, *_ = run(*overrides, **options)
     assert code == 0
-    _, whole, *_ = run("epochs=30", name="whole")
+    _, whole, *_ = run(*overrides, **options, name="whole")
     assert equal(weights(whole), weights(directory))
+    if more:
+        np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(directory / "losses.npy"))
+
+
+def test_recorded_losses_are_those_of_the_network_after_each_epoch(run):
+    _, directory, *_ = run("record_losses=true", "validation.fraction=0.2", params="params/digits/plain.yaml")
+    history, samples = np.load(directory / "losses.npy"), arrays(directory / "samples.npz")
+    assert history.shape == (3, 1297) and history.dtype == np.float32
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(history[0])), samples["index"])  # the held-out ones are NaN
+    np.testing.assert_allclose(history[-1, samples["index"]], samples["loss"], rtol=1e-5)
+    assert (np.isfinite(history).sum(1) == len(samples["index"])).all() and (history[0] != history[1]).any()
+
+
+def test_recording_goes_on_after_an_interruption_and_disturbs_nothing(run, monkeypatch):
+    params = {"params": "params/digits/plain.yaml"}
+    _, whole, *_ = run(*RECORD, **params, name="whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)  # in the second epoch of nine steps
+        _, broken, *_ = run(*RECORD, **params)
+    done = np.isfinite(np.load(broken / "losses.npy")).any(1)
+    assert done.tolist() == [True, False, False]
+    assert run(*RECORD, **params)[0] == 0
+    np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"))
+    _, without, *_ = run(*RECORD, "record_losses=false", **params, name="without")
+    assert equal(weights(whole), weights(without)) and not (without / "losses.npy").exists()
+    assert json.loads((whole / "summary.json").read_text())["validation"] == {"fraction": 0.2, "labels": "true"}
+
+
+def test_losses_are_recorded_with_the_augmentation_of_training_unless_told_otherwise(run):
+    histories = []
+    for name, option in (("default", []), ("plain", ["augment_recording=false"])):
+        _, directory, *_ = run("record_losses=true", "dataset.crop_padding=1", *option, name=name)
+        histories.append(np.load(directory / "losses.npy"))
+        exact = np.isclose(histories[-1][-1], arrays(directory / "samples.npz")["loss"], rtol=1e-4)
+        assert exact.all() == (name == "plain")
+    assert abs(histories[0] - histories[1]).mean() > 0.01
+
+
+def test_a_history_that_is_gone_is_an_error_while_its_run_goes_on(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        _, directory, *_ = run("record_losses=true")
+    (directory / "losses.npy").unlink()
+    code, _, _, complaints = run("record_losses=true")
+    assert code == 2 and "losses.npy is gone" in complaints
 
 
 def test_a_loss_that_is_not_finite_names_epoch_step_and_samples(run, monkeypatch):

@@ -32,31 +32,37 @@ def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) 
         return [f"{section} needs a name: {', '.join(public_names(package))}"]
     if spec["name"] not in public_names(package):
         return [unknown(f"{section}.name", spec["name"], public_names(package))]
-    constructor = getattr(package, spec["name"])
+    arguments = {key: value for key, value in spec.items() if key != "name"}
+    return argument_problems(getattr(package, spec["name"]), arguments, section=section, context=context)
+
+
+def argument_problems(constructor: Callable, arguments: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
+    """Everything wrong with the arguments of a call: an unknown key, a value of the wrong type, a missing argument."""
     parameters = inspect.signature(constructor).parameters
     hints = type_hints(constructor)
     found = []
-    for key, value in spec.items():
-        if key == "name":
-            continue
+    for key, value in arguments.items():
         if key not in parameters or key in context:
             found.append(unknown(f"key {section}.{key}", key, [name for name in parameters if name not in context],
-                                 f" of {spec['name']}"))
+                                 f" of {constructor.__name__}"))
         elif not fits(value, hints.get(key, typing.Any)):
             found.append(f"{section}.{key} must be {describe(hints[key])}, got {value!r}")
     for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in spec and key not in context:
-            found.append(f"{section}.{key} is missing: {spec['name']} needs it ({describe(hints.get(key, typing.Any))})")
+        if parameter.default is parameter.empty and key not in arguments and key not in context:
+            wanted = describe(hints.get(key, typing.Any))
+            found.append(f"{section}.{key} is missing: {constructor.__name__} needs it ({wanted})")
     return found
 
 
 @torch.no_grad()
-def check_fit(model: torch.nn.Module, task_loss: Callable, images: torch.Tensor, targets: torch.Tensor):
+def check_fit(model: torch.nn.Module, task_loss: Callable, in_channels: int, image_size: int, targets: torch.Tensor,
+              device: torch.device):
     """Raise ValueError where the model cannot take such images, or its outputs not be compared with such targets."""
+    shape = [in_channels, image_size, image_size]
     try:
-        task_loss(model.eval()(images), targets)
+        task_loss(model.eval()(torch.zeros(len(targets), *shape, device=device)), targets.to(device))
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"the model does not fit the dataset, with images of {list(images.shape[1:])}: {error}") from None
+        raise ValueError(f"the model does not fit the dataset, with images of {shape}: {error}") from None
 
 
 def public_names(package) -> list[str]:
@@ -64,11 +70,11 @@ def public_names(package) -> list[str]:
     return [name for name in package.__all__ if callable(getattr(package, name))]
 
 
-def defaults(package, spec: dict, context: Iterable[str] = ()) -> dict:
-    """Arguments that ``spec`` leaves at their defaults, with these."""
-    parameters = inspect.signature(getattr(package, spec["name"])).parameters
+def defaults(constructor: Callable, given: Iterable[str], context: Iterable[str] = ()) -> dict:
+    """Arguments that are not among those ``given``, with their defaults."""
+    parameters = inspect.signature(constructor).parameters
     return {key: parameter.default for key, parameter in parameters.items()
-            if key not in spec and key not in context and parameter.default is not parameter.empty}
+            if key not in given and key not in context and parameter.default is not parameter.empty}
 
 
 def unknown(what: str, got: str, options: Iterable[str], where: str = "") -> str:

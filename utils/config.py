@@ -12,7 +12,7 @@ from typing import Literal
 
 import yaml
 
-from utils.build import defaults, describe, fits, problems, unknown
+from utils.build import argument_problems, defaults, describe, fits, problems, unknown
 
 DEFAULTS = {
     "dataset": {"name": "digits"},
@@ -26,7 +26,9 @@ DEFAULTS = {
     "epochs": 20,
     "batch_size": 128,
     "seed": 1,
-    "validation": {"fraction": 0.0},
+    "validation": {"fraction": 0.0, "clean": False},
+    "record_losses": False,
+    "augment_recording": True,
     "data_root": "data",
     "run_dir": None,
     "device": "auto",
@@ -38,17 +40,19 @@ DEFAULTS = {
 TYPES = {  # of everything that is not built from a package; these, and the ranges in check(), are the schema
     "noise.kind": str, "noise.fraction": float, "noise.seed": int | None,
     "task": Literal["classification", "regression"], "task_loss": str, "epochs": int, "batch_size": int, "seed": int,
-    "validation.fraction": float, "data_root": str, "run_dir": str | None, "device": str,
+    "validation.fraction": float, "validation.clean": bool, "record_losses": bool, "augment_recording": bool,
+    "data_root": str, "run_dir": str | None, "device": str,
     "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 # Where and on what a run goes on: free to change on resume.
-EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers")
+EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers", "dataset.selection.history")
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {
     "dataset": ("data_root",),
     "model": ("num_outputs", "in_channels", "image_size"),
-    "loss": ("task_loss", "num_samples", "num_outputs"),
+    "selection": ("noise", "rows"),
+    "loss": ("task_loss", "num_samples", "num_outputs", "model", "epochs"),
     "optimizer": ("params",),
     "schedule": ("optimizer",),
 }
@@ -72,7 +76,7 @@ Loader.add_implicit_resolver(
 def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
     """The configuration that a command line asks for: a params file, then key=value. Exits after printing --help.
 
-    Raises as ``load``.
+    Raises as ``load``; and FileNotFoundError, naming the command that makes it, where there is no history to select from.
     """
     wants_help = bool({"-h", "--help"} & set(arguments))
     arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -85,7 +89,22 @@ def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
     if wants_help:
         print(manual(manual_text, config, packages))
         raise SystemExit(0)
+    selection = config["dataset"].get("selection")
+    if selection is not None and not Path(selection["history"]).is_file():
+        held_out = "".join(f" validation.{key}={_show(value)}" for key, value in config["validation"].items())
+        raise FileNotFoundError(
+            f"there is no history of losses {selection['history']} to select from. Record it with the same labels, e.g.\n"
+            f"  python main.py {recorder(arguments[0])} record_losses=true seed={config['seed']} noise.seed="
+            f"{config['noise']['seed']} noise.kind={config['noise']['kind']} noise.fraction={config['noise']['fraction']}"
+            f"{held_out if config['validation']['fraction'] else ''}\n"
+            f"and name it with dataset.selection.history=<its run directory>/losses.npy")
     return config
+
+
+def recorder(path: str) -> Path:
+    """The params file, in the folder of another one, whose runs record the losses that it selects by."""
+    own = Path(path).with_name("rsl_record.yaml")
+    return own if own.is_file() else own.with_name("plain.yaml")
 
 
 def load(path: str, overrides: list[str], packages: dict) -> dict:
@@ -118,6 +137,9 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     if config["noise"]["seed"] is None:
         config["noise"]["seed"] = config["seed"]
     config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path).stem)
+    selection = config["dataset"].get("selection")
+    if selection is not None and selection.get("history") is None:
+        selection["history"] = f"{default_run_dir(config, recorder(path).stem)}/losses.npy"
     return config
 
 
@@ -181,8 +203,14 @@ def check(config: dict, packages: dict) -> list[str]:
                 continue
             if not isinstance(value, dict):
                 found.append(f"{key} must be a section with a name, got {value!r}")
-            else:
-                found += problems(packages[key], value, section=key, context=CONTEXT[key])
+                continue
+            value, selection = without_selection(value) if key == "dataset" else (value, None)
+            found += problems(packages[key], value, section=key, context=CONTEXT[key])
+            if isinstance(selection, dict):
+                found += argument_problems(packages["selection"], selection, section="dataset.selection",
+                                           context=CONTEXT["selection"])
+            elif selection is not None:
+                found.append(f"dataset.selection must be a section or null, got {selection!r}")
         elif isinstance(DEFAULTS[key], dict):
             for inner in value if isinstance(value, dict) else ():
                 if f"{key}.{inner}" not in TYPES:
@@ -206,6 +234,11 @@ def check(config: dict, packages: dict) -> list[str]:
     return found
 
 
+def without_selection(dataset: dict) -> tuple[dict, dict | None]:
+    """The section ``dataset`` in two: what the dataset itself is built from, and its ``selection``."""
+    return {key: value for key, value in dataset.items() if key != "selection"}, dataset.get("selection")
+
+
 def differences(old: dict, new: dict) -> list[str]:
     """Keys in which two configurations differ, those aside that only say where a run is executed."""
     old, new = flatten(old), flatten(new)
@@ -225,10 +258,13 @@ def flatten(config: dict, prefix: str = "") -> dict:
 def manual(text: str, config: dict, packages: dict) -> str:
     """The manual, and each key that the command line may set with its value here."""
     values = flatten(config)
-    for section, package in packages.items():
-        if config[section] is not None:
-            for key, value in defaults(package, config[section], CONTEXT[section]).items():
-                values.setdefault(f"{section}.{key}", value)
+    built = {section: (getattr(package, config[section]["name"]), config[section]) for section, package in packages.items()
+             if config.get(section) is not None}
+    if config["dataset"].get("selection") is not None:
+        built["selection"] = packages["selection"], config["dataset"]["selection"]
+    for section, (constructor, given) in built.items():
+        prefix = "dataset.selection" if section == "selection" else section
+        values |= {f"{prefix}.{key}": value for key, value in defaults(constructor, given, CONTEXT[section]).items()}
     order = {key: position for position, key in enumerate(config)}
     lines = [f"  {key}={_show(value)}" for key, value in sorted(values.items(), key=lambda item: order[item[0].split(".")[0]])]
     return "\n".join([text.strip(), "", "keys, with their values here:", *lines])

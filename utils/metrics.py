@@ -1,6 +1,7 @@
 """What is measured: while training, on the test set, and of the detection of incorrect labels."""
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -41,12 +42,20 @@ class TrainingRecord:
     def __init__(self, num_samples: int, task_loss: Callable, gradient_norm: Callable, metric: Callable, device: torch.device):
         self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
         self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}
-        self.loss_sum, self.seconds = 0.0, 0.0
+        self.loss_sum, self.seconds, self.images = 0.0, 0.0, 0
         self.recent: list[tuple] = []  # steps that are not in the sums yet
+        self.observed = False  # whether the objective shows what the model says of each sample
 
-    def start_epoch(self):
-        """Forget the sums of the epoch before."""
-        self.loss_sum, self.seconds = 0.0, 0.0
+    def start(self, step: int):
+        """Start the clock; at step 0, forget the sums of the epoch before."""
+        if step == 0:
+            self.loss_sum, self.seconds, self.images = 0.0, 0.0, 0
+        self.clock = time.perf_counter()
+
+    def stop(self, epoch: int, loader):
+        """Check, which waits for the device, and stop the clock."""
+        self.check(epoch, loader)
+        self.seconds += time.perf_counter() - self.clock
 
     def update(self, step: int, loss: Tensor, output: Tensor | None, batch):
         """Remember one step, after its backward pass; ``output`` has its gradient retained, or is None. Costs nothing yet."""
@@ -63,6 +72,7 @@ class TrainingRecord:
             return
         steps, sizes, values, *known = zip(*self.recent, strict=True)
         self.recent = []
+        self.observed = bool(known)
         if known:
             output, grad, target, index = (torch.cat(part) for part in known)
             self.samples["loss"][index] = self.task_loss(output, target)
@@ -72,6 +82,7 @@ class TrainingRecord:
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
             self.loss_sum += size * value
+            self.images += size
 
     def _not_finite(self, epoch, step, loader):
         rows = loader.rows_of(step)
@@ -82,23 +93,33 @@ class TrainingRecord:
                 f"Look at these inputs, or lower optimizer.lr or the method's own rates")
 
     def end_epoch(self, trained: Tensor, corrupted: np.ndarray | None) -> dict[str, float]:
-        """The epoch in numbers: of the samples that were ``trained`` on (their rows), ``corrupted`` [N] where that is known."""
+        """The epoch in numbers: of the samples that were ``trained`` on (their rows), ``corrupted`` [N] where that is known.
+
+        train_metric is NaN, and there are no weights, where the objective does not show what the model says of each.
+        """
+        row = {"train_loss": self.loss_sum / self.images, "train_metric": float("nan"), "seconds": self.seconds,
+               "images_per_second": self.images / self.seconds}
+        if not self.observed:
+            return row
         self.samples["loss_total"] += self.samples["loss"]
         trained = trained.to(self.samples["loss"].device)
         loss, metric, pull = (self.samples[name][trained] for name in ("loss", "metric", "pull"))
-        row = {"train_loss": self.loss_sum / len(trained), "train_metric": float(metric.double().mean()),
-               "seconds": self.seconds, "images_per_second": len(trained) / self.seconds}
+        row["train_metric"] = float(metric.double().mean())
         if corrupted is not None:
             plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
             for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[trained.cpu()]).items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
         return row
 
+    def mean_loss(self, epochs: int) -> np.ndarray:
+        """Of each sample [N], over that many epochs."""
+        return (self.samples["loss_total"] / epochs).cpu().numpy()
+
     def state_dict(self) -> dict:
-        return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds}
+        return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds, "images": self.images}
 
     def load_state_dict(self, state: dict):
-        self.loss_sum, self.seconds = state["loss_sum"], state["seconds"]
+        self.loss_sum, self.seconds, self.images = state["loss_sum"], state["seconds"], state["images"]
         for name, values in self.samples.items():
             values.copy_(state["samples"][name])
 
@@ -149,16 +170,17 @@ def by_rule(values: list[float], validated_on: list[float] | None, higher_is_bet
 
 
 def sample_table(output: Tensor, target: Tensor, index: Tensor, *, task_loss: Callable, true: np.ndarray,
-                 mean_loss: Tensor, score: Tensor | None) -> dict[str, np.ndarray]:
+                 mean_loss: np.ndarray, score: Tensor | None) -> dict[str, np.ndarray]:
     """samples.npz: a row per training sample, by index.
 
     loss and predicted are those of the finished model, without augmentation; mean_loss is the mean training loss over all
-    epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart); score is the
-    method's own, or mean_loss where it keeps none; true is -1 where it is not known.
+    epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart), or what another
+    run recorded, where samples were selected by it; score is the method's own, or mean_loss where it keeps none; true is
+    -1 where it is not known.
     """
     order = index.argsort()
     output, target, index = output[order], target[order], index[order].numpy()
-    mean_loss = mean_loss.cpu().numpy()[index]
+    mean_loss = mean_loss[index]
     score = mean_loss if score is None else score.cpu().numpy()[index]
     predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()
     return {"index": index, "given": target.numpy(), "true": true[index], "loss": task_loss(output, target).numpy(),

@@ -18,9 +18,10 @@ def draw_curves(directory: Path, metric: str):
     rows = pd.read_csv(directory / "metrics.csv")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rows.epoch, rows.train_metric, color=COLOURS["grey"], label="training, given labels")
+    if rows.train_metric.notna().any():
+        axes.plot(rows.epoch, rows.train_metric, color=COLOURS["grey"], label="training, given labels")
     if "validation_metric" in rows:
-        axes.plot(rows.epoch, rows.validation_metric, color=COLOURS["hard"], label="validation, given labels")
+        axes.plot(rows.epoch, rows.validation_metric, color=COLOURS["hard"], label="validation")
     axes.plot(rows.epoch, rows.test_metric, color=COLOURS["easy"], label="test")
     best = rows.test_metric.idxmax() if metric == "accuracy" else rows.test_metric.idxmin()
     for position, name, offset in ((best, "best", 8), (rows.index[-1], "last", -14)):
@@ -51,7 +52,7 @@ def draw_comparison(directories: list[Path], path: Path):
     weighted = any(column.startswith("weight_") for column in pd.read_csv(directories[-1] / "metrics.csv", nrows=0))
     left, *right = np.atleast_1d(figure.subplots(1, 1 + weighted))
     for directory, colour in zip(directories, list(COLOURS.values()) * len(directories), strict=False):
-        rows, name = pd.read_csv(directory / "metrics.csv"), _method(directory)
+        rows, name = pd.read_csv(directory / "metrics.csv"), method_name(directory)
         left.plot(rows.epoch, rows.test_metric, color=colour, label=f"{name}, last {rows.test_metric.iloc[-1]:.1f}")
         left.plot(rows.epoch.iloc[-1], rows.test_metric.iloc[-1], "o", color=colour)
     left.set(xlabel="epoch", ylabel="test metric")
@@ -59,7 +60,7 @@ def draw_comparison(directories: list[Path], path: Path):
     left.legend(frameon=False)
     for axes in right:
         _weights(axes, directories[-1])
-        axes.set_title(_method(directories[-1]), fontsize="medium")
+        axes.set_title(method_name(directories[-1]), fontsize="medium")
     save(figure, [left, *right], path)
 
 
@@ -86,8 +87,10 @@ def _weights(axes, directory):
     axes.legend(frameon=False)
 
 
-def _method(directory):
-    return yaml.safe_load((directory / "config.yaml").read_text())["loss"]["name"]
+def method_name(directory: Path) -> str:
+    """What a run is called in tables and pictures: its loss, and whether it trained on a selection."""
+    config = yaml.safe_load((directory / "config.yaml").read_text())
+    return config["loss"]["name"] + (", selected" if config["dataset"].get("selection") is not None else "")
 
 
 def save(figure: Figure, axes, path: Path):
@@ -96,3 +99,38 @@ def save(figure: Figure, axes, path: Path):
         one.spines[["top", "right"]].set_visible(False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, dpi=150, format=path.suffix[1:])
+
+
+def draw_selection(path: Path, mean_loss: np.ndarray, given: np.ndarray, incorrect: np.ndarray, table: pd.DataFrame):
+    """Precision of vanilla and RSL selection by epoch; and the mean losses of correct and incorrect labels, label by label.
+
+    Args:
+        mean_loss, given, incorrect: [n], of the training samples.
+        table: of datasets.selection.compare: rule ("epoch" or "mean"), epoch, precision.
+    """
+    labels = np.unique(given)
+    columns = min(len(labels), 5 if len(labels) <= 20 else 10)
+    lines = -(-len(labels) // columns)
+    figure = Figure(figsize=(9, 2.6 + 1.3 * lines), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.6, 1.3 * lines])
+    top = above.subplots()
+    for rule, name, colour in (("mean", "mean loss up to the epoch (RSL)", "easy"),
+                               ("epoch", "loss of the epoch (vanilla)", "incorrect")):
+        rows = table[table.rule == rule]
+        top.plot(rows.epoch, rows.precision, color=COLOURS[colour], label=name)
+    top.set(xlabel="epoch", ylabel="precision")
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.legend(frameon=False)
+    panels = below.subplots(lines, columns, sharex=True, squeeze=False)
+    mean_loss = mean_loss.clip(max=np.percentile(mean_loss, 99))  # the few beyond join the last bar
+    bins = np.histogram_bin_edges(mean_loss, 40)
+    for panel, label in zip(panels.flat, labels, strict=False):
+        for wrong, name, colour in ((False, "correct", "easy"), (True, "incorrect", "incorrect")):
+            panel.hist(mean_loss[(given == label) & (incorrect == wrong)], bins, alpha=0.7, color=COLOURS[colour], label=name)
+        panel.set_title(f"label {label}", fontsize="small", pad=2)
+        panel.set_yticks([])
+    for panel in panels.flat[len(labels):]:
+        panel.set_axis_off()
+    panels[0, 0].legend(frameon=False, fontsize="x-small")
+    below.supxlabel("mean loss", fontsize="medium")
+    save(figure, [top, *panels.flat], path)

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,22 +96,47 @@ class RunDirectory:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def begin(self, noise, metric: str):
+    def begin(self, noise, metric: str, selection=None):
         """Write config.yaml and noise.npz, once all is built and nothing wrong with it; ``metric``: of the test set.
 
-        Raises ValueError if the run was begun with other labels, e.g. because a file of labels has changed.
+        With a selection of samples selection.npz too, and with ``record_losses`` a losses.npy without losses.
+        Raises ValueError if the run was begun with other labels or another selection, e.g. because a file has changed.
         """
-        self.noise, self.metric = noise, metric
+        self.noise, self.metric, self.selection = noise, metric, selection
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(self.config, file, sort_keys=False)
-        path = self.path / "noise.npz"
-        if path.exists():
-            if str(np.load(path)["sha256"]) != noise.sha256:
-                raise ValueError(f"the labels are not those that {path} says the run was begun with; choose another run_dir=")
+        self._write_or_compare("noise.npz", "labels", "sha256", given=noise.given, true=noise.true,
+                               index=np.arange(len(noise.given)), transition=noise.transition, sha256=noise.sha256)
+        if selection is not None:
+            known = ("counts", "precision", "recall", "precision_per_class", "recall_per_class")
+            self._write_or_compare("selection.npz", "selected samples", "index", index=selection.index, weight=selection.weight,
+                                   mean_loss=selection.mean_loss,
+                                   **{key: np.array(selection.report[key], float) for key in known if key in selection.report})
+        losses = self.path / "losses.npy"
+        if self.config["record_losses"] and not losses.exists():
+            if (self.path / "checkpoint.pt").exists():
+                raise ValueError(f"{losses} is gone, and with it the losses of the epochs that are over: put it back, or "
+                                 f"remove {self.path} to start again")
+            with atomic_write(losses, "wb") as file:
+                np.save(file, np.full((self.config["epochs"], len(noise.given)), np.nan, np.float32))
+
+    def _write_or_compare(self, name, what, key, **arrays):
+        """Write a file of arrays, or raise ValueError where there is one that differs in the array ``key``."""
+        path = self.path / name
+        if not path.exists():
+            with atomic_write(path, "wb") as file:
+                np.savez_compressed(file, **arrays)
             return
-        with atomic_write(path, "wb") as file:
-            np.savez_compressed(file, given=noise.given, true=noise.true, index=np.arange(len(noise.given)),
-                                transition=noise.transition, sha256=noise.sha256)
+        with np.load(path) as before:
+            same = np.array_equal(before[key], arrays[key])
+        if not same:
+            raise ValueError(f"the {what} are not those that {path} says the run was begun with; choose another run_dir=")
+
+    def add_losses(self, epoch: int, task_loss: Callable, output: torch.Tensor, target: torch.Tensor, index: torch.Tensor):
+        """Write the losses of these samples into the row of ``epoch`` of losses.npy [E, N]; held-out samples stay NaN."""
+        history = np.load(self.path / "losses.npy", mmap_mode="r+")
+        history[epoch, index.numpy()] = task_loss(output, target).numpy()
+        history.flush()
 
     def add_row(self, row: dict):
         """Add an epoch to metrics.csv and summary.json, and print it in a line."""
@@ -122,8 +148,9 @@ class RunDirectory:
             writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
                              for row in self.rows)
         self.write_summary()
-        print(f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}  {self.metric} "
-              f"{row['train_metric']:.2f}  test {row['test_metric']:.2f}  {row['images_per_second']:.0f} images/s", flush=True)
+        trained = "" if np.isnan(row["train_metric"]) else f"  {self.metric} {row['train_metric']:.2f}"
+        print(f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}{trained}  test "
+              f"{row['test_metric']:.2f}  {row['images_per_second']:.0f} images/s", flush=True)
 
     def latest(self, *keys: str) -> dict:
         """These values of the newest row, for the progress bar; {} before the first epoch is over."""
@@ -167,6 +194,10 @@ class RunDirectory:
             "noise": {"kind": kind, "requested": None if ":" in kind else self.config["noise"]["fraction"],
                       "realised": None if self.noise.corrupted is None else float(self.noise.corrupted.mean()),
                       "seed": self.config["noise"]["seed"], "sha256": self.noise.sha256},
+            "validation": {"fraction": self.config["validation"]["fraction"],
+                           "labels": "true" if self.config["validation"]["clean"] else "given"}
+            if self.config["validation"]["fraction"] else None,
+            "selection": None if self.selection is None else self.selection.report,
             "detection": detected,
             "seconds": seconds,
             "images_per_second": images / seconds if seconds else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from utils.plots import draw_comparison
+from utils.plots import draw_comparison, method_name
 
 
 def table(directories: list[Path]) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def table(directories: list[Path]) -> pd.DataFrame:
         config = yaml.safe_load((directory / "config.yaml").read_text())
         realised = summary["noise"]["realised"]
         rows.append({
-            "method": config["loss"]["name"],
+            "method": method_name(directory),
             "dataset": config["dataset"]["name"],
             "wrong labels": "unknown" if realised is None else f"{100 * realised:.1f} % ({summary['noise']['kind']})",
             "seed": summary["seed"],
