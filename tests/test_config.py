@@ -159,6 +159,10 @@ def test_differences_ignore_where_a_run_is_executed():
     first, second = config(), config("device=cpu", "threads=1", "data_root=elsewhere", "run_dir=x")
     assert differences(first, second) == []
     assert differences(first, config("loss.a=0.3", "schedule=StepLR", "schedule.step_size=3")) != []
+    older = {key: value for key, value in first.items() if key not in ("record_losses", "augment_recording")}
+    older["validation"] = {"fraction": 0.0}  # written before validation.clean was known
+    assert differences(older, first) == []
+    assert differences(older, config("record_losses=true")) == ["record_losses: False before, True now"]
 
 
 def test_types():

@@ -240,8 +240,12 @@ def without_selection(dataset: dict) -> tuple[dict, dict | None]:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Keys in which two configurations differ, those aside that only say where a run is executed."""
-    old, new = flatten(old), flatten(new)
+    """Keys in which two configurations differ, those aside that only say where a run is executed.
+
+    A key that an older version of this project did not know counts as having its default.
+    """
+    known = {key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS}
+    old, new = known | flatten(old), known | flatten(new)
     keys = [key for key in {**old, **new} if key not in EXECUTION]
     return [f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
             for key in keys if old.get(key) != new.get(key)]
