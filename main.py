@@ -47,7 +47,7 @@ class Run:
         data = self.data = build(datasets, dataset, data_root=config["data_root"])
         counts = {"num_samples": len(data.train), "num_outputs": len(data.classes)}
         self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
-                                  dataset=dataset["name"], data_root=config["data_root"])
+                                  true=data.true, dataset=dataset["name"], data_root=config["data_root"])
         parts = loader.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
         self.selection = None if selected is None else selection.make_selection(self.noise, parts.rows, **selected)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 
@@ -33,8 +34,9 @@ class Dataset:
 
     ``mean`` and ``std`` are per channel, of pixels in [0, 1]. Training images in memory are cropped at random after
     padding by ``crop_padding`` pixels, of zeros or ("reflect") of the image mirrored at its edge, and mirrored with
-    probability 1/2 if ``flip``. ``trusted``: the labels that come with it are taken for true, so that injected noise can
-    be told from them.
+    probability 1/2 if ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized.
+    ``trusted``: the labels that come with it are taken for true, so that injected noise can be told from them. ``true``:
+    the true labels of the training part, where it comes with both.
     """
 
     train: Split
@@ -47,7 +49,9 @@ class Dataset:
     crop_padding: int = 0
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
+    crop_scale: float = 0.08
     trusted: bool = True
+    true: Tensor | None = None
     num_workers: int = 0
 
 
@@ -64,3 +68,27 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
         reason = "was not found, and could not be downloaded" if download else "is damaged or incomplete"
         raise FileNotFoundError(f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with {files}; or "
                                 f"name the folder that has it with data_root=<folder>") from error
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
+    """Positions [N] of a training and of a test part, always the same ones, stratified by target.
+
+    Raises ValueError where a class is too small for it.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"test_fraction must lie in (0, 1), got {fraction}")
+    try:
+        train, test = train_test_split(range(len(targets)), test_size=fraction, stratify=targets, random_state=0)
+    except ValueError as error:
+        raise ValueError(f"a test part of {fraction} cannot be split off class by class: {error}") from None
+    return sorted(train), sorted(test)
+
+
+def check_files(image_size: int, num_workers: int, crop_scale: float):
+    """Raise ValueError for arguments that no dataset of image files can have."""
+    if image_size < 8 or num_workers < 0 or not 0 < crop_scale <= 1:
+        raise ValueError(f"image_size must be at least 8, num_workers at least 0 and crop_scale in (0, 1], got {image_size}, "
+                         f"{num_workers} and {crop_scale}")

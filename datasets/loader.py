@@ -141,8 +141,9 @@ class FileLoader:
 
     def __init__(self, paths: list[str], targets: Tensor, rows: Tensor, *, batch_size: int, device: torch.device | str,
                  mean: tuple[float, ...], std: tuple[float, ...], image_size: int, num_workers: int,
-                 draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False):
-        self.files = _Files(paths, image_size, augment)
+                 draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False,
+                 crop_scale: float = 0.08, flip: bool = True):
+        self.files = _Files(paths, image_size, augment, crop_scale, flip)
         self.targets, self.rows, self.batch_size = targets.to(device), rows, batch_size
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
@@ -188,10 +189,11 @@ def _leave_signals_to_the_main_process(worker):
 
 
 class _Files(torch.utils.data.Dataset):
-    def __init__(self, paths, image_size, augment):
+    def __init__(self, paths, image_size, augment, crop_scale, flip):
         self.paths = paths
         self.transform = v2.Compose(
-            [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()] if augment else
+            [v2.RandomResizedCrop(image_size, (crop_scale, 1), antialias=True),
+             v2.RandomHorizontalFlip(0.5 if flip else 0)] if augment else
             [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size)])
 
     def __len__(self):
@@ -308,7 +310,8 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
         common = {"device": device, "mean": dataset.mean, "std": dataset.std, "draw": draw, "seed": seed}
         if not in_memory:
             return FileLoader(images, targets, rows, batch_size=size, image_size=dataset.image_size,
-                              num_workers=dataset.num_workers, augment=augment, **common)
+                              num_workers=dataset.num_workers, augment=augment, crop_scale=dataset.crop_scale,
+                              flip=dataset.flip, **common)
         if augment:
             return MemoryLoader(padded, targets, rows, batch_size=size, crop_padding=dataset.crop_padding, flip=dataset.flip,
                                 **common)

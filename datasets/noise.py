@@ -130,7 +130,7 @@ class Noise:
 
 
 def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_classes: int, dataset: str,
-           trusted: bool = True, data_root: str = "data") -> Noise:
+           trusted: bool = True, true: torch.Tensor | None = None, data_root: str = "data") -> Noise:
     """Labels [N] of a training set with noise of the named kind.
 
     Args:
@@ -139,6 +139,7 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
         dataset: name of the dataset, for the kinds that are made for one.
         trusted: whether ``labels`` are true before the noise; where they are not, none, file: and human: leave the truth
             unknown.
+        true: the true labels, where the dataset comes with both; then nothing can be injected.
         data_root: where the files of human: lie.
 
     Raises:
@@ -154,14 +155,17 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
         given = read_labels(kind.removeprefix("file:"), len(clean), num_classes)
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
+    elif kind in KINDS and true is not None:
+        raise ValueError(f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
+                         f"known: set noise.kind=none")
     elif kind == "permute" and dataset == "folder":
         raise ValueError("noise.kind=permute is for a dataset in mixed order, and a folder is sorted by class: use symmetric")
     elif kind in KINDS:
         given = KINDS[kind](clean, fraction, seed, num_classes, **({"dataset": dataset} if kind == "asymmetric" else {}))
     else:
         raise ValueError(unknown("noise.kind", kind, KIND_NAMES))
-    known = trusted or kind in KINDS
-    true = clean if known else np.full_like(clean, -1)
+    known = trusted or kind in KINDS or true is not None
+    true = np.full_like(clean, -1) if not known else clean if true is None else true.numpy().astype(np.int64)
     transition = np.zeros((num_classes, num_classes))
     if known:
         np.add.at(transition, (true, given), 1)

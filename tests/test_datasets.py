@@ -18,10 +18,10 @@ from sklearn.datasets import load_digits
 from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 from torchvision.transforms.v2 import functional
 
-from datasets import cifar10, cifar100, digits, folder, mnist
+from datasets import cifar10, cifar100, csv, digits, folder, mnist
 from datasets.base import Dataset, Split
 from datasets.loader import FileLoader, MemoryLoader, Parts, batch_slices, crop_and_flip, hold_out, make_loaders, pad, shuffled
-from datasets.noise import Noise
+from datasets.noise import Noise, inject
 from datasets.selection import Selection
 
 
@@ -277,11 +277,21 @@ def test_folder_reads_classes_and_paths(tree):
     assert not dataset.trusted and dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_folder_without_a_part_says_what_it_reads(part, tmp_path):
-    (write_tree(tmp_path) / part).rename(tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / part} is not a folder")):
-        folder(str(tmp_path))
+def test_folder_without_train_says_what_it_reads(tmp_path):
+    (write_tree(tmp_path) / "train").rename(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} is not a folder")):
+        folder(root=str(tmp_path))
+
+
+def test_folder_without_test_splits_a_part_off(tmp_path):
+    (write_tree(tmp_path) / "test").rename(tmp_path / "other")
+    dataset, again = (folder("elsewhere", root=str(tmp_path), test_fraction=0.25) for _ in range(2))
+    assert dataset.test.targets.tolist() == [0, 1] and dataset.test.images == again.test.images
+    assert sorted(dataset.train.images + dataset.test.images) == sorted(map(str, tmp_path.glob("train/*/*")))
+    with pytest.raises(ValueError, match=r"test_fraction must lie in \(0, 1\), got 1"):
+        folder(root=str(tmp_path), test_fraction=1.0)
+    with pytest.raises(ValueError, match="cannot be split off"):
+        folder(root=str(tmp_path), test_fraction=0.01)
 
 
 def test_folder_with_different_classes_names_those_that_differ(tmp_path):
@@ -297,10 +307,69 @@ def test_folder_with_an_empty_class_names_it(tmp_path):
         folder(str(tmp_path))
 
 
-@pytest.mark.parametrize("arguments", [{"image_size": 7}, {"num_workers": -1}])
+@pytest.mark.parametrize("arguments", [{"image_size": 7}, {"num_workers": -1}, {"crop_scale": 0.0}, {"crop_scale": 1.1}])
 def test_folder_refuses_numbers_out_of_range(arguments, tree):
-    with pytest.raises(ValueError, match="image_size >= 8 and num_workers >= 0"):
+    with pytest.raises(ValueError, match="image_size must be at least 8, num_workers at least 0 and crop_scale in"):
         folder(str(tree), **arguments)
+
+
+# csv
+
+
+def table(tree, lines, name="labels.csv"):
+    (tree.parent / name).write_text("\n".join(lines) + "\n")
+    return str(tree.parent / name)
+
+
+LINES = ["path, label", *(f"train/dog/{number}.{'jpg' if number % 2 else 'png'}, 10" for number in range(5)),
+         "train/cat/0.png, 9", "train/cat/1.jpg, 9", "train/cat/2.png, 10"]
+
+
+def test_csv_reads_paths_and_labels(tree):
+    dataset = csv(table(tree, LINES), root=str(tree), test_file=table(tree, ["path,label", "test/cat/0.png,9"], "test.csv"),
+                  image_size=16, num_workers=0, crop_scale=0.5, flip=False)
+    assert dataset.classes == ["9", "10"] and dataset.true is None and not dataset.trusted  # numbers in their order
+    assert dataset.train.targets.tolist() == [1] * 5 + [0, 0, 1] and dataset.test.targets.tolist() == [0]
+    assert dataset.train.images[0] == str(tree / "train/dog/0.png") and dataset.test.images == [str(tree / "test/cat/0.png")]
+    assert (dataset.image_size, dataset.crop_scale, dataset.flip) == (16, 0.5, False)
+    loaders = loaders_of(dataset, dataset.train.targets.numpy(), batch_size=4)
+    assert len(list(loaders.train)) == 2 and sorted(rows_in(loaders.train)) == list(range(8))
+
+
+def test_csv_with_true_labels_tests_on_them(tree):
+    names = ["dog"] * 5 + ["cat"] * 3
+    lines = [f"{line.split(',')[0]},{'dog' if row in (2, 6) else name},{name}"
+             for row, (line, name) in enumerate(zip(LINES[1:], names, strict=True))]
+    dataset = csv(table(tree, ["path,label,true_label", *lines]), root=str(tree), test_fraction=0.25)
+    assert dataset.classes == ["cat", "dog"] and len(dataset.train) == 6 and len(dataset.test) == 2
+    noise = inject(dataset.train.targets, kind="none", fraction=0.0, seed=0, num_classes=2, dataset="csv", trusted=False,
+                   true=dataset.true)
+    expected = {str(tree / line.split(",")[0]): line.split(",")[1:] for line in lines}
+    for path, given, true in zip(dataset.train.images, noise.given, noise.true, strict=True):
+        assert [dataset.classes[given], dataset.classes[true]] == expected[path]
+    for path, true in zip(dataset.test.images, dataset.test.targets, strict=True):
+        assert dataset.classes[true] == expected[path][1]
+    with pytest.raises(ValueError, match=r"set noise\.kind=none"):
+        inject(dataset.train.targets, kind="symmetric", fraction=0.4, seed=0, num_classes=2, dataset="csv", trusted=False,
+               true=dataset.true)
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    (["path,class", "a,b"], "has no column 'label'; it has path, class"), (["path,label"], "lists no images"),
+    (["path,label", "train/dog/0.png,"], "has no label in line 2"), (["path,label", ",dog"], "has no path in line 2"),
+    (["path,label", "train/dog/0.png,dog", "train/bird.png,dog"], "lists 1 images that are not there, the first .*bird"),
+    (["path,label", '"a,b'], "cannot be read as CSV"),
+    (["path,label", "train/dog/0.png,dog"], "cannot be split off")])
+def test_csv_files_that_are_wrong(tree, lines, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        csv(table(tree, lines), root=str(tree))
+
+
+def test_csv_files_that_do_not_fit_or_are_not_there(tree):
+    with pytest.raises(FileNotFoundError, match="there is no file nowhere"):
+        csv("nowhere.csv")
+    with pytest.raises(ValueError, match=r"test\.csv has labels that .*labels\.csv does not have: bird"):
+        csv(table(tree, LINES), root=str(tree), test_file=table(tree, ["path,label", "test/cat/0.png,bird"], "test.csv"))
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut"])

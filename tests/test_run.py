@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_readme_lists(run):
     code, directory, printed, complaints = run("validation.fraction=0.2", "loss=Plain")
     assert code == 0 and not complaints
     files = {"config.yaml", "metrics.csv", "noise.npz", "samples.npz", "suspects.csv", "checkpoint.pt",
-             "checkpoint.previous.pt", "summary.json", "curves.png", "samples.png"}
+             "checkpoint.previous.pt", "summary.json", "curves.png", "samples.png", "suspects.png"}
     assert {path.name for path in directory.iterdir()} == files | {".lock"}
 
     rows = pd.read_csv(directory / "metrics.csv")
@@ -91,6 +91,9 @@ def test_a_run_leaves_what_the_readme_lists(run):
     suspects = pd.read_csv(directory / "suspects.csv")
     assert suspects.score.is_monotonic_decreasing and len(suspects) == 1000
     assert suspects["index"][0] == samples["index"][samples["score"].argmax()]
+    assert ",".join(suspects.columns[:7]) == "rank,index,path,given_label,predicted_label,score,loss"
+    assert suspects["rank"].tolist() == list(range(1, 1001))
+    assert (directory / "suspects.png").stat().st_size > 10_000
 
     lines = printed.strip().splitlines()
     assert len(lines) == 4 and all("images/s" in line for line in lines[:3])  # no bar where the output is no terminal
@@ -369,7 +372,7 @@ def test_a_folder_of_images_end_to_end(run, tmp_path):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["test"]["last"] == 100 and summary["noise"]["realised"] is None and summary["detection"]["auroc"] is None
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert len(suspects) == 24 and suspects.true.isna().all() and all(Path(path).is_file() for path in suspects.path)
+    assert len(suspects) == 24 and suspects.true_label.isna().all() and all(Path(path).is_file() for path in suspects.path)
 
     options += ["noise.kind=symmetric", "noise.fraction=0.25"]
     code, directory, *_ = run(*options, params="params/folder/plain.yaml", name="noisy")

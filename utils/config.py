@@ -275,11 +275,16 @@ def manual(text: str, config: dict, packages: dict) -> str:
 
 
 def default_run_dir(config: dict, method: str) -> str:
-    """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the kind alone."""
+    """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the kind alone.
+
+    Of the user's own data, the dataset is e.g. csv-<name of the file>.
+    """
+    source = config["dataset"].get("file") or config["dataset"].get("root")
+    dataset = config["dataset"]["name"] + (f"-{Path(source).stem}" if source else "")
     kind, _, detail = config["noise"]["kind"].partition(":")
     detail = re.sub(r"[^\w.-]+", "-", Path(detail).name)
     noise = f"{kind}-{detail}" if detail else kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
-    return f"runs/{config['dataset']['name']}/{method}/{noise}/seed{config['seed']}"
+    return f"runs/{dataset}/{method}/{noise}/seed{config['seed']}"
 
 
 def _row(rows, fraction, path):

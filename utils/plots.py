@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms.functional import to_pil_image
 
 from utils.checkpoint import atomic_write
 
@@ -62,6 +66,30 @@ def draw_comparison(directories: list[Path], path: Path):
         _weights(axes, directories[-1])
         axes.set_title(method_name(directories[-1]), fontsize="medium")
     save(figure, [left, *right], path)
+
+
+def draw_suspects(path: Path, table: dict[str, np.ndarray], classes: list[str], images: list[str] | torch.Tensor):
+    """A contact sheet of some samples, eight a row, each with its given label and, if another, the predicted one.
+
+    Args:
+        table: of these samples: index, given, predicted.
+        images: of all samples: paths, or uint8 [N, C, H, W].
+    """
+    size, text, columns = 96, 26, 8
+    rows = -(-len(table["index"]) // columns)
+    sheet = Image.new("RGB", (columns * (size + 4), rows * (size + text + 4)), "white")
+    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for place, (index, given, predicted) in enumerate(zip(table["index"], table["given"], table["predicted"], strict=True)):
+        left, top = place % columns * (size + 4) + 2, place // columns * (size + text + 4) + 2
+        image = default_loader(images[index]) if isinstance(images, list) else to_pil_image(images[index]).convert("RGB")
+        image = image.resize((size, size), Image.Resampling.NEAREST if max(image.size) < size else Image.Resampling.BILINEAR)
+        sheet.paste(image, (left, top))
+        names = [classes[label].encode(errors="replace").decode()[:16] for label in (given, predicted)]
+        drawing.text((left, top + size), names[0], "black", font)
+        if predicted != given:
+            drawing.text((left, top + size + text // 2), f"{names[1]}?", COLOURS["incorrect"], font)
+    with atomic_write(path, "wb") as file:
+        sheet.save(file, "PNG")
 
 
 def _scores(axes, directory):

@@ -20,7 +20,7 @@ import yaml
 from utils.checkpoint import atomic_write
 from utils.config import differences
 from utils.metrics import by_rule, detection
-from utils.plots import draw_curves, draw_samples
+from utils.plots import draw_curves, draw_samples, draw_suspects
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
 NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspicious samples, and all that are flagged
@@ -158,28 +158,29 @@ class RunDirectory:
 
     def finish(self, table: dict[str, np.ndarray], classes: list[str], images):
         """Write what is known of every training sample, the pictures and the finished summary."""
-        self._write_samples(table, classes, images if isinstance(images, list) else None)
+        order = np.argsort(-table["score"], kind="stable")
+        self._write_samples(table, order, classes, images if isinstance(images, list) else None)
+        draw_suspects(self.path / "suspects.png", {key: values[order[:64]] for key, values in table.items()}, classes, images)
         draw_curves(self.path, self.metric)
         draw_samples(self.path)
         self.write_summary(detected=detection(table))
         print(f"{self.path}: {self.describe()}")
 
-    def _write_samples(self, table, classes, paths):
-        """samples.npz, a row per training sample; and suspects.csv, the most suspicious of them, in words."""
+    def _write_samples(self, table, order, classes, paths):
+        """samples.npz, a row per training sample; and suspects.csv, the most suspicious of them, in words, in this order."""
         with atomic_write(self.path / "samples.npz", "wb") as file:
             np.savez_compressed(file, **table)
-        order = np.argsort(-table["score"], kind="stable")[:max(NUM_SUSPECTS, int(table["flagged"].sum()))]
         with atomic_write(self.path / "suspects.csv") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["index", "score", "flagged", "given", "predicted", "true", "loss", "mean_loss"]
-                            + (["path"] if paths else []))
-            for row in order:
+            writer.writerow(["rank", "index", "path", "given_label", "predicted_label", "score", "loss", "mean_loss", "flagged",
+                             "true_label"])
+            for rank, row in enumerate(order[:max(NUM_SUSPECTS, int(table["flagged"].sum()))], start=1):
                 index = table["index"][row]
                 given, predicted, true = (classes[table[key][row]] if table[key][row] >= 0 else ""
                                           for key in ("given", "predicted", "true"))
-                numbers = [f"{table[key][row]:.6g}" for key in ("loss", "mean_loss")]
-                writer.writerow([index, f"{table['score'][row]:.6g}", int(table["flagged"][row]), given, predicted, true,
-                                 *numbers, *([paths[index]] if paths else [])])
+                numbers = [f"{table[key][row]:.6g}" for key in ("score", "loss", "mean_loss")]
+                writer.writerow([rank, index, paths[index] if paths else "", given, predicted, *numbers,
+                                 int(table["flagged"][row]), true])
 
     def write_summary(self, detected: dict | None = None):
         """summary.json; ``detected`` is given once the run is finished."""

@@ -1,0 +1,74 @@
+"""The user's own images, listed in a table."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from datasets.base import IMAGENET, Dataset, Split, check_files, split_off
+
+
+def csv(file: str, data_root: str = "data", root: str | None = None, test_file: str | None = None, image_size: int = 224,
+        num_workers: int = 2, test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True) -> Dataset:
+    """Images named in a CSV file with the columns ``path``, ``label`` and, if you know it, ``true_label``.
+
+    Classes are the distinct labels, in the order of their names, or of their values if all are whole numbers. Images are
+    treated as those of ``folder``.
+
+    Args:
+        file: the training part.
+        root: what paths are relative to; ``data_root`` unless given.
+        test_file: the test part, with columns path and label; without it, ``test_fraction`` of ``file`` is split off. It is
+            tested on true labels where they are known.
+        crop_scale, flip: as for ``folder``.
+
+    Raises:
+        FileNotFoundError: a CSV file or an image that is not there.
+        ValueError: a missing column or label; a label of the test part that the training part does not have; an argument
+            out of range.
+    """
+    check_files(image_size, num_workers, crop_scale)
+    root = Path(root or data_root)
+    table, test = read(file, root), read(test_file, root) if test_file else None
+    columns = [column for column in ("label", "true_label") if column in table]
+    names = set(pd.concat([table[column] for column in columns]))
+    classes = sorted(names, key=int if all(name.isdecimal() for name in names) else None)
+    number = {name: position for position, name in enumerate(classes)}
+    strange = [] if test is None else sorted(set(test.label) - names)
+    if strange:
+        raise ValueError(f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}")
+    given = torch.tensor(table.label.map(number).to_numpy())
+    true = torch.tensor(table.true_label.map(number).to_numpy()) if "true_label" in table else None
+    if test is None:
+        rows, held_out = split_off(given, test_fraction)
+        test_part = Split([table.path[row] for row in held_out], (given if true is None else true)[held_out])
+    else:
+        rows, test_part = list(range(len(table))), Split(list(test.path), torch.tensor(test.label.map(number).to_numpy()))
+    return Dataset(Split([table.path[row] for row in rows], given[rows]), test_part, classes=classes, in_channels=3,
+                   image_size=image_size, **IMAGENET, flip=flip, crop_scale=crop_scale, trusted=False,
+                   true=None if true is None else true[rows], num_workers=num_workers)
+
+
+def read(file: str, root: Path) -> pd.DataFrame:
+    """The table as texts, its paths made absolute or relative to where we are; raises as ``csv``."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"dataset.file: there is no file {file}; it must be a CSV file with the columns path and label")
+    try:
+        table = pd.read_csv(file, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as CSV ({error})") from None
+    for column in ("path", "label"):
+        if column not in table:
+            raise ValueError(f"{file} has no column {column!r}; it has {', '.join(table.columns)}")
+    for column in set(table.columns) & {"path", "label", "true_label"}:
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            raise ValueError(f"{file} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)")
+    if table.empty:
+        raise ValueError(f"{file} lists no images")
+    table["path"] = [str(root / path) for path in table.path]
+    missing = [path for path in table.path if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{file} lists {len(missing)} images that are not there, the first of them {missing[0]}; paths "
+                                f"are relative to dataset.root")
+    return table
