@@ -83,7 +83,7 @@ def train(run: Run, stop: StopRequest) -> int:
             return INTERRUPTED
     table = sample_table(*predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast),
                          task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
-                         mean_loss=run.selection.mean_loss if run.selection else run.record.mean_loss(run.config["epochs"]))
+                         mean_loss=run.record.mean_loss(run.config["epochs"]), ranked=run.selection and run.selection.mean_loss)
     run.directory.finish(table, run.data.classes, run.data.train.images)
     return 0
 

@@ -303,7 +303,7 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
     in_memory = not isinstance(dataset.train.images, list)
     images = padded = dataset.train.images
     if in_memory:
-        images = padded = images.to(device)
+        images = images.to(device)
         padded = pad(images, dataset.crop_padding, dataset.padding_mode)
 
     def loader(images, targets, rows, draw=None, seed=seed, augment=False, size=batch_size):

@@ -183,6 +183,7 @@ def make_selection(noise: Noise, rows: np.ndarray, *, history: str | None = None
         ValueError: a history of other labels or another validation split, too short or damaged; rates out of range; null
             where no noise was injected; a class left empty.
     """
+    rows = np.sort(rows)
     losses = rank_losses(read_history(history, noise, rows), criterion)
     ranked, given = losses[rows], noise.given[rows]
     if not np.isfinite(ranked).all():
@@ -224,7 +225,8 @@ def how_many(ranked: np.ndarray, noise: Noise, rows: np.ndarray, *, noise_rate: 
     if noise.corrupted is None:
         raise ValueError('noise_rate=null means that of the injected noise, and here the true labels are not known: set '
                          'dataset.selection.noise_rate to a number or to "estimate", or set dataset.selection.keep_fraction')
-    if noise.kind in (*INCLUSIVE, *EXCLUSIVE):
+    came_noisy = noise.kind == "none" and noise.corrupted.any()
+    if noise.kind in (*INCLUSIVE, *EXCLUSIVE) and not came_noisy:
         rate = noise.fraction * (1 - 1 / num_classes) if noise.kind in INCLUSIVE else noise.fraction
         return num_kept(noise.kind, noise.fraction, true_sizes, **options), rate, "oracle"
     if noise.kind == "structured":
@@ -259,44 +261,47 @@ def quality(index: np.ndarray, rows: np.ndarray, noise: Noise) -> dict:
             "recall_per_class": [hit / count if count else None for hit, count in zip(found, right, strict=True)]}
 
 
-def read_history(path: str | None, noise: Noise, rows: np.ndarray) -> np.ndarray:
+def read_noise(directory: Path) -> Noise:
+    """The labels that the run of this directory trains on; raises FileNotFoundError or ValueError where that cannot be read."""
+    for name in ("noise.npz", "config.yaml"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} has no {name}, so it is not the directory of a run, whose labels it says")
+    noise = yaml.safe_load((directory / "config.yaml").read_text())["noise"]
+    try:
+        with np.load(directory / "noise.npz") as stored:
+            return Noise(stored["given"], stored["true"], stored["transition"], str(stored["sha256"]), noise["kind"],
+                         noise["fraction"])
+    except Exception as error:  # of NumPy, zipfile or zlib, as the damage may be
+        raise ValueError(f"{directory}/noise.npz cannot be read ({error})") from None
+
+
+def read_history(path: str | None, noise: Noise, rows: np.ndarray | None = None) -> np.ndarray:
     """The recorded losses [E, N], memory-mapped, of a run with the same labels, of which ``rows`` were trained on.
 
     Raises as make_selection.
     """
     if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"there is no history {path}: it is losses.npy of a run with record_losses=true; name one with "
-                                f"dataset.selection.history=<run>/losses.npy")
+        raise FileNotFoundError(f"there is no history {path}: it is losses.npy of a run with record_losses=true")
     directory = Path(path).parent
-    for name in ("noise.npz", "config.yaml"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} has no {name}: a history is read in the directory of the run that recorded "
-                                    f"it, whose labels are compared with those of this run")
+    recorded = read_noise(directory)
     try:
         history = np.load(path, mmap_mode="r", allow_pickle=False)
-        recorded = _stored(directory)[3]
-    except Exception as error:  # of NumPy, zipfile or zlib, as the damage may be
-        raise ValueError(f"{path}, or noise.npz beside it, cannot be read ({error})") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
     if history.ndim != 2 or history.dtype.kind != "f" or len(history) == 0:
         raise ValueError(f"{path} must hold losses [E, N], got {history.dtype} {list(history.shape)}")
-    if history.shape[1] != len(noise.given) or recorded != noise.sha256:
+    if history.shape[1] != len(noise.given) or recorded.sha256 != noise.sha256:
         config = yaml.safe_load((directory / "config.yaml").read_text())
         theirs = config["noise"]
         raise ValueError(f"{path} was recorded with other labels: dataset {config['dataset']['name']}, {history.shape[1]} "
                          f"samples, noise {theirs['kind']} {theirs['fraction']}, noise.seed {theirs['seed']}; this run has "
                          f"{len(noise.given)} samples, noise {noise.kind} {noise.fraction}. Use the same dataset, noise and "
                          f"noise.seed in both")
-    others = np.setdiff1d(np.arange(history.shape[1]), rows)
+    others = [] if rows is None else np.setdiff1d(np.arange(history.shape[1]), rows)
     if np.isfinite(history[0, others]).any():
         raise ValueError(f"{path} was recorded with another validation split: use the same validation.fraction, "
                          f"validation.clean and noise.seed in both runs")
     return history
-
-
-def _stored(directory):
-    """Given and true labels, transition and hash, as the run of this directory has stored them."""
-    with np.load(directory / "noise.npz") as stored:
-        return stored["given"], stored["true"], stored["transition"], str(stored["sha256"])
 
 
 def _fraction(number):
@@ -330,21 +335,23 @@ def compare(history: np.ndarray, noise: Noise, rows: np.ndarray, kept: Sequence[
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of a run that recorded its losses, or selects by them")
-    parser.add_argument("--figure", type=Path, help="where to draw; <run>/selection.png unless given")
+    parser.add_argument("--figure", type=Path, help="a .png, .svg or .pdf to draw; <run>/selection.png unless given")
     options = parser.parse_args(arguments)
     try:
-        config = yaml.safe_load((options.run / "config.yaml").read_text())
-        chosen = config["dataset"].get("selection") or {}
-        noise = Noise(*_stored(options.run), config["noise"]["kind"], config["noise"]["fraction"])
+        noise = read_noise(options.run)
+        chosen = yaml.safe_load((options.run / "config.yaml").read_text())["dataset"].get("selection") or {}
         path = chosen.get("history") or options.run / "losses.npy"
-        rows = np.flatnonzero(np.isfinite(np.load(path, mmap_mode="r")[0])) if Path(path).is_file() else np.arange(0)
-        history = read_history(path, noise, rows)
-        if not np.isfinite(history[-1, rows]).all():
+        history = read_history(path, noise)
+        rows = np.flatnonzero(np.isfinite(history[0]))
+        if not len(rows) or not np.isfinite(history[-1, rows]).all():
             raise ValueError(f"{path} is not complete: run the command that records it again")
         if noise.corrupted is None:
             raise ValueError(f"the true labels of {options.run} are not known, so there is nothing to compare a selection with")
-        kept, *_ = how_many(rank_losses(history, "mean")[rows], noise, rows, **{
-            key: chosen[key] for key in ("noise_rate", "keep_fraction", "beta", "gamma_index", "counts") if key in chosen})
+        if chosen:  # as many of each label as that run has selected
+            with np.load(options.run / "selection.npz") as stored:
+                kept = stored["counts"].astype(int)
+        else:
+            kept, *_ = how_many(rank_losses(history, "mean")[rows], noise, rows)
         table = compare(history, noise, rows, kept)
         figure = options.figure or options.run / "selection.png"
         draw_selection(figure, rank_losses(history, "mean")[rows], noise.given[rows], noise.corrupted[rows], table)
@@ -353,10 +360,10 @@ def main(arguments: list[str]) -> int:
         return 2
     vanilla = table[table.rule == "epoch"]
     best, last = vanilla.precision.idxmax(), vanilla.index[-1]
-    names = {table.index[-1]: "mean of all epochs (RSL)", best: f"vanilla, its best epoch ({vanilla.epoch[best]})",
-             last: f"vanilla, the last epoch ({vanilla.epoch[last]})"}
+    rows_shown = {"mean of all epochs (RSL)": table.index[-1], f"vanilla, its best epoch ({vanilla.epoch[best]})": best,
+                  f"vanilla, the last epoch ({vanilla.epoch[last]})": last}
     shown = pd.DataFrame({name: [table.precision[row], table.recall[row], min(table.precision_per_class[row])]
-                          for row, name in names.items()}, index=["precision", "recall", "lowest precision of a class"])
+                          for name, row in rows_shown.items()}, index=["precision", "recall", "lowest precision of a class"])
     print(f"{int(kept.sum())} of {len(rows)} samples kept, {kept.min()} to {kept.max()} of a label")
     print(shown.T.to_string(float_format=lambda value: f"{value:.4f}"))
     print(f"drawn: {figure}")

@@ -93,6 +93,7 @@ class MixMatch(Objective):
     def guess(self, model: nn.Module, views: Tensor) -> Tensor:
         """The sharpened mean prediction [B, C] for views [K, B, ...] of the same samples."""
         mean = torch.stack([model(view).float().softmax(1) for view in views]).mean(0)
+        torch.clear_autocast_cache()  # or some versions of torch use its weights, which know of no gradient, in the next pass
         return (mean.log() / self.temperature).softmax(1)
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,15 @@ def test_guesses_are_sharpened_means_over_the_views():
     assert torch.equal(hard.argmax(1), flat.argmax(1)) and (hard.max(1).values > 0.9).float().mean() > 0.5
 
 
+def test_a_guess_leaves_no_weights_without_gradient_behind_for_the_next_pass():
+    """Autocast keeps its half-precision weights for as long as it is open; those of a pass without gradient have none."""
+    model, loss, batch = network(), make(), a_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.guess(model, batch.extra)
+        model(batch.input).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_guessing_moves_the_running_statistics():
     model = network()
     make().guess(model, a_batch().extra)

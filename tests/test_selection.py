@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from datasets import selection
 from datasets.noise import Noise, inject
@@ -204,8 +205,9 @@ def test_the_noise_rate_given_estimated_or_not_needed(tmp_path):
     assert everywhere.index.tolist() == np.argsort(everywhere.mean_loss)[:given["kept"]].tolist()
 
 
-def test_noise_without_a_formula_is_counted(tmp_path):
-    noise = labels("file:labels.npz")
+@pytest.mark.parametrize("kind", ["file:labels.npz", "none"])  # none: of a dataset that comes with given and true labels
+def test_noise_without_a_formula_is_counted(tmp_path, kind):
+    noise = labels(kind)
     report = make_selection(noise, np.arange(N), history=recorded(tmp_path, noise)).report
     wrong, sizes = np.bincount(noise.given[noise.given != noise.true]), np.bincount(noise.given)
     assert report["noise_rate"] == pytest.approx(wrong / sizes) and report["noise_rate_is"] == "oracle"
@@ -215,8 +217,13 @@ def test_noise_without_a_formula_is_counted(tmp_path):
     assert report["counts"] == [int(min(limit, count)) for count in clean]
 
 
-def test_structured_noise_is_that_of_the_paper(tmp_path):
-    import torch
+def test_of_clean_labels_all_are_kept():
+    true = np.repeat(np.arange(4), [10, 20, 30, 40])
+    noise = Noise(true, true, np.eye(4), "hash", "none", 0.0)
+    assert selection.how_many(np.zeros(100), noise, np.arange(100))[0].tolist() == [10, 20, 30, 40]
+
+
+def test_structured_noise_is_that_of_the_paper():
     true = torch.arange(5000) % 10
     noise = inject(true, kind="structured", fraction=0.4, seed=0, num_classes=10, dataset="cifar10")
     counts, *rate = selection.how_many(np.zeros(5000), noise, np.arange(5000))
@@ -254,7 +261,7 @@ def test_histories_that_do_not_belong_to_the_run(tmp_path):
         make_selection(noise, rows, history=path)
     assert make_selection(noise, rows, history=path, criterion="mean:4").report["kept"] > 0
     (tmp_path / "c" / "noise.npz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no noise\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"has no noise\.npz, so it is not the directory of a run"):
         make_selection(noise, rows, history=path)
     path = recorded(tmp_path / "d", noise)
     (tmp_path / "d" / "losses.npy").write_bytes(b"not an array")
@@ -334,6 +341,28 @@ def test_without_a_path_the_history_is_where_the_recording_run_leaves_it():
         assert config["dataset"]["selection"]["history"] == f"{recording['run_dir']}/losses.npy"
 
 
+def test_a_method_with_a_score_of_its_own_is_trained_on_a_selection_without_it(run, history):
+    """It has never seen the others, and would take them for the cleanest."""
+    code, directory, *_ = run(f"dataset.selection.history={history}", "loss=DiscrimLoss", params="params/digits/rsl.yaml")
+    assert code == 0 and json.loads((directory / "summary.json").read_text())["detection"]["auroc"] > 0.6
+
+
+def test_a_finished_run_needs_its_history_no_more(run, history):
+    options = [f"dataset.selection.history={history}"]
+    run(*options, params="params/digits/rsl.yaml")
+    history.unlink()
+    code, _, printed, _ = run(*options, params="params/digits/rsl.yaml")
+    assert code == 0 and "is finished" in printed
+
+
+def test_another_dataset_keeps_the_selection():
+    from main import PACKAGES
+    from utils.config import load
+    config = load("params/digits/rsl.yaml", ["dataset=mnist"], PACKAGES)
+    assert config["dataset"]["name"] == "mnist" and config["dataset"]["selection"]["criterion"] == "mean"
+    assert load("params/digits/rsl.yaml", ["dataset.selection=null"], PACKAGES)["dataset"]["selection"] is None
+
+
 @pytest.mark.parametrize("overrides", [["noise.fraction=0.3"], ["noise.seed=7"], ["validation.fraction=0.2"]])
 def test_another_dataset_than_the_recorded_one_is_an_error(run, history, overrides):
     code, directory, _, complaints = run(f"dataset.selection.history={history}", *overrides, params="params/digits/rsl.yaml")
@@ -380,3 +409,12 @@ def test_the_figure_of_a_finished_run(run, history, tmp_path, capsys):
     assert shown == pytest.approx(summary["selection"]["precision"], abs=1e-4) and (tmp_path / "of.svg").exists()
     for wrong in (tmp_path, tmp_path / "nothing"):
         assert selection.main([str(wrong)]) == 2 and "error: " in capsys.readouterr().err
+    for name, damage in (("losses.npy", b""), ("losses.npy", b"half"), ("noise.npz", b"half"), ("noise.npz", None)):
+        before = (history.parent / name).read_bytes()
+        if damage is None:
+            (history.parent / name).unlink()
+        else:
+            (history.parent / name).write_bytes(damage)
+        assert selection.main([str(history.parent)]) == 2
+        assert name in capsys.readouterr().err
+        (history.parent / name).write_bytes(before)

@@ -90,14 +90,15 @@ def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
         print(manual(manual_text, config, packages))
         raise SystemExit(0)
     selection = config["dataset"].get("selection")
-    if selection is not None and not Path(selection["history"]).is_file():
+    over = Path(config["run_dir"], "samples.npz").exists()  # written at the end of a run, which needs no history any more
+    if selection is not None and not over and not Path(selection["history"]).is_file():
         held_out = "".join(f" validation.{key}={_show(value)}" for key, value in config["validation"].items())
         raise FileNotFoundError(
-            f"there is no history of losses {selection['history']} to select from. Record it with the same labels, e.g.\n"
-            f"  python main.py {recorder(arguments[0])} record_losses=true seed={config['seed']} noise.seed="
+            f"there is no history of losses {selection['history']} to select from. Record it with the same dataset and labels, "
+            f"e.g.\n  python main.py {recorder(arguments[0])} record_losses=true seed={config['seed']} noise.seed="
             f"{config['noise']['seed']} noise.kind={config['noise']['kind']} noise.fraction={config['noise']['fraction']}"
             f"{held_out if config['validation']['fraction'] else ''}\n"
-            f"and name it with dataset.selection.history=<its run directory>/losses.npy")
+            f"and name it with dataset.selection.history=<its run directory>/losses.npy, if that is elsewhere")
     return config
 
 
@@ -174,6 +175,8 @@ def merge(old: dict, new: dict) -> dict:
         before = result.get(key)
         both = isinstance(value, dict) and isinstance(before, dict)
         renamed = both and "name" in value and before.get("name") not in (None, value["name"])
+        if renamed and "selection" in before:  # no argument of the dataset's: it goes with any
+            value = {"selection": before["selection"]} | value
         result[key] = merge(before, value) if both and not renamed else merge({}, value) if isinstance(value, dict) else value
     return result
 
@@ -261,7 +264,8 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 def manual(text: str, config: dict, packages: dict) -> str:
     """The manual, and each key that the command line may set with its value here."""
-    values = flatten(config)
+    values = {"dataset.selection": None} if config["dataset"].get("selection") is None else {}
+    values |= flatten(config)
     built = {section: (getattr(package, config[section]["name"]), config[section]) for section, package in packages.items()
              if config.get(section) is not None}
     if config["dataset"].get("selection") is not None:

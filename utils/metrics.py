@@ -170,16 +170,17 @@ def by_rule(values: list[float], validated_on: list[float] | None, higher_is_bet
 
 
 def sample_table(output: Tensor, target: Tensor, index: Tensor, *, task_loss: Callable, true: np.ndarray,
-                 mean_loss: np.ndarray, score: Tensor | None) -> dict[str, np.ndarray]:
+                 mean_loss: np.ndarray, score: Tensor | None, ranked: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """samples.npz: a row per training sample, by index.
 
     loss and predicted are those of the finished model, without augmentation; mean_loss is the mean training loss over all
-    epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart), or what another
-    run recorded, where samples were selected by it; score is the method's own, or mean_loss where it keeps none; true is
-    -1 where it is not known.
+    epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart); score is the
+    method's own, or mean_loss where it keeps none. Where samples were selected, both are the losses that were ranked: the
+    run itself knows nothing of the others. true is -1 where it is not known.
     """
     order = index.argsort()
     output, target, index = output[order], target[order], index[order].numpy()
+    mean_loss, score = (mean_loss, score) if ranked is None else (ranked, None)
     mean_loss = mean_loss[index]
     score = mean_loss if score is None else score.cpu().numpy()[index]
     predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()

@@ -105,30 +105,30 @@ class RunDirectory:
         self.noise, self.metric, self.selection = noise, metric, selection
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(self.config, file, sort_keys=False)
-        self._write_or_compare("noise.npz", "labels", "sha256", given=noise.given, true=noise.true,
+        self._write_or_compare("noise.npz", "labels", ["sha256"], given=noise.given, true=noise.true,
                                index=np.arange(len(noise.given)), transition=noise.transition, sha256=noise.sha256)
         if selection is not None:
             known = ("counts", "precision", "recall", "precision_per_class", "recall_per_class")
-            self._write_or_compare("selection.npz", "selected samples", "index", index=selection.index, weight=selection.weight,
-                                   mean_loss=selection.mean_loss,
+            self._write_or_compare("selection.npz", "selected samples", ["index", "weight"], index=selection.index,
+                                   weight=selection.weight, mean_loss=selection.mean_loss,
                                    **{key: np.array(selection.report[key], float) for key in known if key in selection.report})
         losses = self.path / "losses.npy"
         if self.config["record_losses"] and not losses.exists():
-            if (self.path / "checkpoint.pt").exists():
+            if any(self.path.glob("checkpoint*.pt")):
                 raise ValueError(f"{losses} is gone, and with it the losses of the epochs that are over: put it back, or "
                                  f"remove {self.path} to start again")
             with atomic_write(losses, "wb") as file:
                 np.save(file, np.full((self.config["epochs"], len(noise.given)), np.nan, np.float32))
 
-    def _write_or_compare(self, name, what, key, **arrays):
-        """Write a file of arrays, or raise ValueError where there is one that differs in the array ``key``."""
+    def _write_or_compare(self, name, what, keys, **arrays):
+        """Write a file of arrays, or raise ValueError where there is one that differs in these of them."""
         path = self.path / name
         if not path.exists():
             with atomic_write(path, "wb") as file:
                 np.savez_compressed(file, **arrays)
             return
         with np.load(path) as before:
-            same = np.array_equal(before[key], arrays[key])
+            same = all(np.array_equal(before[key], arrays[key]) for key in keys)
         if not same:
             raise ValueError(f"the {what} are not those that {path} says the run was begun with; choose another run_dir=")
 
