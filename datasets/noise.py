@@ -11,7 +11,7 @@ came out. ``r`` is the fraction, ``C`` the number of classes.
     pair                  with probability r, class c becomes c + 1 (mod C)              about r
     asymmetric            round(r n_c) samples of class c move along a map of look-alikes  r x share of mapped classes
     structured            with probability r, the CIFAR-10 map                           about r / 2
-    human:<name>          labels of CIFAR-N, from CIFAR-10_human.pt or CIFAR-100_human.pt    as collected
+    human:<name>          labels of CIFAR-N: worse, aggre, random1 to 3; noisy           as collected
     file:<path>           labels from the user's own .npz or .csv                        as they are
     none                  nothing
 """
@@ -30,6 +30,8 @@ from utils.build import unknown
 # digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
 CIFAR10_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 DIGIT_MAP = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
+CIFAR_N = {"worse": "worse_label", "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2",
+           "random3": "random_label3", "noisy": "noisy_label"}  # what a params file calls them, and the release
 CIFAR100_SUPERCLASSES = (  # the 5 fine classes of each of the 20 superclasses, in order
     (4, 30, 55, 72, 95), (1, 32, 67, 73, 91), (54, 62, 70, 82, 92), (9, 10, 16, 28, 61), (0, 51, 53, 57, 83),
     (22, 39, 40, 86, 87), (5, 20, 25, 84, 94), (6, 7, 14, 18, 24), (3, 42, 43, 88, 97), (12, 17, 37, 68, 76),
@@ -220,32 +222,43 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
 
 
 def human(name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str) -> np.ndarray:
-    """Human labels of CIFAR-N (Wei et al. 2022): worse_label, aggre_label, random_label1 to 3; noisy_label for CIFAR-100.
+    """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; noisy for CIFAR-100.
 
-    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt).
+    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt), or from a .npz of that name with the same
+    arrays; whose clean_label must be the labels of the dataset, in the same order.
     """
     if dataset not in ("cifar10", "cifar100"):
         raise ValueError(f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}")
     path = Path(data_root) / f"CIFAR-{num_classes}_human.pt"
+    if not path.is_file() and path.with_suffix(".npz").is_file():
+        path = path.with_suffix(".npz")
     if not path.is_file():
         raise FileNotFoundError(f"{path} was not found: noise kind human:{name} reads this file of the CIFAR-N release "
-                                f"(github.com/UCSC-REAL/cifar-10-100n, folder data)")
-    integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
-    reconstruct = np._core.multiarray._reconstruct
-    before_numpy2 = (reconstruct, "numpy.core.multiarray._reconstruct")  # its name in the released files
-    with torch.serialization.safe_globals([reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]):
-        try:
-            columns = torch.load(path, weights_only=True)
-        except Exception as error:  # of pickle, zip or torch, as the damage may be
-            raise ValueError(f"{path} cannot be read as plain NumPy arrays: is it the file of the release?") from error
-    names = [key for key in columns if "coarse" not in key]  # the 20 superclasses of CIFAR-100 are no class numbers
+                                f"(github.com/UCSC-REAL/cifar-10-100n, folder data), or a .npz of that name")
+    try:
+        columns = _read_release(path)
+    except Exception as error:  # of pickle, zip or torch, as the damage may be
+        raise ValueError(f"{path} cannot be read as plain NumPy arrays: is it the file of the release?") from error
+    names = {key: key for key in columns if key == "clean_label" or key in CIFAR_N.values()}  # without coarse labels
+    names |= {short: key for short, key in CIFAR_N.items() if key in columns}
     if name not in names:
         raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
         raise ValueError(f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order")
-    if np.shape(columns[name]) != clean.shape:
-        raise ValueError(f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[name]))}")
-    return np.asarray(columns[name]).astype(np.int64)
+    if np.shape(columns[names[name]]) != clean.shape:
+        raise ValueError(f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[names[name]]))}")
+    return np.asarray(columns[names[name]]).astype(np.int64)
+
+
+def _read_release(path):
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return dict(arrays)
+    integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
+    reconstruct = np._core.multiarray._reconstruct
+    before_numpy2 = (reconstruct, "numpy.core.multiarray._reconstruct")  # its name in the released files
+    with torch.serialization.safe_globals([reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]):
+        return torch.load(path, weights_only=True)
 
 
 def _lookup(mapping, num_classes):

@@ -463,6 +463,17 @@ def test_human_labels_are_read_by_name(name, human_root):
     np.testing.assert_allclose(noise.transition.sum(1), 1)
 
 
+@pytest.mark.parametrize("short", ["worse", "aggre", "random1", "random2", "random3"])
+@pytest.mark.parametrize("suffix", [".pt", ".npz"])
+def test_human_labels_have_short_names_and_may_be_arrays(short, suffix, human_root):
+    key = f"{short}_label" if not short[-1].isdigit() else f"random_label{short[-1]}"
+    if suffix == ".npz":
+        (Path(human_root) / "CIFAR-10_human.pt").unlink()
+        np.savez(Path(human_root) / "CIFAR-10_human.npz", classes=np.array(["a"]), **{k: v.astype(np.uint8)
+                                                                                     for k, v in RELEASE.items()})
+    np.testing.assert_array_equal(make(CLEAN, f"human:{short}", data_root=human_root).given, RELEASE[key])
+
+
 def test_human_labels_saved_before_numpy_2_are_read(human_root):
     path = Path(human_root) / "CIFAR-10_human.pt"
     with zipfile.ZipFile(path) as archive:
