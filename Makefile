@@ -8,6 +8,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := runs/demo
 EPOCHS ?= 60
+# where it is set, every start of Python compiles torch again: up to 20 s
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint
 
