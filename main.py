@@ -3,7 +3,7 @@
   python main.py params/digits/discrimloss.yaml                                  40 % wrong labels, no download
   python main.py params/mnist/gce.yaml noise.kind=pair loss.q=0.5 seed=2         any key on the command line
   python main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true channels_last=true
-  python main.py params/folder/discrimloss.yaml data_root=images                 your own train/ and test/ folders
+  python main.py params/folder/discrimloss.yaml dataset.root=images              your own train/ and test/ folders
   python main.py params/digits/discrimloss.yaml --help                           this text, and every key with its value
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the

@@ -1,6 +1,6 @@
 """How far our losses are from the traces of the reference implementations, and SuperLoss's sigma from float64.
 
-    python -m benchmarks.golden
+    python -m benchmarks.golden            prints, and writes results/golden.csv
 
 The tolerance of the tests is |difference| <= 2e-5 + 2e-5 |reference|; 1 in the last column would be at its edge.
 """
@@ -31,11 +31,13 @@ def compare(name: str, trace) -> list[dict]:
 if __name__ == "__main__":
     rows = [row for name in DISCRIM for row in compare(name, discrim_trace(name))]
     rows += [row for name in ("dataparams_inst", "dataparams_joint") for row in compare(name, data_parameters_trace(name))]
-    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.2g}"))
-
     arrays, about = read("superloss_taulog10_lam1.0")
     excess = (arrays["losses"].double() - about["tau"]) / about["lam"]
     relative = ((confidence(excess) - arrays["sigma_f64"]) / arrays["sigma_f64"]).abs()
     distance = (excess + 2 / math.e).abs()
-    print("\nSuperLoss's sigma against float64, relative: "
-          f"{relative[distance > 1e-6].max():.1e} away from the branch point, {relative.max():.1e} anywhere")
+    for where, values in (("away from the branch point", relative[distance > 1e-6]), ("anywhere", relative)):
+        rows.append({"trace": "superloss_taulog10_lam1.0", "quantity": f"sigma, relative to float64, {where}",
+                     "largest difference": values.max().item()})
+    table = pd.DataFrame(rows)
+    table.to_csv("results/golden.csv", index=False, float_format="%.3g")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.2g}"))

@@ -36,6 +36,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="results/per_sample_step.csv")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     methods = {"Plain": lambda size: Plain(cross_entropy), "DiscrimLoss": lambda size: DiscrimLoss(cross_entropy, size),
@@ -53,4 +54,6 @@ if __name__ == "__main__":
             rows.append({"loss": name, "N": size, "microseconds a step": 1e6 * statistics.median(times[size]),
                          "lowest": 1e6 * min(times[size]), "highest": 1e6 * max(times[size]),
                          "ratio to the first": statistics.median(times[size]) / statistics.median(times[options.sizes[0]])})
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+    table = pd.DataFrame(rows).round(2)
+    table.to_csv(options.out, index=False)
+    print(table.to_string(index=False))

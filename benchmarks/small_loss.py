@@ -54,7 +54,7 @@ def cell(kind: str, fraction: str, seed: int, runs: Path, options: list[str]) ->
     last = vanilla.iloc[-1]
     rows.append({"noise": f"{kind} {fraction}", "seed": seed, "method": "vanilla, last epoch (not trained on)",
                  "criterion": last.criterion, "precision": last.precision, "recall": last.recall})
-    print(f"{kind} {fraction} seed {seed}: estimated noise rate {estimate_noise_rate(rank_losses(history, 'mean')):.4f}")
+    rows[0]["estimated noise rate"] = estimate_noise_rate(rank_losses(history, "mean"))
     return rows
 
 

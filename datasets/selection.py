@@ -181,7 +181,7 @@ def make_selection(noise: Noise, rows: np.ndarray, *, history: str | None = None
     Raises:
         FileNotFoundError: no such history, or not in a run's directory.
         ValueError: a history of other labels or another validation split, too short or damaged; rates out of range; null
-            where no noise was injected; a class left empty.
+            where the true labels are not known; a class left empty.
     """
     rows = np.sort(rows)
     losses = rank_losses(read_history(history, noise, rows), criterion)
@@ -325,10 +325,9 @@ def compare(history: np.ndarray, noise: Noise, rows: np.ndarray, kept: Sequence[
     given, total, table = noise.given[rows], np.zeros(len(rows)), []
     for epoch, losses in enumerate(history):
         total += losses[rows]
-        for criterion, ranked in ((f"epoch:{epoch}", losses[rows]), (f"mean:{epoch + 1}", total / (epoch + 1))):
+        for rule, number, ranked in (("epoch", epoch, losses[rows]), ("mean", epoch + 1, total / (epoch + 1))):
             index = rows[select(ranked, given, kept).index]
-            rule = criterion.split(":")[0]
-            table.append({"criterion": criterion, "rule": rule, "epoch": epoch} | quality(index, rows, noise))
+            table.append({"criterion": f"{rule}:{number}", "rule": rule, "epoch": epoch} | quality(index, rows, noise))
     return pd.DataFrame(table)
 
 
@@ -342,6 +341,7 @@ def main(arguments: list[str]) -> int:
         chosen = yaml.safe_load((options.run / "config.yaml").read_text())["dataset"].get("selection") or {}
         path = chosen.get("history") or options.run / "losses.npy"
         history = read_history(path, noise)
+        mean_loss = rank_losses(history, "mean")
         rows = np.flatnonzero(np.isfinite(history[0]))
         if not len(rows) or not np.isfinite(history[-1, rows]).all():
             raise ValueError(f"{path} is not complete: run the command that records it again")
@@ -351,10 +351,10 @@ def main(arguments: list[str]) -> int:
             with np.load(options.run / "selection.npz") as stored:
                 kept = stored["counts"].astype(int)
         else:
-            kept, *_ = how_many(rank_losses(history, "mean")[rows], noise, rows)
+            kept, *_ = how_many(mean_loss[rows], noise, rows)
         table = compare(history, noise, rows, kept)
         figure = options.figure or options.run / "selection.png"
-        draw_selection(figure, rank_losses(history, "mean")[rows], noise.given[rows], noise.corrupted[rows], table)
+        draw_selection(figure, mean_loss[rows], noise.given[rows], noise.corrupted[rows], table)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

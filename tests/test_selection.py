@@ -12,7 +12,9 @@ import torch
 from datasets import selection
 from datasets.noise import Noise, inject
 from datasets.selection import KAPPA, compare, kept_proportion, make_selection, num_kept, quality, rank_losses, select
+from main import PACKAGES
 from tests.test_run import arrays, interrupt_at
+from utils.config import load
 
 # Per class, out of 4,500 or 450 (90 % of CIFAR): what the authors' code gives; where exact arithmetic differs, that too.
 UNIFORM_10 = {0.1: (4014, 4014), 0.3: (3041, 3042), 0.5: (2070, 2070), 0.7: (1332, 1332), 0.9: (683, 684)}
@@ -333,8 +335,6 @@ def test_a_missing_history_names_the_command_that_makes_it(run, tmp_path):
 
 
 def test_without_a_path_the_history_is_where_the_recording_run_leaves_it():
-    from main import PACKAGES
-    from utils.config import load
     for dataset, recorder in (("digits", "plain"), ("cifar10", "rsl_record")):
         config = load(f"params/{dataset}/rsl.yaml", ["noise.kind=pair", "noise.fraction=0.2", "seed=3"], PACKAGES)
         recording = load(f"params/{dataset}/{recorder}.yaml", ["noise.kind=pair", "noise.fraction=0.2", "seed=3"], PACKAGES)
@@ -356,8 +356,6 @@ def test_a_finished_run_needs_its_history_no_more(run, history):
 
 
 def test_another_dataset_keeps_the_selection():
-    from main import PACKAGES
-    from utils.config import load
     config = load("params/digits/rsl.yaml", ["dataset=mnist"], PACKAGES)
     assert config["dataset"]["name"] == "mnist" and config["dataset"]["selection"]["criterion"] == "mean"
     assert load("params/digits/rsl.yaml", ["dataset.selection=null"], PACKAGES)["dataset"]["selection"] is None

@@ -1,5 +1,7 @@
 """What a practitioner comes for: errors planted among digits written out as image files are at the head of suspects.csv."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +34,6 @@ def test_planted_errors_of_a_folder_are_found(run, images):
 
 
 def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_known(run, images, tmp_path):
-    import json
     root, planted = images
     source = {f"{number}.png": int(target) for number, target in enumerate(digits().train.targets[:600])}
     rows = [(path.relative_to(root), path.parent.name, source[path.name]) for path in sorted(root.glob("train/*/*.png"))]
