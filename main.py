@@ -4,7 +4,7 @@
   python main.py params/mnist/gce.yaml noise.kind=pair loss.q=0.5 seed=2         any key on the command line
   python main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true channels_last=true
   python main.py params/folder/discrimloss.yaml dataset.root=images              your own train/ and test/ folders
-  python main.py params/digits/discrimloss.yaml --help                           this text, and every key with its value
+  python main.py params/digits/discrimloss.yaml --help                           all keys, with their values
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the
 step, save and exit with 75. README.md lists what a run leaves in runs/<dataset>/<method>/<noise>/seed<k>.
@@ -32,6 +32,7 @@ from utils.seed import seed_everything
 
 PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules,
             "selection": selection.make_selection}
+LOADING = ("batch_size", "chunk_steps", "seed", "record_losses", "augment_recording")  # keys that the loaders follow
 CHECK_EVERY = 50  # steps between two looks at the loss from the host: each waits for the device
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -42,28 +43,28 @@ class Run:
     def __init__(self, config: dict, directory: RunDirectory):
         self.config, self.directory = config, directory
         self.device, self.autocast = choose_device(config["device"], config["precision"], config["threads"])
-        self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"]), METRICS[config["task"]]
         dataset, selected = without_selection(config["dataset"])
-        data = self.data = build(datasets, dataset, data_root=config["data_root"])
-        counts = {"num_samples": len(data.train), "num_outputs": len(data.classes)}
+        data = build(datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"), seed=config["seed"])
+        self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"], data.task), METRICS[data.task]
+        counts = {"num_samples": len(data.train), "num_outputs": data.num_outputs}
         self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
                                   true=data.true, dataset=dataset["name"], data_root=config["data_root"])
         parts = loader.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
         self.selection = None if selected is None else selection.make_selection(self.noise, parts.rows, **selected)
-
         seed_everything(config["seed"])
         self.model = build(models, config["model"], **counts, in_channels=data.in_channels, image_size=data.image_size)
         self.model.to(self.device, memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format)
-        check_fit(self.model, self.task_loss, data.in_channels, data.image_size, data.train.targets[:2], self.device)
+        check_fit(self.model, self.task_loss, data.example(), data.train.targets[:2], self.device)
         self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts, model=self.model,
                                             epochs=config["epochs"])).to(self.device)
         self.loaders = loader.make_loaders(data, self.noise.given, parts, self.selection, **self.objective.unlabelled,
-                                           batch_size=config["batch_size"], device=self.device, seed=config["seed"],
-                                           record=config["record_losses"], augment_recording=config["augment_recording"])
+                                           device=self.device, **{key: config[key] for key in LOADING})
+        self.epochs = config["epochs"] * self.loaders.per_pass
         self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
-        self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer)
+        self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer,
+                                                     epochs=config["epochs"], steps_per_epoch=self.loaders.steps_per_pass)
         self.record = TrainingRecord(len(data.train), self.task_loss, GRADIENT_NORMS[self.task_loss], self.metric, self.device)
-        directory.begin(self.noise, self.metric.__name__, self.selection)
+        directory.begin(data, self.noise, self.metric.__name__, self.epochs, self.selection, self.loaders.unreadable)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
                                      schedule=self.schedule, record=self.record, log=directory)
         self.epoch, self.step = self.checkpoint.load() or (0, 0)  # what to train on next
@@ -72,19 +73,19 @@ class Run:
 
 def train(run: Run, stop: StopRequest) -> int:
     """Train to the last epoch and say what became of every sample (returns 0), or until a signal asks to stop."""
-    while run.epoch < run.config["epochs"]:
+    while run.epoch < run.epochs:
         train_epoch(run, stop)
         if run.step == len(run.loaders.train):
             end_epoch(run)
             run.epoch, run.step = run.epoch + 1, 0
         run.checkpoint.save(run.epoch, run.step)
-        if stop.signal and run.epoch < run.config["epochs"]:
+        if stop.signal and run.epoch < run.epochs:
             print(f"{stop.signal}: saved at epoch {run.epoch}, step {run.step}; the same command goes on from there")
             return INTERRUPTED
     table = sample_table(*predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast),
                          task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
                          mean_loss=run.record.mean_loss(run.config["epochs"]), ranked=run.selection and run.selection.mean_loss)
-    run.directory.finish(table, run.data.classes, run.data.train.images)
+    run.directory.finish(table)
     return 0
 
 
@@ -104,9 +105,9 @@ def train_epoch(run: Run, stop: StopRequest):
             loss = run.objective(run.forward, batch)
         run.optimizer.zero_grad()
         loss.backward()
-        run.optimizer.step()
+        optimizers.step(run.optimizer, run.config["clip_norm"])
+        schedules.step(run.schedule, after="batch")
         run.objective.after_step(run.model)
-
         run.record.update(run.step, loss, run.objective.output, batch)
         run.step += 1
         if run.step % CHECK_EVERY == 0 or run.step == len(run.loaders.train):
@@ -120,13 +121,12 @@ def train_epoch(run: Run, stop: StopRequest):
 def end_epoch(run: Run):
     """Evaluate, add a row to metrics.csv, record the losses, step the schedule."""
     model = run.objective.evaluated(run.forward)
-    row = {f"{part}_metric": evaluate(model, batches, run.metric, run.autocast) for part, batches in run.loaders.evaluation()}
+    row = evaluate(model, run.loaders.evaluation, run.metric, run.autocast)
     row |= {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
     if run.loaders.recording:
         run.directory.add_losses(run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast))
     run.directory.add_row(row | run.record.end_epoch(run.loaders.train.rows, run.noise.corrupted))
-    if run.schedule:
-        run.schedule.step()
+    schedules.step(run.schedule, after="epoch")
 
 
 def main(arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ def write_digits(root: Path, fraction: float, seed: int) -> list[str]:
     dataset, generator, planted = digits(), np.random.default_rng(seed), []
     chosen = set(generator.permutation(len(dataset.train))[:round(fraction * len(dataset.train))].tolist())
     for part, split in (("train", dataset.train), ("test", dataset.test)):
-        for number, (image, target) in enumerate(zip(split.images, split.targets.tolist(), strict=True)):
+        for number, (image, target) in enumerate(zip(split.inputs, split.targets.tolist(), strict=True)):
             wrong = part == "train" and number in chosen
             label = (target + generator.integers(1, 10)) % 10 if wrong else target
             path = root / part / str(label) / f"{number}.png"

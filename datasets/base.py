@@ -1,9 +1,10 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -19,10 +20,15 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """Training or test part: uint8 images [N, C, H, W] in memory or the paths of N image files, and targets [N]."""
+    """A part of a dataset: inputs, and targets [N]: class numbers (int64), or what a regression predicts (float32).
 
-    images: Tensor | list[str]
+    Inputs are uint8 images [N, C, H, W] in memory, the paths of N image files, or, in memory, whatever a model takes,
+    e.g. tokens [N, L]. ``texts`` are those inputs in words, where they are words.
+    """
+
+    inputs: Tensor | list[str]
     targets: Tensor
+    texts: list[str] | None = None
 
     def __len__(self):
         return len(self.targets)
@@ -32,27 +38,64 @@ class Split:
 class Dataset:
     """A dataset with everything that a loader needs to know about it.
 
-    ``mean`` and ``std`` are per channel, of pixels in [0, 1]. Training images in memory are cropped at random after
+    ``classes`` are their names; there are none in regression. ``mean`` and ``std`` are per channel, of pixels in [0, 1];
+    inputs that are no images have none, and are handed over as they are. Training images in memory are cropped at random after
     padding by ``crop_padding`` pixels, of zeros or ("reflect") of the image mirrored at its edge, and mirrored with
-    probability 1/2 if ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized.
+    probability 1/2 if ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized, or
+    (``crop_scale`` None) a square of the resized image. For evaluation image files are resized and cropped in the centre;
+    or, of the test part, augmented as in training (``augment_test``).
     ``trusted``: the labels that come with it are taken for true, so that injected noise can be told from them. ``true``:
-    the true labels of the training part, where it comes with both.
+    the true labels of the training part, where it comes with both. ``validation``: a part to choose the epoch on, where it
+    comes with one; ``more_tests``: other test parts, by name. ``memory_limit``: image files are decoded once and kept, if
+    they take no more bytes. ``made_split``: files were split into training and test part here, which a run writes down.
+    ``note``: what else there is to say.
     """
 
     train: Split
     test: Split
     classes: list[str]
-    in_channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    in_channels: int = 0
+    image_size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     crop_padding: int = 0
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
-    crop_scale: float = 0.08
+    crop_scale: float | None = 0.08
+    augment_test: bool = False
     trusted: bool = True
     true: Tensor | None = None
     num_workers: int = 0
+    validation: Split | None = None
+    more_tests: dict[str, Split] = field(default_factory=dict)
+    memory_limit: int = 0
+    made_split: bool = False
+    note: str = ""
+
+    @property
+    def task(self) -> str:
+        return "classification" if self.classes else "regression"
+
+    @property
+    def num_outputs(self) -> int:
+        """What a model must say of each sample: a number per class, or one."""
+        return len(self.classes) or 1
+
+    @property
+    def is_images(self) -> bool:
+        return bool(self.mean)
+
+    def example(self, count: int = 2) -> Tensor:
+        """Inputs [count, ...] of the shape that a model gets."""
+        if self.is_images:
+            return torch.zeros(count, self.in_channels, self.image_size, self.image_size)
+        return self.train.inputs[:count]
+
+    def __str__(self):
+        parts = {"training": self.train, "validation": self.validation, "test": self.test, **self.more_tests}
+        sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part)
+        classes = f" in {len(self.classes)} classes" if self.classes else ""
+        return f"{sizes} samples{classes}" + (f"; {self.note}" if self.note else "")
 
 
 def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
@@ -74,14 +117,15 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
-    """Positions [N] of a training and of a test part, always the same ones, stratified by target.
+    """Positions [N] of a training and of a test part, always the same ones, stratified by target if those are classes.
 
     Raises ValueError where a class is too small for it.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction must lie in (0, 1), got {fraction}")
+    strata = None if targets.is_floating_point() else targets
     try:
-        train, test = train_test_split(range(len(targets)), test_size=fraction, stratify=targets, random_state=0)
+        train, test = train_test_split(range(len(targets)), test_size=fraction, stratify=strata, random_state=0)
     except ValueError as error:
         raise ValueError(f"a test part of {fraction} cannot be split off class by class: {error}") from None
     return sorted(train), sorted(test)

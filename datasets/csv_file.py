@@ -1,19 +1,22 @@
 """The user's own images, listed in a table."""
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, check_files, split_off
 
 
 def csv(file: str, data_root: str = "data", root: str | None = None, test_file: str | None = None, image_size: int = 224,
-        num_workers: int = 2, test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True) -> Dataset:
+        num_workers: int = 2, test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True,
+        task: Literal["classification", "regression"] = "classification") -> Dataset:
     """Images named in a CSV file with the columns ``path``, ``label`` and, if you know it, ``true_label``.
 
-    Classes are the distinct labels, in the order of their names, or of their values if all are whole numbers. Images are
-    treated as those of ``folder``.
+    Classes are the distinct labels, in the order of their names, or of their values if all are whole numbers; of a
+    regression, labels are the numbers to predict. Images are treated as those of ``folder``.
 
     Args:
         file: the training part.
@@ -21,6 +24,7 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of ``file`` is split off. It is
             tested on true labels where they are known.
         crop_scale, flip: as for ``folder``.
+        task: give the same to ``task`` of the run, and a task_loss of it.
 
     Raises:
         FileNotFoundError: a CSV file or an image that is not there.
@@ -32,21 +36,32 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
     table, test = read(file, root), read(test_file, root) if test_file else None
     columns = [column for column in ("label", "true_label") if column in table]
     names = set(pd.concat([table[column] for column in columns]))
-    classes = sorted(names, key=int if all(name.isdecimal() for name in names) else None)
+    classes = [] if task == "regression" else sorted(names, key=int if all(name.isdecimal() for name in names) else None)
     number = {name: position for position, name in enumerate(classes)}
-    strange = [] if test is None else sorted(set(test.label) - names)
+    strange = [] if test is None or not classes else sorted(set(test.label) - names)
     if strange:
         raise ValueError(f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}")
-    given = torch.tensor(table.label.map(number).to_numpy())
-    true = torch.tensor(table.true_label.map(number).to_numpy()) if "true_label" in table else None
+
+    def targets(column, source) -> Tensor:
+        if classes:
+            return torch.tensor(column.map(number).to_numpy())
+        numbers = torch.tensor(pd.to_numeric(column, errors="coerce").to_numpy(), dtype=torch.float32)
+        if not numbers.isfinite().all():
+            row = int((~numbers.isfinite()).nonzero()[0])
+            raise ValueError(f"{source} must have numbers as labels for dataset.task=regression, got {column.iloc[row]!r} in "
+                             f"line {row + 2}")
+        return numbers
+
+    given = targets(table.label, file)
+    true = targets(table.true_label, file) if "true_label" in table else None
     if test is None:
         rows, held_out = split_off(given, test_fraction)
         test_part = Split([table.path[row] for row in held_out], (given if true is None else true)[held_out])
     else:
-        rows, test_part = list(range(len(table))), Split(list(test.path), torch.tensor(test.label.map(number).to_numpy()))
+        rows, test_part = list(range(len(table))), Split(list(test.path), targets(test.label, test_file))
     return Dataset(Split([table.path[row] for row in rows], given[rows]), test_part, classes=classes, in_channels=3,
                    image_size=image_size, **IMAGENET, flip=flip, crop_scale=crop_scale, trusted=False,
-                   true=None if true is None else true[rows], num_workers=num_workers)
+                   true=None if true is None else true[rows], num_workers=num_workers, made_split=test is None)
 
 
 def read(file: str, root: Path) -> pd.DataFrame:

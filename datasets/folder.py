@@ -45,4 +45,4 @@ def folder(data_root: str = "data", root: str | None = None, image_size: int = 2
     else:
         splits = [Split(paths, targets), Split([path for path, _ in test.samples], torch.tensor(test.targets))]
     return Dataset(*splits, classes=train.classes, in_channels=3, image_size=image_size, **IMAGENET, flip=flip,
-                   crop_scale=crop_scale, trusted=False, num_workers=num_workers)
+                   crop_scale=crop_scale, trusted=False, num_workers=num_workers, made_split=test is None)

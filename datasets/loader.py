@@ -1,29 +1,35 @@
-"""Loaders: a split in memory, or image files read by workers, as batches on the training device.
+"""Loaders: a part in memory, or image files read by workers, as batches on the training device.
 
 Which samples make up batch b of epoch e, and how each is cropped and mirrored, is a function of (seed, e, b) alone. So a
 run can be resumed in the middle of an epoch, and does not depend on the device or on the number of workers.
 """
 
+import itertools
 import signal
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
 
-from datasets.base import Batch, Dataset
+from datasets.base import Batch, Dataset, Split
 from datasets.noise import Noise
 from datasets.selection import Selection
 from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
-ORDER, RECORDING, UNLABELLED = 1, 2, 3  # set the random numbers of the streams apart from one another and the model's
+MAX_UNREADABLE = 0.01  # of the image files of a part
+ORDER, RECORDING, UNLABELLED, TEST = 1, 2, 3, 4  # set the random numbers of the streams apart from one another and the model's
 
 
 def batch_slices(count: int, size: int) -> list[slice]:
@@ -63,20 +69,22 @@ def several_views(rows: Tensor, *, batch_size: int, steps: int, num_views: int) 
 
 
 class MemoryLoader:
-    """Batches of images that lie on the device as uint8: gathered, augmented and normalised there, without workers.
+    """Batches of inputs that lie on the device: images as uint8, gathered, augmented and normalised there, without workers.
 
-    ``rows`` are the positions in the split to use, ``targets`` the labels of the whole split. ``draw`` makes the order of
-    an epoch out of a generator; without it, it is that of ``rows``. ``images`` have a margin of ``crop_padding`` pixels on
-    each side: with it, or with flip, there is a new crop and mirroring for every sample each epoch.
+    ``rows`` are the positions in the part to use, ``targets`` the labels of all of it. ``draw`` makes the order of
+    an epoch out of a generator; without it, it is that of ``rows``. Images have a margin of ``crop_padding`` pixels on
+    each side: with it, or with flip, there is a new crop and mirroring for every sample each epoch. Without a ``mean`` and
+    ``std`` inputs are no images, and are yielded as they are.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, rows: Tensor, *, batch_size: int, device: torch.device | str,
-                 mean: tuple[float, ...], std: tuple[float, ...], draw: Callable[[torch.Generator], Tensor] | None = None,
-                 seed: int = 0, crop_padding: int = 0, flip: bool = False):
-        self.size = tuple(length - 2 * crop_padding for length in images.shape[-2:])
-        self.images, self.targets, self.rows, self.batch_size = images.to(device), targets.to(device), rows, batch_size
+    def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor, *, batch_size: int, device: torch.device | str,
+                 mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
+                 draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, crop_padding: int = 0,
+                 flip: bool = False):
+        self.size = tuple(length - 2 * crop_padding for length in inputs.shape[-2:])
+        self.inputs, self.targets, self.rows, self.batch_size = inputs.to(device), targets.to(device), rows, batch_size
         self.device, self.draw, self.seed, self.padding, self.flip = device, draw, seed, crop_padding, flip
-        self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
+        self.normalisation = [part.to(device) for part in _normalisation(mean, std)] if mean else None
         self.set_epoch(0)
 
     def __len__(self):
@@ -103,12 +111,15 @@ class MemoryLoader:
         for part in self.parts[self.first_batch:]:
             index = self.order[part]
             if self.top_left is None and self.mirrored is None:
-                images = self.images.index_select(0, index)
+                inputs = self.inputs.index_select(0, index)
             else:
-                images = crop_and_flip(self.images, index, self.size,
+                inputs = crop_and_flip(self.inputs, index, self.size,
                                        top_left=None if self.top_left is None else self.top_left[part],
                                        mirrored=None if self.mirrored is None else self.mirrored[part])
-            yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
+            if self.normalisation:
+                scale, shift = self.normalisation
+                inputs = (inputs * scale).add_(shift)
+            yield Batch(inputs, self.targets[index], index)
 
 
 def pad(images: Tensor, margin: int, mode: str) -> Tensor:
@@ -137,15 +148,20 @@ class FileLoader:
     """Batches of image files, decoded and augmented by worker processes and normalised on the device.
 
     Each draws its augmentation from a generator of its own, seeded with (seed, epoch, position in the epoch's order).
+    A file that cannot be decoded is missing from its batch and from ``rows`` from then on, and is noted in ``unreadable``,
+    path: reason. ``paths`` may be Decoded, which reads no files.
+
+    Raises OSError while iterated where more than MAX_UNREADABLE of ``rows`` cannot be decoded, or all of a batch.
     """
 
-    def __init__(self, paths: list[str], targets: Tensor, rows: Tensor, *, batch_size: int, device: torch.device | str,
-                 mean: tuple[float, ...], std: tuple[float, ...], image_size: int, num_workers: int,
+    def __init__(self, paths: "list[str] | Decoded", targets: Tensor, rows: Tensor, *, batch_size: int,
+                 device: torch.device | str, mean: tuple[float, ...], std: tuple[float, ...], image_size: int, num_workers: int,
                  draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False,
-                 crop_scale: float = 0.08, flip: bool = True):
+                 crop_scale: float | None = 0.08, flip: bool = True, unreadable: dict[str, str] | None = None):
         self.files = _Files(paths, image_size, augment, crop_scale, flip)
-        self.targets, self.rows, self.batch_size = targets.to(device), rows, batch_size
+        self.targets, self.rows, self.count, self.batch_size = targets.to(device), rows, len(rows), batch_size
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
+        self.unreadable = {} if unreadable is None else unreadable
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
         self.set_epoch(0)
 
@@ -166,13 +182,26 @@ class FileLoader:
     def __iter__(self):
         loader = DataLoader(self.files, batch_sampler=self.batches[self.first_batch:], num_workers=self.num_workers,
                             pin_memory=torch.device(self.device).type == "cuda", generator=torch.Generator(),
-                            worker_init_fn=_leave_signals_to_the_main_process)
-        try:
-            for images, index in loader:
-                images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
-                yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
-        except OSError as error:  # a worker's comes with its traceback, of which the last line says it
-            raise OSError(str(error).strip().splitlines()[-1].removeprefix("OSError: ")) from None
+                            worker_init_fn=_leave_signals_to_the_main_process, collate_fn=_collate)
+        for images, index, failed in loader:
+            if failed:
+                self._note(failed)
+            if len(index) == 0:
+                raise OSError(f"no image of a whole batch can be read: {', '.join(self.files.paths[row] for row, _ in failed)}")
+            images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
+            yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
+
+    def _note(self, failed):
+        for row, reason in failed:
+            path = self.files.paths[row]
+            if path not in self.unreadable:
+                print(f"warning: {path} cannot be read as an image and is left out ({reason})", file=sys.stderr)
+            self.unreadable[path] = reason
+        self.rows = self.rows[~torch.isin(self.rows, torch.tensor([row for row, _ in failed]))]
+        missing = self.count - len(self.rows)
+        if missing > MAX_UNREADABLE * self.count:
+            raise OSError(f"{missing} of {self.count} image files cannot be read, more than {MAX_UNREADABLE:.0%}: mend or "
+                          f"remove {', '.join(list(self.unreadable)[:10])}")
 
 
 def _leave_signals_to_the_main_process(worker):
@@ -188,13 +217,73 @@ def _leave_signals_to_the_main_process(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def decode(path: str) -> Tensor:
+    """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
+    try:
+        return pil_to_tensor(default_loader(path))  # torchvision.io's decoder crashes on a damaged PNG
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(str(error)) from None
+
+
+class Decoded:
+    """Image files, decoded once and kept as uint8 in one tensor, which worker processes share.
+
+    Those that cannot be decoded are tried again whenever they are asked for, and raise OSError.
+    """
+
+    def __init__(self, paths: list[str], shapes: list[tuple[int, int]]):
+        self.paths, self.shapes = paths, shapes
+        ends = np.cumsum([3 * height * width for height, width in shapes])
+        self.starts = np.concatenate([[0], ends[:-1]])
+        self.pixels = torch.empty(int(ends[-1]), dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+            self.whole = list(tqdm(pool.map(self._fill, range(len(paths))), "decoding", len(paths), unit=" images",
+                                   leave=False, disable=None))
+
+    def _fill(self, row):
+        try:
+            image = decode(self.paths[row])
+        except OSError:
+            return False
+        self.pixels[self.starts[row]:self.starts[row] + image.numel()] = image.flatten()
+        return True
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Tensor:
+        if not self.whole[row]:
+            return decode(self.paths[row])
+        height, width = self.shapes[row]
+        return self.pixels[self.starts[row]:self.starts[row] + 3 * height * width].view(3, height, width)
+
+
+def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
+    """The images Decoded, if they take no more than ``memory_limit`` bytes; else the paths as they are."""
+    shapes, total = [], 0
+    for path in paths if memory_limit else ():
+        try:
+            with Image.open(path) as image:  # reads the header
+                shapes.append((image.height, image.width))
+        except (OSError, SyntaxError, ValueError):
+            shapes.append((0, 0))
+        total += 3 * shapes[-1][0] * shapes[-1][1]
+        if total > memory_limit:
+            break
+    return Decoded(paths, shapes) if 0 < total <= memory_limit else paths
+
+
 class _Files(torch.utils.data.Dataset):
     def __init__(self, paths, image_size, augment, crop_scale, flip):
-        self.paths = paths
-        self.transform = v2.Compose(
-            [v2.RandomResizedCrop(image_size, (crop_scale, 1), antialias=True),
-             v2.RandomHorizontalFlip(0.5 if flip else 0)] if augment else
-            [v2.Resize(round(image_size * 256 / 224), antialias=True), v2.CenterCrop(image_size)])
+        self.images = paths
+        self.paths = paths.paths if isinstance(paths, Decoded) else paths
+        larger = v2.Resize(round(image_size * 256 / 224), antialias=True)
+        if not augment:
+            self.transform = v2.Compose([larger, v2.CenterCrop(image_size)])
+        else:
+            crop = [larger, v2.RandomCrop(image_size)] if crop_scale is None else \
+                [v2.RandomResizedCrop(image_size, (crop_scale, 1), antialias=True)]
+            self.transform = v2.Compose([*crop, v2.RandomHorizontalFlip(0.5 if flip else 0)])
 
     def __len__(self):
         return len(self.paths)
@@ -202,12 +291,20 @@ class _Files(torch.utils.data.Dataset):
     def __getitem__(self, sample):
         row, seed = sample
         try:
-            image = pil_to_tensor(default_loader(self.paths[row]))  # torchvision.io's decoder crashes on a damaged PNG
-        except (OSError, SyntaxError, ValueError) as error:
-            raise OSError(f"{self.paths[row]} cannot be read as an image: mend or remove it ({error})") from None
+            image = self.images[row] if isinstance(self.images, Decoded) else decode(self.paths[row])
+        except OSError as error:
+            return None, row, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # of the CPU alone
-            return self.transform(image), row
+            return self.transform(image), row, None
+
+
+def _collate(samples):
+    """Images [B, C, H, W], their rows [B], and (row, reason) of those that could not be read."""
+    images = [image for image, _, reason in samples if reason is None]
+    rows = [row for _, row, reason in samples if reason is None]
+    return (torch.stack(images) if images else torch.empty(0), torch.tensor(rows, dtype=torch.int64),
+            [(row, reason) for _, row, reason in samples if reason is not None])
 
 
 class PairedLoader:
@@ -230,28 +327,56 @@ class PairedLoader:
             yield batch._replace(extra=views.input.unflatten(0, (self.num_views, -1)))
 
 
+class Chunks:
+    """A loader whose epochs are ``steps`` batches of another one's; the last chunk of a pass may be shorter."""
+
+    def __init__(self, loader: MemoryLoader | FileLoader, steps: int):
+        self.loader, self.steps, self.per_pass = loader, steps, -(-len(loader) // steps)
+        self.set_epoch(0)
+
+    @property
+    def rows(self) -> Tensor:
+        return self.loader.rows
+
+    def set_epoch(self, epoch: int, first_batch: int = 0):
+        """Chunk ``epoch``, counted over all passes, from its batch ``first_batch`` on."""
+        self.start, self.first_batch = epoch % self.per_pass * self.steps, first_batch
+        self.loader.set_epoch(epoch // self.per_pass, self.start + first_batch)
+
+    def __len__(self):
+        return min(self.steps, len(self.loader) - self.start)
+
+    def rows_of(self, batch: int) -> list[int]:
+        """As that of the other loader."""
+        return self.loader.rows_of(self.start + batch)
+
+    def __iter__(self):
+        return itertools.islice(self.loader, len(self) - self.first_batch)
+
+
 @dataclass
 class Loaders:
     """Training: shuffled and augmented, of the selected samples where there is a selection.
 
-    For evaluation: all training samples as they are, test, and a held-out part. For recording: all training samples.
+    For evaluation: all training samples as they are, and the parts to evaluate after an epoch, by name: "test", perhaps
+    "validation", and others. For recording: all training samples. ``per_pass`` epochs, of ``steps_per_pass`` batches all
+    together, go once over the training samples. ``unreadable``: image files that were left out, path: reason.
     """
 
-    train: MemoryLoader | FileLoader | PairedLoader
+    train: MemoryLoader | FileLoader | PairedLoader | Chunks
     train_plain: MemoryLoader | FileLoader
-    test: MemoryLoader | FileLoader
-    validation: MemoryLoader | FileLoader | None
-    recording: MemoryLoader | FileLoader | None
+    evaluation: dict[str, MemoryLoader | FileLoader]
+    recording: MemoryLoader | FileLoader | None = None
+    per_pass: int = 1
+    steps_per_pass: int = 1
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def set_epoch(self, epoch: int, first_batch: int):
-        """Train from batch ``first_batch`` of ``epoch`` on, and then record it."""
+        """Train from batch ``first_batch`` of ``epoch`` on, then evaluate and record it."""
+        for loader in (self.evaluation["test"], self.recording):
+            if loader:
+                loader.set_epoch(epoch)
         self.train.set_epoch(epoch, first_batch)
-        if self.recording:
-            self.recording.set_epoch(epoch)
-
-    def evaluation(self) -> list[tuple[str, MemoryLoader | FileLoader]]:
-        """The parts to evaluate after an epoch, with their names."""
-        return [(name, loader) for name, loader in (("test", self.test), ("validation", self.validation)) if loader]
 
 
 @dataclass
@@ -266,59 +391,70 @@ class Parts:
 def hold_out(noise: Noise, *, fraction: float, clean: bool = False, seed: int) -> Parts:
     """Hold out a fraction of the training set, drawn from ``seed``, to validate on.
 
-    It is looked at, and stratified, with its given labels, noise and all, or if ``clean`` with the true ones.
+    It is looked at, and stratified, with its given labels, noise and all, or if ``clean`` with the true ones. Targets
+    that are numbers are not stratified.
 
     Raises:
         ValueError: a class too small for it; ``clean`` where the truth is unknown.
     """
     rows, labels = np.arange(len(noise.given)), noise.true if clean else noise.given
+    strata = labels if noise.num_classes else None
     if not fraction:
         return Parts(rows, rows[:0], labels)
     if clean and noise.corrupted is None:
         raise ValueError("validation.clean=true needs true labels, and those of this dataset are not known")
     try:
-        return Parts(*train_test_split(rows, test_size=fraction, random_state=seed, stratify=labels), labels)
+        return Parts(*train_test_split(rows, test_size=fraction, random_state=seed, stratify=strata), labels)
     except ValueError as error:
         raise ValueError(f"validation.fraction={fraction} cannot be held out by class: {error}") from None
 
 
 def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: Selection | None = None, *, batch_size: int,
                  device: torch.device | str, seed: int, num_views: int = 0, steps_per_epoch: int | None = None,
-                 record: bool = False, augment_recording: bool = True) -> Loaders:
+                 chunk_steps: int | None = None, record_losses: bool = False, augment_recording: bool = True) -> Loaders:
     """Loaders of a dataset whose training labels are ``given`` [N].
 
     Args:
-        parts: what to train and to validate on.
+        parts: what to train and to validate on; the dataset's own validation part is used where nothing is held out.
         selection: what to train on instead of all of it.
         num_views: 0, or the number of differently augmented views of each unselected sample that a training batch carries
             as its ``extra``. Selected samples are then drawn with replacement, by weight.
         steps_per_epoch: batches of an epoch with such an ``extra``.
-        record: whether there is a loader to record losses with, and
+        chunk_steps: batches of an epoch, where it is not a pass over the samples.
+        record_losses: whether there is a loader to record losses with, and
         augment_recording: whether it augments as the training loader does.
 
     Raises:
-        ValueError: num_views without a selection, or with one that leaves less than a batch.
+        ValueError: num_views without a selection, with one that leaves less than a batch, or with chunk_steps.
     """
     given, rows, held_out = (torch.from_numpy(array) for array in (given, parts.rows, parts.held_out))
-    in_memory = not isinstance(dataset.train.images, list)
-    images = padded = dataset.train.images
+    in_memory, unreadable = not isinstance(dataset.train.inputs, list), {}
     if in_memory:
-        images = images.to(device)
-        padded = pad(images, dataset.crop_padding, dataset.padding_mode)
+        images = padded = dataset.train.inputs.to(device)
+        if dataset.crop_padding:
+            padded = pad(images, dataset.crop_padding, dataset.padding_mode)
+    else:
+        images = decode_all(dataset.train.inputs, dataset.memory_limit)
 
     def loader(images, targets, rows, draw=None, seed=seed, augment=False, size=batch_size):
         common = {"device": device, "mean": dataset.mean, "std": dataset.std, "draw": draw, "seed": seed}
         if not in_memory:
             return FileLoader(images, targets, rows, batch_size=size, image_size=dataset.image_size,
                               num_workers=dataset.num_workers, augment=augment, crop_scale=dataset.crop_scale,
-                              flip=dataset.flip, **common)
+                              flip=dataset.flip, unreadable=unreadable, **common)
         if augment:
             return MemoryLoader(padded, targets, rows, batch_size=size, crop_padding=dataset.crop_padding, flip=dataset.flip,
                                 **common)
         return MemoryLoader(images, targets, rows, batch_size=size, **common)
 
-    plain_size = EVALUATION_BATCH if in_memory else batch_size
+    def of(split: Split, **options):
+        inputs = split.inputs if in_memory else decode_all(split.inputs, dataset.memory_limit)
+        return loader(inputs, split.targets, torch.arange(len(split)), size=plain_size, **options)
+
+    plain_size = EVALUATION_BATCH if in_memory and dataset.is_images else batch_size
     chosen = rows if selection is None else torch.from_numpy(selection.index)
+    if num_views and chunk_steps:
+        raise ValueError("this loss draws as many batches as it wants, so there is no pass to divide: set chunk_steps=null")
     if num_views == 0:
         train = loader(images, given, chosen, shuffled(chosen), augment=True)
     elif selection is None:
@@ -331,12 +467,20 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
                    draw=weighted(chosen, torch.from_numpy(selection.weight), steps_per_epoch * batch_size)),
             loader(images, given, rest, augment=True, seed=derive(seed, UNLABELLED), size=num_views * batch_size,
                    draw=several_views(rest, batch_size=batch_size, steps=steps_per_epoch, num_views=num_views)), num_views)
-    return Loaders(
-        train=train, train_plain=loader(images, given, rows, size=plain_size),
-        test=loader(dataset.test.images, dataset.test.targets, torch.arange(len(dataset.test)), size=plain_size),
-        validation=loader(images, torch.from_numpy(parts.labels), held_out, size=plain_size) if len(held_out) else None,
-        recording=loader(images, given, rows, seed=derive(seed, RECORDING), augment=augment_recording, size=plain_size)
-        if record else None)
+    evaluation = {"test": of(dataset.test, augment=dataset.augment_test, seed=derive(seed, TEST))}
+    if len(held_out):
+        evaluation["validation"] = loader(images, torch.from_numpy(parts.labels), held_out, size=plain_size)
+    elif dataset.validation:
+        evaluation["validation"] = of(dataset.validation)
+    evaluation |= {name: of(split) for name, split in dataset.more_tests.items()}
+    steps = len(train)
+    if chunk_steps:
+        train = Chunks(train, chunk_steps)
+    recording = None
+    if record_losses:
+        recording = loader(images, given, rows, seed=derive(seed, RECORDING), augment=augment_recording, size=plain_size)
+    return Loaders(train, loader(images, given, rows, size=plain_size), evaluation, recording,
+                   per_pass=train.per_pass if chunk_steps else 1, steps_per_pass=steps, unreadable=unreadable)
 
 
 def _normalisation(mean, std):

@@ -1,11 +1,14 @@
 """Label noise: each kind is a pure function of (labels, fraction, seed, num_classes) that returns the given labels.
 
+Labels are class numbers, or, in regression, the numbers to predict.
+
 The papers do not mean the same by "40 % noise": the kinds differ in whether a label may be redrawn as itself, in whether
 the number of changes is exact, and in the random generator. Each is therefore named, and every run states the rate that
 came out. ``r`` is the fraction, ``C`` the number of classes.
 
     kind                  what happens                                                   wrong in the end
     permute               images of the first floor(rN) samples permuted among them      about r (1 - 1/C)
+    label_permutation     labels of floor(rN) samples from anywhere permuted among them  the same
     symmetric             round(rN) samples get another class, uniformly                 r, exactly
     symmetric_inclusive   with probability r, any class, the true one included           about r (1 - 1/C)
     pair                  with probability r, class c becomes c + 1 (mod C)              about r
@@ -14,10 +17,13 @@ came out. ``r`` is the fraction, ``C`` the number of classes.
     human:<name>          labels of CIFAR-N: worse, aggre, random1 to 3; noisy           as collected
     file:<path>           labels from the user's own .npz or .csv                        as they are
     none                  nothing
+
+In regression the kinds are permute, label_permutation, file: and none.
 """
 
 import csv
 import hashlib
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +31,7 @@ import numpy as np
 import torch
 
 from utils.build import unknown
+from utils.metrics import wrong_labels
 
 # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog; and, for
 # digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
@@ -54,6 +61,17 @@ def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) ->
     order = permutation_order(len(labels), fraction, seed)
     given = labels.copy()
     given[order] = labels[:len(order)]
+    return given
+
+
+def label_permutation(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """DiscrimLoss on DigitSum: the labels of a random floor(rN) samples permuted among them; bit-exact with its generator.
+
+    The samples, in their order, get the labels of the same samples in the order in which Python's random drew them.
+    """
+    drawn = random.Random(seed).sample(range(len(labels)), int(np.floor(len(labels) * fraction)))
+    given = labels.copy()
+    given[sorted(drawn)] = labels[drawn]
     return given
 
 
@@ -109,18 +127,19 @@ def asymmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int,
     return given
 
 
-KINDS = {"permute": permute, "symmetric": symmetric, "symmetric_inclusive": symmetric_inclusive, "pair": pair,
-         "asymmetric": asymmetric, "structured": structured}
+KINDS = {"permute": permute, "label_permutation": label_permutation, "symmetric": symmetric,
+         "symmetric_inclusive": symmetric_inclusive, "pair": pair, "asymmetric": asymmetric, "structured": structured}
 KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
+FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
 
 
 @dataclass
 class Noise:
-    """Given and true labels [N] (true -1: unknown), and what is worth stating about them."""
+    """Given and true labels [N] (true unknown: -1, or in regression NaN), and what is worth stating about them."""
 
     given: np.ndarray
     true: np.ndarray
-    transition: np.ndarray  # [C, C]: row c is the distribution of the given label where the true one is c
+    transition: np.ndarray  # [C, C]: row c is the distribution of the given label where the true one is c; C = 0 in regression
     sha256: str
     kind: str  # as asked for, one of KIND_NAMES
     fraction: float  # as asked for, r
@@ -128,7 +147,17 @@ class Noise:
     @property
     def corrupted(self) -> np.ndarray | None:
         """[N] bool: the given label is not the true one; None where the truth is unknown."""
-        return None if (self.true < 0).any() else self.given != self.true
+        return wrong_labels(self.given, self.true)
+
+    @property
+    def num_classes(self) -> int:
+        """C; 0 in regression."""
+        return len(self.transition)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """[N]: within which samples losses can be compared: those of a given class, in regression all."""
+        return self.given if self.num_classes else np.zeros(len(self.given), np.int64)
 
 
 def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_classes: int, dataset: str,
@@ -138,6 +167,7 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
     Args:
         kind: one of KIND_NAMES.
         fraction: r, in [0, 1]; not read by human:, file: and none.
+        num_classes: C; 0: the labels are numbers to predict.
         dataset: name of the dataset, for the kinds that are made for one.
         trusted: whether ``labels`` are true before the noise; where they are not, none, file: and human: leave the truth
             unknown.
@@ -148,9 +178,12 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
         ValueError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the dataset.
         FileNotFoundError: a file of labels that is not there.
     """
-    clean = labels.numpy().astype(np.int64)
+    clean = labels.numpy().astype(np.int64 if num_classes else np.float32)
     if not 0 <= fraction <= 1:
         raise ValueError(f"noise.fraction must lie in [0, 1], got {fraction}")
+    if num_classes == 0 and kind.split(":")[0] not in [name.split(":")[0] for name in FOR_NUMBERS]:
+        raise ValueError(f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
+                         f"{', '.join(FOR_NUMBERS)}")
     if kind == "none":
         given = clean.copy()
     elif kind.startswith("file:"):
@@ -167,18 +200,21 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
     else:
         raise ValueError(unknown("noise.kind", kind, KIND_NAMES))
     known = trusted or kind in KINDS or true is not None
-    true = np.full_like(clean, -1) if not known else clean if true is None else true.numpy().astype(np.int64)
+    true = np.full_like(clean, -1 if num_classes else np.nan) if not known else \
+        clean if true is None else true.numpy().astype(clean.dtype)
     transition = np.zeros((num_classes, num_classes))
-    if known:
+    if known and num_classes:
         np.add.at(transition, (true, given), 1)
         transition /= np.maximum(transition.sum(1, keepdims=True), 1)
-    return Noise(given, true, transition, hashlib.sha256(given.astype("<i8").tobytes()).hexdigest(), kind, fraction)
+    stored = given.astype("<i8" if num_classes else "<f4").tobytes()
+    return Noise(given, true, transition, hashlib.sha256(stored).hexdigest(), kind, fraction)
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
-    """Class numbers [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column ``given``).
+    """Labels [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column ``given``).
 
-    A csv may have a column ``index`` with the position of each row in the training set; otherwise rows are in order.
+    They are class numbers, or with num_classes = 0 any finite numbers. A csv may have a column ``index`` with the position
+    of each row in the training set; otherwise rows are in order.
 
     Raises:
         FileNotFoundError: no such file.
@@ -206,10 +242,10 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
         raise ValueError(f"labels are read from .npz or .csv, got {path}")
     if key not in columns:
         raise ValueError(f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>")
-    given = _whole_numbers(columns[key], f"{path}, {key}")
+    given = (_whole_numbers if num_classes else _numbers)(columns[key], f"{path}, {key}")
     if given.shape != (num_samples,):
         raise ValueError(f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}")
-    if given.min() < 0 or given.max() >= num_classes:
+    if num_classes and (given.min() < 0 or given.max() >= num_classes):
         bad = np.flatnonzero((given < 0) | (given >= num_classes))
         raise ValueError(f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
                          f"({len(bad)} such)")
@@ -265,11 +301,19 @@ def _lookup(mapping, num_classes):
     return np.array([mapping.get(label, label) for label in range(num_classes)])
 
 
-def _whole_numbers(column, what):
+def _numbers(column, what, kind="numbers"):
     try:
         numbers = column.astype(np.float64)
     except ValueError:
-        raise ValueError(f"{what} must hold whole numbers") from None
-    if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
+        raise ValueError(f"{what} must hold {kind}") from None
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{what} must hold {kind}")
+    return numbers.astype(np.float32)
+
+
+def _whole_numbers(column, what):
+    _numbers(column, what, "whole numbers")
+    numbers = column.astype(np.float64)
+    if (numbers != np.floor(numbers)).any():
         raise ValueError(f"{what} must hold whole numbers")
     return numbers.astype(np.int64)

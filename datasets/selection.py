@@ -4,8 +4,8 @@
 
 Gui, Wang and Tian, "Towards Understanding Deep Learning from Noisy Labels with Small-Loss Criterion", IJCAI 2021 (arXiv
 2106.09291), and their code (github.com/guixianjin/RSL). The network learns the majority of a class first, so within each
-given label a sample with a smaller loss is more probably correct. RSL averages the loss over the epochs (``mean``); the
-vanilla criterion takes that of one epoch (``epoch:<e>``).
+given label, or in regression among all, a sample with a smaller loss is more probably correct. RSL averages the loss over
+the epochs (``mean``); the vanilla criterion takes that of one epoch (``epoch:<e>``).
 
 Deviations from the authors' code: losses come from log-softmax in float32, where theirs take the logarithm of a softmax,
 which is infinite from a gap of 104 on; ties are broken by position; counts are exact unless ``counts="authors"``.
@@ -29,7 +29,8 @@ from utils.metrics import flag
 from utils.plots import draw_selection
 
 KAPPA = -math.log(0.7)
-INCLUSIVE = ("symmetric_inclusive", "uniform", "permute")  # with probability r, any label: r (C - 1) / C are wrong
+# with probability r, any label: r (C - 1) / C are wrong
+INCLUSIVE = ("symmetric_inclusive", "uniform", "permute", "label_permutation")
 EXCLUSIVE = ("symmetric", "pair", "pairwise", "none")  # r are wrong, in every class
 
 
@@ -171,7 +172,7 @@ def make_selection(noise: Noise, rows: np.ndarray, *, history: str | None = None
     Args:
         history: ``losses.npy`` in the directory of a run with ``record_losses: true``.
         criterion: as for ``rank_losses``.
-        per: whether the smallest losses are taken class by class, or of all samples together.
+        per: whether the smallest losses are taken class by class, or of all samples together, as always in regression.
         noise_rate: the part of the given labels that is wrong, if you know it; "estimate": see ``estimate_noise_rate``;
             null: known from the injected noise, as in the paper (an oracle).
         keep_fraction: keep this part of each label, instead of what follows from the noise rate.
@@ -184,17 +185,22 @@ def make_selection(noise: Noise, rows: np.ndarray, *, history: str | None = None
             where the true labels are not known; a class left empty.
     """
     rows = np.sort(rows)
-    losses = rank_losses(read_history(history, noise, rows), criterion)
-    ranked, given = losses[rows], noise.given[rows]
+    recorded = read_history(history, noise, rows)
+    losses = rank_losses(recorded, criterion)
+    never = np.isnan(recorded[:, rows]).all(axis=0)
+    if never.mean() <= 0.01:  # images that could not be read
+        rows = rows[~never]
+    ranked, groups = losses[rows], noise.groups[rows]
     if not np.isfinite(ranked).all():
         raise ValueError(f"{history} lacks epochs that criterion {criterion} asks for, of some samples or of all: has the run "
                          f"that records it finished, and with this validation split? Run its command again, or use mean:<k>")
     kept, rate, source = how_many(ranked, noise, rows, noise_rate=noise_rate, keep_fraction=keep_fraction, beta=beta,
                                   gamma_index=gamma_index, counts=counts)
-    chosen = select(ranked, given, kept, kappa) if per == "class" else \
-        select(ranked, np.zeros_like(given), [kept.sum()], kappa)
+    per = per if noise.num_classes else "global"
+    chosen = select(ranked, groups, kept, kappa) if per == "class" else \
+        select(ranked, np.zeros_like(groups), [kept.sum()], kappa)
     index = rows[chosen.index]
-    counted = _no_class_empty(np.bincount(noise.given[index], minlength=len(kept)))
+    counted = _no_class_empty(np.bincount(noise.groups[index], minlength=len(kept)))
     report = {"criterion": criterion, "per": per, "noise_rate": rate, "noise_rate_is": source, "kept": len(index),
               "of": len(rows), "counts": counted.tolist()}
     if noise.corrupted is not None:
@@ -210,8 +216,8 @@ def how_many(ranked: np.ndarray, noise: Noise, rows: np.ndarray, *, noise_rate: 
     Args:
         ranked: the ranked losses of ``rows``, for an estimate. The others as for ``make_selection``, whose errors are these.
     """
-    num_classes, true = len(noise.transition), noise.true[rows]
-    given_sizes, true_sizes = (np.bincount(labels[labels >= 0], minlength=num_classes) for labels in (noise.given[rows], true))
+    num_groups = noise.num_classes or 1
+    given_sizes = np.bincount(noise.groups[rows], minlength=num_groups)
     options = {"beta": beta, "gamma_index": gamma_index, "counts": counts}
     if keep_fraction is not None:
         if noise_rate is not None:
@@ -226,12 +232,13 @@ def how_many(ranked: np.ndarray, noise: Noise, rows: np.ndarray, *, noise_rate: 
         raise ValueError('noise_rate=null means that of the injected noise, and here the true labels are not known: set '
                          'dataset.selection.noise_rate to a number or to "estimate", or set dataset.selection.keep_fraction')
     came_noisy = noise.kind == "none" and noise.corrupted.any()
-    if noise.kind in (*INCLUSIVE, *EXCLUSIVE) and not came_noisy:
-        rate = noise.fraction * (1 - 1 / num_classes) if noise.kind in INCLUSIVE else noise.fraction
+    if noise.kind in (*INCLUSIVE, *EXCLUSIVE) and noise.num_classes and not came_noisy:
+        rate = noise.fraction * (1 - 1 / num_groups) if noise.kind in INCLUSIVE else noise.fraction
+        true_sizes = np.bincount(noise.true[rows], minlength=num_groups)
         return num_kept(noise.kind, noise.fraction, true_sizes, **options), rate, "oracle"
     if noise.kind == "structured":
         return num_kept(noise.kind, noise.fraction, given_sizes, **options), noise.fraction, "oracle"
-    wrong = np.bincount(noise.given[rows][noise.given[rows] != true], minlength=num_classes)  # no formula: counted
+    wrong = np.bincount(noise.groups[rows][noise.corrupted[rows]], minlength=num_groups)  # no formula: counted
     rates = [Fraction(int(part), max(int(size), 1)) for part, size in zip(wrong, given_sizes, strict=True)]
     return num_kept(noise.kind, rates, given_sizes, **options), [float(rate) for rate in rates], "oracle"
 
@@ -252,9 +259,8 @@ def quality(index: np.ndarray, rows: np.ndarray, noise: Noise) -> dict:
 
     Overall and per given label ([C]; None where there is none to count).
     """
-    correct = noise.given == noise.true
-    num_classes = len(noise.transition)
-    selected, right, found = (np.bincount(noise.given[part], minlength=num_classes)
+    correct = ~noise.corrupted
+    selected, right, found = (np.bincount(noise.groups[part], minlength=noise.num_classes or 1)
                               for part in (index, rows[correct[rows]], index[correct[index]]))
     return {"precision": found.sum() / selected.sum(), "recall": found.sum() / max(right.sum(), 1),
             "precision_per_class": [hit / count if count else None for hit, count in zip(found, selected, strict=True)],
@@ -322,11 +328,11 @@ def compare(history: np.ndarray, noise: Noise, rows: np.ndarray, kept: Sequence[
     Args:
         kept: how many of each given label, [C].
     """
-    given, total, table = noise.given[rows], np.zeros(len(rows)), []
+    groups, total, table = noise.groups[rows], np.zeros(len(rows)), []
     for epoch, losses in enumerate(history):
         total += losses[rows]
         for rule, number, ranked in (("epoch", epoch, losses[rows]), ("mean", epoch + 1, total / (epoch + 1))):
-            index = rows[select(ranked, given, kept).index]
+            index = rows[select(ranked, groups, kept).index]
             table.append({"criterion": f"{rule}:{number}", "rule": rule, "epoch": epoch} | quality(index, rows, noise))
     return pd.DataFrame(table)
 
@@ -354,7 +360,7 @@ def main(arguments: list[str]) -> int:
             kept, *_ = how_many(mean_loss[rows], noise, rows)
         table = compare(history, noise, rows, kept)
         figure = options.figure or options.run / "selection.png"
-        draw_selection(figure, mean_loss[rows], noise.given[rows], noise.corrupted[rows], table)
+        draw_selection(figure, mean_loss[rows], noise.groups[rows], noise.corrupted[rows], table)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -39,8 +39,11 @@ TASK_LOSSES = {
 }
 
 
-def get_task_loss(task: str, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The task loss of that name; raises ValueError where the task has none such."""
+def get_task_loss(task: str, name: str, of_dataset: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The task loss of that name; raises ValueError where the task has none such, or the dataset is for another task."""
+    if task != of_dataset:
+        raise ValueError(f"task={task}, but the targets of this dataset are for {of_dataset}: set task={of_dataset} and "
+                         f"task_loss to one of {', '.join(TASK_LOSSES[of_dataset])}")
     if name not in TASK_LOSSES[task]:
         raise ValueError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
     return TASK_LOSSES[task][name]

@@ -5,12 +5,14 @@ A new one is imported and named here, and is found by YAML and tests. Its signat
 """
 
 from models.cnn import cnn
+from models.digitsum_lstm import digitsum_lstm
+from models.imagenet_resnet import imagenet_resnet18, resnet50
 from models.lenet import lenet
 from models.mlp import mlp
 from models.preact_resnet18 import preact_resnet18
 from models.resnet import resnet18, resnet34
-from models.resnet50 import resnet50
+from models.text_encoder import text_encoder
 from models.wide_resnet import wide_resnet, wide_resnet28_2, wide_resnet28_10
 
-__all__ = ["cnn", "lenet", "mlp", "preact_resnet18", "resnet18", "resnet34", "resnet50", "wide_resnet", "wide_resnet28_10",
-           "wide_resnet28_2"]
+__all__ = ["cnn", "digitsum_lstm", "imagenet_resnet18", "lenet", "mlp", "preact_resnet18", "resnet18", "resnet34", "resnet50",
+           "text_encoder", "wide_resnet", "wide_resnet28_10", "wide_resnet28_2"]

@@ -14,11 +14,13 @@ def mlp(num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: 
         hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
 
     Raises:
-        ValueError: a hidden layer of less than one unit.
+        ValueError: a hidden layer of less than one unit; inputs without a size.
     """
     hidden = [256, 256] if hidden is None else list(hidden)
     if any(units < 1 for units in hidden):
         raise ValueError(f"every hidden layer needs at least 1 unit, got hidden = {hidden}; [] is a linear model")
+    if in_channels * image_size < 1:
+        raise ValueError("mlp takes images or features, and the inputs of this dataset are neither")
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, units in pairwise([in_channels * image_size**2, *hidden]):
         layers += [nn.Linear(inputs, units), nn.ReLU()]

@@ -1,6 +1,5 @@
 """Datasets from small files of their official formats, and loaders against naive loops. Nothing here reaches the network."""
 
-import gc
 import hashlib
 import pickle
 import random
@@ -8,6 +7,7 @@ import re
 import struct
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -66,7 +66,7 @@ def test_digits_split_is_fixed():
     for split, expected in ((dataset.train, "5457d35851d806e0ea4c735f72041b6c6630528bbe0c019db6014f1bc09d0239"),
                             (dataset.test, "bd2e9b7c2aa9b6b52ed5f61da4f96cf75b12a927d78a249e36acc60a9df9c483")):
         assert hashlib.sha256(split.targets.numpy().astype("<i8").tobytes()).hexdigest() == expected
-        assert split.images.dtype == torch.uint8 and split.images.shape == (len(split), 1, 8, 8)
+        assert split.inputs.dtype == torch.uint8 and split.inputs.shape == (len(split), 1, 8, 8)
         assert split.targets.dtype == torch.int64
     assert len(dataset.train) == 1_297 and len(dataset.test) == 500
     assert (dataset.in_channels, dataset.image_size, len(dataset.classes), dataset.trusted) == (1, 8, 10, True)
@@ -74,7 +74,7 @@ def test_digits_split_is_fixed():
 
 def test_digits_parts_are_disjoint_and_cover_the_source():
     source, dataset = load_digits(), digits()
-    rows = torch.cat([torch.cat([split.images.flatten(1).long(), split.targets.unsqueeze(1)], 1)
+    rows = torch.cat([torch.cat([split.inputs.flatten(1).long(), split.targets.unsqueeze(1)], 1)
                       for split in (dataset.train, dataset.test)])
     expected = [[*np.round(image.ravel() * 255 / 16).astype(int).tolist(), int(target)]
                 for image, target in zip(source.images, source.target, strict=True)]
@@ -90,7 +90,7 @@ def test_digits_parts_are_stratified():
 
 def test_digits_statistics_are_those_of_the_training_images():
     dataset = digits()
-    pixels = dataset.train.images.double() / 255
+    pixels = dataset.train.inputs.double() / 255
     assert abs(pixels.mean() - dataset.mean[0]) < 1e-3 and abs(pixels.std() - dataset.std[0]) < 1e-3
 
 
@@ -116,7 +116,7 @@ def mnist_arrays():
 def test_mnist_is_read_from_its_files(mnist_root, requested):
     dataset = mnist(str(mnist_root))
     for split, (images, labels) in zip((dataset.train, dataset.test), mnist_arrays().values(), strict=True):
-        assert split.images.dtype == torch.uint8 and torch.equal(split.images, images.unsqueeze(1))
+        assert split.inputs.dtype == torch.uint8 and torch.equal(split.inputs, images.unsqueeze(1))
         assert split.targets.dtype == torch.int64 and split.targets.tolist() == labels
     assert (dataset.in_channels, dataset.image_size, dataset.crop_padding, dataset.flip) == (1, 28, 0, False)
     assert dataset.mean == (0.1307,) and dataset.std == (0.3081,) and dataset.classes == list("0123456789")
@@ -186,10 +186,10 @@ def test_cifar_is_read_from_its_files(cifar, requested):
     dataset = load(str(root))
     for split, parts in zip((dataset.train, dataset.test), expected, strict=True):
         rows = np.concatenate([data for data, _ in parts])
-        assert split.images.dtype == torch.uint8 and split.images.shape == (len(rows), 3, 32, 32)
-        assert split.images.is_contiguous()
+        assert split.inputs.dtype == torch.uint8 and split.inputs.shape == (len(rows), 3, 32, 32)
+        assert split.inputs.is_contiguous()
         # a row holds 1,024 red, 1,024 green and 1,024 blue pixels, line by line
-        np.testing.assert_array_equal(split.images.numpy(), rows.reshape(-1, 3, 32, 32))
+        np.testing.assert_array_equal(split.inputs.numpy(), rows.reshape(-1, 3, 32, 32))
         assert split.targets.dtype == torch.int64 and split.targets.tolist() == [label for _, part in parts for label in part]
     num_classes = 10 if load is cifar10 else 100
     assert dataset.classes == [f"class{number}" for number in range(num_classes)]
@@ -270,9 +270,9 @@ def test_folder_reads_classes_and_paths(tree):
     dataset = folder(str(tree), image_size=16, num_workers=1)
     assert dataset.classes == ["cat", "dog"]
     assert dataset.train.targets.tolist() == [0] * 3 + [1] * 5 and dataset.test.targets.tolist() == [0] * 2 + [1]
-    assert len(dataset.train) == len(dataset.train.images) == 8 and len(dataset.test.images) == 3
-    assert dataset.train.images[3] == str(tree / "train" / "dog" / "0.png")
-    assert dataset.train.images[4] == str(tree / "train" / "dog" / "1.jpg")
+    assert len(dataset.train) == len(dataset.train.inputs) == 8 and len(dataset.test.inputs) == 3
+    assert dataset.train.inputs[3] == str(tree / "train" / "dog" / "0.png")
+    assert dataset.train.inputs[4] == str(tree / "train" / "dog" / "1.jpg")
     assert (dataset.in_channels, dataset.image_size, dataset.num_workers) == (3, 16, 1)
     assert not dataset.trusted and dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
 
@@ -286,8 +286,8 @@ def test_folder_without_train_says_what_it_reads(tmp_path):
 def test_folder_without_test_splits_a_part_off(tmp_path):
     (write_tree(tmp_path) / "test").rename(tmp_path / "other")
     dataset, again = (folder("elsewhere", root=str(tmp_path), test_fraction=0.25) for _ in range(2))
-    assert dataset.test.targets.tolist() == [0, 1] and dataset.test.images == again.test.images
-    assert sorted(dataset.train.images + dataset.test.images) == sorted(map(str, tmp_path.glob("train/*/*")))
+    assert dataset.test.targets.tolist() == [0, 1] and dataset.test.inputs == again.test.inputs
+    assert sorted(dataset.train.inputs + dataset.test.inputs) == sorted(map(str, tmp_path.glob("train/*/*")))
     with pytest.raises(ValueError, match=r"test_fraction must lie in \(0, 1\), got 1"):
         folder(root=str(tmp_path), test_fraction=1.0)
     with pytest.raises(ValueError, match="cannot be split off"):
@@ -330,7 +330,7 @@ def test_csv_reads_paths_and_labels(tree):
                   image_size=16, num_workers=0, crop_scale=0.5, flip=False)
     assert dataset.classes == ["9", "10"] and dataset.true is None and not dataset.trusted  # numbers in their order
     assert dataset.train.targets.tolist() == [1] * 5 + [0, 0, 1] and dataset.test.targets.tolist() == [0]
-    assert dataset.train.images[0] == str(tree / "train/dog/0.png") and dataset.test.images == [str(tree / "test/cat/0.png")]
+    assert dataset.train.inputs[0] == str(tree / "train/dog/0.png") and dataset.test.inputs == [str(tree / "test/cat/0.png")]
     assert (dataset.image_size, dataset.crop_scale, dataset.flip) == (16, 0.5, False)
     loaders = loaders_of(dataset, dataset.train.targets.numpy(), batch_size=4)
     assert len(list(loaders.train)) == 2 and sorted(rows_in(loaders.train)) == list(range(8))
@@ -345,9 +345,9 @@ def test_csv_with_true_labels_tests_on_them(tree):
     noise = inject(dataset.train.targets, kind="none", fraction=0.0, seed=0, num_classes=2, dataset="csv", trusted=False,
                    true=dataset.true)
     expected = {str(tree / line.split(",")[0]): line.split(",")[1:] for line in lines}
-    for path, given, true in zip(dataset.train.images, noise.given, noise.true, strict=True):
+    for path, given, true in zip(dataset.train.inputs, noise.given, noise.true, strict=True):
         assert [dataset.classes[given], dataset.classes[true]] == expected[path]
-    for path, true in zip(dataset.test.images, dataset.test.targets, strict=True):
+    for path, true in zip(dataset.test.inputs, dataset.test.targets, strict=True):
         assert dataset.classes[true] == expected[path][1]
     with pytest.raises(ValueError, match=r"set noise\.kind=none"):
         inject(dataset.train.targets, kind="symmetric", fraction=0.4, seed=0, num_classes=2, dataset="csv", trusted=False,
@@ -374,15 +374,16 @@ def test_csv_files_that_do_not_fit_or_are_not_there(tree):
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut"])
 @pytest.mark.parametrize("name", ["0.png", "1.jpg"])
-def test_damaged_image_is_named_when_it_is_read(name, damage, tmp_path):
+def test_damaged_images_of_more_than_one_percent_are_an_error_that_names_them(name, damage, tmp_path):
     path = write_tree(tmp_path) / "train" / "cat" / name
     path.write_bytes({"empty": b"", "text": b"<html>404</html>", "cut": path.read_bytes()[:150]}[damage])
     loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
                            device="cpu", seed=0)
     for loader in (loaders.train, loaders.train_plain):
-        with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
+        with pytest.raises(OSError, match=re.escape("1 of 8 image files cannot be read, more than 1%")) as caught:
             list(loader)
-    assert len(list(loaders.test)) == 1
+        assert str(path) in str(caught.value)
+    assert len(list(loaders.evaluation["test"])) == 1
 
 
 def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
@@ -393,19 +394,32 @@ def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
     path.write_bytes(content)
     loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=0), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
                            device="cpu", seed=0)
-    with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
+    with pytest.raises(OSError, match=re.escape(str(path))):
         list(loaders.train)
 
 
-def test_damaged_image_is_named_through_a_worker(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that a failed worker is waited for
-    path = write_tree(tmp_path) / "test" / "cat" / "0.png"
-    path.write_bytes(b"")
-    loaders = make_loaders(folder(str(tmp_path), image_size=8, num_workers=1), TREE_LABELS, all_of(TREE_LABELS), batch_size=8,
-                           device="cpu", seed=0)
-    with pytest.raises(OSError, match=re.escape(f"{path} cannot be read as an image")):
-        list(loaders.test)
-    gc.collect()  # of the worker, while the interval is short
+@pytest.mark.parametrize("num_workers, memory_limit", [(0, 0), (2, 0), (0, 10**6), (2, 10**6)])
+def test_a_damaged_image_among_many_is_left_out_and_counted(num_workers, memory_limit, tmp_path, capsys):
+    paths = []
+    for number in range(100):
+        paths.append(str(tmp_path / f"{number}.png"))
+        write_png(torch.full((3, 10, 12), number, dtype=torch.uint8), paths[-1])
+    Path(paths[17]).write_bytes(b"not an image")
+    split = Split(paths, torch.arange(100) % 2)
+    dataset = Dataset(split, split, classes=["a", "b"], in_channels=3, image_size=8, mean=(0.0,) * 3, std=(1 / 255,) * 3,
+                      num_workers=num_workers, memory_limit=memory_limit)
+    labels = split.targets.numpy()
+    loaders = make_loaders(dataset, labels, all_of(labels), batch_size=30, device="cpu", seed=0)
+    others = [row for row in range(100) if row != 17]
+    for _ in range(2):
+        batches = list(loaders.train)
+        assert sorted(rows_in(batches)) == others and sum(len(batch.input) for batch in batches) == 99
+        for batch in batches:  # each image is the one of its row
+            assert torch.equal(batch.input.mean((1, 2, 3)).round().long(), batch.index)
+            assert torch.equal(batch.target, batch.index % 2)
+    assert loaders.train.rows.tolist() == others and loaders.unreadable.keys() == {paths[17]}
+    assert rows_in(loaders.evaluation["test"]) == others
+    assert capsys.readouterr().err.count(f"warning: {paths[17]} cannot be read as an image and is left out") == 1
 
 
 # Images in memory
@@ -552,7 +566,7 @@ def file_loader(tree, num_workers=0, train=True, **others):
     source, rows = folder(str(tree)), torch.arange(8)
     arguments = {"batch_size": 3, "device": "cpu", "mean": source.mean, "std": source.std, "image_size": 16,
                  "draw": shuffled(rows) if train else None, "augment": train, "num_workers": num_workers} | others
-    return FileLoader(source.train.images, 10 * torch.arange(8), rows, **arguments)
+    return FileLoader(source.train.inputs, 10 * torch.arange(8), rows, **arguments)
 
 
 def test_batches_of_files_do_not_depend_on_the_number_of_workers(tree):
@@ -627,7 +641,7 @@ def test_files_are_evaluated_as_they_are(tree):
     assert same(list(loader), first)
     assert rows_in(loader) == list(range(8))
     source = folder(str(tree))
-    for path, got in zip(source.train.images, torch.cat([batch.input for batch in first]), strict=True):
+    for path, got in zip(source.train.inputs, torch.cat([batch.input for batch in first]), strict=True):
         image = decode_image(path, mode=ImageReadMode.RGB)
         image = functional.center_crop(functional.resize(image, [32], antialias=True), [28])  # 32 of 28 as 256 of 224
         expected = torchvision.transforms.functional.normalize(image.float() / 255, source.mean, source.std)
@@ -674,42 +688,43 @@ def loaders_of(dataset, given, selection=None, validation_fraction=0.0, clean=Fa
 
 def test_validation_and_training_part_are_disjoint_and_cover_all(dataset, given):
     loaders = loaders_of(dataset, given, validation_fraction=0.2)
-    train, validation = rows_in(loaders.train), rows_in(loaders.validation)
+    train, validation = rows_in(loaders.train), rows_in(loaders.evaluation["validation"])
     assert len(validation) == 80 and sorted(train + validation) == list(range(COUNT))
     assert sorted(rows_in(loaders.train_plain)) == sorted(train)
 
 
 def test_validation_part_is_stratified_by_given_label(dataset, given):
-    held_out = rows_in(loaders_of(dataset, given, validation_fraction=0.2).validation)
+    held_out = rows_in(loaders_of(dataset, given, validation_fraction=0.2).evaluation["validation"])
     assert abs(np.bincount(given[held_out]) - 0.2 * np.bincount(given)).max() <= 1
 
 
 def test_validation_part_keeps_its_noisy_labels_and_is_drawn_from_the_seed(dataset, given):
     loaders, again, other = (loaders_of(dataset, given, validation_fraction=0.2, seed=seed) for seed in (0, 0, 1))
-    for loader in (loaders.train, loaders.train_plain, loaders.validation):
+    for loader in (loaders.train, loaders.train_plain, loaders.evaluation["validation"]):
         assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loader)
-    assert same(list(again.validation), list(loaders.validation))
-    assert set(rows_in(other.validation)) != set(rows_in(loaders.validation))
+    assert same(list(again.evaluation["validation"]), list(loaders.evaluation["validation"]))
+    assert set(rows_in(other.evaluation["validation"])) != set(rows_in(loaders.evaluation["validation"]))
 
 
 def test_without_a_validation_part_all_is_trained_on(dataset, given):
     loaders = loaders_of(dataset, given)
-    assert loaders.validation is None
+    assert set(loaders.evaluation) == {"test"}
     assert sorted(rows_in(loaders.train)) == rows_in(loaders.train_plain) == list(range(COUNT))
-    assert rows_in(loaders.test) == list(range(30))
-    assert torch.cat([batch.target for batch in loaders.test]).tolist() == dataset.test.targets.tolist()
+    assert rows_in(loaders.evaluation["test"]) == list(range(30))
+    assert torch.cat([batch.target for batch in loaders.evaluation["test"]]).tolist() == dataset.test.targets.tolist()
 
 
 def test_only_the_training_loader_shuffles_and_augments(dataset, given):
     loaders = loaders_of(dataset, given, validation_fraction=0.2)
-    for loader, images in ((loaders.train_plain, dataset.train.images), (loaders.validation, dataset.train.images),
-                           (loaders.test, dataset.test.images)):
+    parts = loaders.evaluation
+    for loader, images in ((loaders.train_plain, dataset.train.inputs), (parts["validation"], dataset.train.inputs),
+                           (parts["test"], dataset.test.inputs)):
         first = list(loader)
         assert torch.equal(pixels(first), images[rows_in(loader)])
         loader.set_epoch(1)
         assert same(list(loader), first)
     order = rows_in(loaders.train)
-    assert (pixels(loaders.train) != dataset.train.images[order]).flatten(1).any(1).float().mean() > 0.8
+    assert (pixels(loaders.train) != dataset.train.inputs[order]).flatten(1).any(1).float().mean() > 0.8
     assert {len(batch.index) for batch in loaders.train} == {16}
     loaders.train.set_epoch(1)
     assert rows_in(loaders.train) != order
@@ -718,8 +733,8 @@ def test_only_the_training_loader_shuffles_and_augments(dataset, given):
 def test_a_clean_validation_part_has_true_labels_and_is_stratified_by_them(dataset, given):
     true = dataset.train.targets.numpy()
     loaders = loaders_of(dataset, given, validation_fraction=0.2, clean=True, true=true)
-    held_out = rows_in(loaders.validation)
-    assert torch.cat([batch.target for batch in loaders.validation]).tolist() == true[held_out].tolist()
+    held_out = rows_in(loaders.evaluation["validation"])
+    assert torch.cat([batch.target for batch in loaders.evaluation["validation"]]).tolist() == true[held_out].tolist()
     assert np.bincount(true[held_out]).tolist() == [20] * 4
     assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loaders.train)
     with pytest.raises(ValueError, match=r"validation\.clean=true needs true labels"):
@@ -735,13 +750,13 @@ def test_a_reflected_margin_is_torchs(dataset):
 
 def test_the_recording_loader_has_every_row_once_and_augments_if_told(dataset, given):
     for augment in (True, False):
-        loaders = loaders_of(dataset, given, validation_fraction=0.2, record=True, augment_recording=augment)
+        loaders = loaders_of(dataset, given, validation_fraction=0.2, record_losses=True, augment_recording=augment)
         rows = rows_in(loaders.recording)
         assert sorted(rows) == sorted(rows_in(loaders.train))
-        differs = (pixels(loaders.recording) != dataset.train.images[rows]).flatten(1).any(1).float().mean()
+        differs = (pixels(loaders.recording) != dataset.train.inputs[rows]).flatten(1).any(1).float().mean()
         assert differs > 0.8 if augment else differs == 0
-    first = list(loaders_of(dataset, given, record=True).recording)
-    loaders = loaders_of(dataset, given, record=True)
+    first = list(loaders_of(dataset, given, record_losses=True).recording)
+    loaders = loaders_of(dataset, given, record_losses=True)
     loaders.set_epoch(1, 3)
     assert not same(list(loaders.recording), first) and len(list(loaders.train)) == 25 - 3
     assert loaders_of(dataset, given).recording is None
@@ -762,8 +777,8 @@ def test_a_selection_is_what_is_trained_on(dataset, given):
 def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
     dataset = replace(dataset, crop_padding=0, flip=False)  # so that a view tells which sample it is of
     loaders = loaders_of(dataset, given, chosen(given), validation_fraction=0.25, num_views=3, steps_per_epoch=60)
-    labelled, held_out = set(range(0, COUNT, 3)), set(rows_in(loaders.validation))
-    code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.images)}
+    labelled, held_out = set(range(0, COUNT, 3)), set(rows_in(loaders.evaluation["validation"]))
+    code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.inputs)}
     seen = []
     for batch in loaders.train:
         assert set(batch.index.tolist()) <= labelled and batch.extra.shape == (3, 16, 3, 8, 8)
@@ -827,9 +842,9 @@ def test_loaders_of_files_evaluate_the_same_way(tree):
     dataset = folder(str(tree), image_size=8, num_workers=0)
     given = np.array([0, 1] * 4)
     loaders = loaders_of(dataset, given, batch_size=3, validation_fraction=0.25)
-    held_out, train = rows_in(loaders.validation), rows_in(loaders.train)
+    held_out, train = rows_in(loaders.evaluation["validation"]), rows_in(loaders.train)
     assert sorted(given[held_out]) == [0, 1] and sorted(held_out + train) == list(range(8))
-    for loader in (loaders.train_plain, loaders.validation, loaders.test):
+    for loader in (loaders.train_plain, loaders.evaluation["validation"], loaders.evaluation["test"]):
         first = list(loader)
         loader.set_epoch(1)
         assert same(list(loader), first)

@@ -193,9 +193,9 @@ def test_regression_losses_do_not_broadcast():
 
 
 def test_a_task_loss_of_another_task_is_unknown():
-    assert get_task_loss("regression", "mse") is mse
+    assert get_task_loss("regression", "mse", "regression") is mse
     with pytest.raises(ValueError, match="'mse' is not known for classification"):
-        get_task_loss("classification", "mse")
+        get_task_loss("classification", "mse", "classification")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def test_a_run_leaves_what_the_readme_lists(run):
     assert (directory / "suspects.png").stat().st_size > 10_000
 
     lines = printed.strip().splitlines()
-    assert len(lines) == 4 and all("images/s" in line for line in lines[:3])  # no bar where the output is no terminal
+    assert lines[0] == f"{directory}: 1,297 training, 500 test samples in 10 classes"
+    assert len(lines) == 5 and all("images/s" in line for line in lines[1:4])  # no bar where the output is no terminal
 
 
 def test_train_loss_and_metric_are_those_of_a_naive_loop(run):
@@ -253,7 +254,7 @@ def test_two_processes_cannot_write_one_run(run, tmp_path):
     command = [sys.executable, "main.py", "params/digits/plain.yaml", *TINY, "epochs=100000", f"run_dir={tmp_path}/run"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         try:
-            other.stdout.readline()  # it trains
+            [other.stdout.readline() for _ in range(2)]  # it trains
             code, directory, _, complaints = run("epochs=100000", params="params/digits/plain.yaml")
             assert code == 2 and f"another process (process {other.pid} on" in complaints
             other.send_signal(signal.SIGTERM)
@@ -273,7 +274,7 @@ def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
     command = [sys.executable, "main.py", options["params"], *TINY, f"run_dir={tmp_path}/run", *overrides]
     for pause in (0.1, 0.25):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            process.stdout.readline()
+            [process.stdout.readline() for _ in range(2)]
             time.sleep(pause)
             process.kill()
     code, directory, *_ = run(*overrides, **options)
@@ -394,7 +395,7 @@ def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           start_new_session=True) as process:
         try:
-            process.stdout.readline()  # an epoch is over; the next one reads
+            [process.stdout.readline() for _ in range(2)]  # an epoch is over; the next one reads
             os.killpg(process.pid, signal.SIGTERM)
             assert process.wait(30) == 75, process.stderr.read()
         finally:

@@ -16,8 +16,8 @@ SHORT = [*OPTIONS, "model.width=16", "epochs=12", "batch_size=32"]
 def images(tmp_path, monkeypatch):
     """A folder with the first 600 training digits, 5 % of them under another class: (root, planted)."""
     source = digits()
-    source.train.images, source.train.targets = source.train.images[:600], source.train.targets[:600]
-    source.test.images, source.test.targets = source.test.images[:50], source.test.targets[:50]
+    source.train.inputs, source.train.targets = source.train.inputs[:600], source.train.targets[:600]
+    source.test.inputs, source.test.targets = source.test.inputs[:50], source.test.targets[:50]
     monkeypatch.setattr("benchmarks.suspects.digits", lambda: source)
     return tmp_path / "images", write_digits(tmp_path / "images", 0.05, seed=0)
 

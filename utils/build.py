@@ -55,14 +55,13 @@ def argument_problems(constructor: Callable, arguments: dict, *, section: str, c
 
 
 @torch.no_grad()
-def check_fit(model: torch.nn.Module, task_loss: Callable, in_channels: int, image_size: int, targets: torch.Tensor,
-              device: torch.device):
-    """Raise ValueError where the model cannot take such images, or its outputs not be compared with such targets."""
-    shape = [in_channels, image_size, image_size]
+def check_fit(model: torch.nn.Module, task_loss: Callable, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device):
+    """Raise ValueError where the model cannot take such inputs, or its outputs not be compared with such targets."""
     try:
-        task_loss(model.eval()(torch.zeros(len(targets), *shape, device=device)), targets.to(device))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"the model does not fit the dataset, with images of {shape}: {error}") from None
+        task_loss(model.eval()(inputs.to(device)), targets.to(device))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"the model does not fit the dataset, with inputs of {list(inputs.shape[1:])}, {inputs.dtype}: "
+                         f"{error}") from None
 
 
 def public_names(package) -> list[str]:

@@ -24,7 +24,9 @@ DEFAULTS = {
     "optimizer": {"name": "SGD", "lr": 0.1},
     "schedule": None,
     "epochs": 20,
+    "chunk_steps": None,
     "batch_size": 128,
+    "clip_norm": None,
     "seed": 1,
     "validation": {"fraction": 0.0, "clean": False},
     "record_losses": False,
@@ -39,7 +41,8 @@ DEFAULTS = {
 }
 TYPES = {  # of everything that is not built from a package; these, and the ranges in check(), are the schema
     "noise.kind": str, "noise.fraction": float, "noise.seed": int | None,
-    "task": Literal["classification", "regression"], "task_loss": str, "epochs": int, "batch_size": int, "seed": int,
+    "task": Literal["classification", "regression"], "task_loss": str, "epochs": int,
+    "chunk_steps": int | None, "batch_size": int, "clip_norm": float | None, "seed": int,
     "validation.fraction": float, "validation.clean": bool, "record_losses": bool, "augment_recording": bool,
     "data_root": str, "run_dir": str | None, "device": str,
     "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
@@ -49,12 +52,12 @@ SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers", "dataset.selection.history")
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {
-    "dataset": ("data_root",),
+    "dataset": ("data_root", "seed"),
     "model": ("num_outputs", "in_channels", "image_size"),
     "selection": ("noise", "rows"),
     "loss": ("task_loss", "num_samples", "num_outputs", "model", "epochs"),
     "optimizer": ("params",),
-    "schedule": ("optimizer",),
+    "schedule": ("optimizer", "epochs", "steps_per_epoch"),
 }
 
 
@@ -226,8 +229,10 @@ def check(config: dict, packages: dict) -> list[str]:
             found.append(f"{key} must be {describe(hint)}, got {value!r}")
         elif key.endswith("fraction") and not 0 <= value <= 1:
             found.append(f"{key} must lie in [0, 1], got {value}")
-        elif key in ("epochs", "batch_size", "threads") and value is not None and value < 1:
+        elif key in ("epochs", "chunk_steps", "batch_size", "threads") and value is not None and value < 1:
             found.append(f"{key} must be at least 1, got {value}")
+        elif key == "clip_norm" and value is not None and value <= 0:
+            found.append(f"clip_norm must be greater than 0, got {value}")
         elif key in ("seed", "noise.seed") and value is not None and not 0 <= value < 2**32:
             found.append(f"{key} must lie in [0, 2^32), got {value}")
         elif key == "validation.fraction" and value > 0.9:
@@ -281,9 +286,9 @@ def manual(text: str, config: dict, packages: dict) -> str:
 def default_run_dir(config: dict, method: str) -> str:
     """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the kind alone.
 
-    Of the user's own data, the dataset is e.g. csv-<name of the file>.
+    Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks, e.g. wikihow-goal.
     """
-    source = config["dataset"].get("file") or config["dataset"].get("root")
+    source = config["dataset"].get("file") or config["dataset"].get("root") or config["dataset"].get("task")
     dataset = config["dataset"]["name"] + (f"-{Path(source).stem}" if source else "")
     kind, _, detail = config["noise"]["kind"].partition(":")
     detail = re.sub(r"[^\w.-]+", "-", Path(detail).name)

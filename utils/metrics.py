@@ -24,6 +24,27 @@ def mae(output: Tensor, target: Tensor) -> Tensor:
 METRICS = {"classification": accuracy, "regression": mae}
 
 
+def further_metrics(output: Tensor, target: Tensor, metric: Callable) -> dict[str, float]:
+    """What is reported beside the mean of ``metric``: rmse and r2 of a regression; top5, in percent, of more than 10 classes.
+
+    r2 is NaN where all targets are equal.
+    """
+    if metric is mae:
+        output, target = output.flatten().double(), target.double()
+        squares = (output - target).square().mean()
+        spread = (target - target.mean()).square().mean()
+        return {"rmse": float(squares.sqrt()), "r2": float(1 - squares / spread) if spread > 0 else math.nan}
+    if output.shape[1] > 10:
+        return {"top5": float(100 * (output.topk(5).indices == target.unsqueeze(1)).any(1).double().mean())}
+    return {}
+
+
+def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
+    """Which given labels [N] are not the true ones; None where those are unknown: -1, or NaN if they are no class numbers."""
+    unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
+    return None if unknown.any() else given != true
+
+
 class TrainingRecord:
     """What one epoch of training said of the whole set and of every sample, kept on the device until it is asked for.
 
@@ -78,6 +99,7 @@ class TrainingRecord:
             self.samples["loss"][index] = self.task_loss(output, target)
             self.samples["metric"][index] = self.metric(output, target)
             self.samples["pull"][index] = grad.float().abs().reshape(len(index), -1).sum(1)
+            self.samples["loss_total"][index] += self.samples["loss"][index]
         for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
@@ -101,7 +123,6 @@ class TrainingRecord:
                "images_per_second": self.images / self.seconds}
         if not self.observed:
             return row
-        self.samples["loss_total"] += self.samples["loss"]
         trained = trained.to(self.samples["loss"].device)
         loss, metric, pull = (self.samples[name][trained] for name in ("loss", "metric", "pull"))
         row["train_metric"] = float(metric.double().mean())
@@ -111,9 +132,9 @@ class TrainingRecord:
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
         return row
 
-    def mean_loss(self, epochs: int) -> np.ndarray:
-        """Of each sample [N], over that many epochs."""
-        return (self.samples["loss_total"] / epochs).cpu().numpy()
+    def mean_loss(self, passes: int) -> np.ndarray:
+        """Of each sample [N], over that many times that it was trained on."""
+        return (self.samples["loss_total"] / passes).cpu().numpy()
 
     def state_dict(self) -> dict:
         return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds, "images": self.images}
@@ -149,10 +170,14 @@ def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]
     return output, target, index
 
 
-def evaluate(model: nn.Module, loader, metric: Callable, autocast) -> float:
-    """Mean of the metric over a loader, in evaluation mode."""
-    output, target, _ = predict(model, loader, autocast)
-    return float(metric(output, target).double().mean())
+def evaluate(model: nn.Module, loaders: dict, metric: Callable, autocast) -> dict[str, float]:
+    """Of each loader, ``<name>_metric``, the mean of the metric in evaluation mode, and its ``further_metrics``."""
+    row = {}
+    for name, loader in loaders.items():
+        output, target, _ = predict(model, loader, autocast)
+        row[f"{name}_metric"] = float(metric(output, target).double().mean())
+        row |= {f"{name}_{key}": value for key, value in further_metrics(output, target, metric).items()}
+    return row
 
 
 def by_rule(values: list[float], validated_on: list[float] | None, higher_is_better: bool) -> dict:
@@ -164,9 +189,13 @@ def by_rule(values: list[float], validated_on: list[float] | None, higher_is_bet
     if not values:
         return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
     choose = np.argmax if higher_is_better else np.argmin
-    best = int(choose(values))
+    return at_epochs(values, int(choose(values)), int(choose(validated_on)) if validated_on else None)
+
+
+def at_epochs(values: list[float], best: int, validated: int | None) -> dict:
+    """The values of by_rule, at epochs that were chosen."""
     return {"last": values[-1], "mean_last_5": float(np.mean(values[-5:])), "best": values[best], "best_epoch": best,
-            "validated": values[int(choose(validated_on))] if validated_on else None}
+            "validated": None if validated is None else values[validated]}
 
 
 def sample_table(output: Tensor, target: Tensor, index: Tensor, *, task_loss: Callable, true: np.ndarray,
@@ -176,7 +205,7 @@ def sample_table(output: Tensor, target: Tensor, index: Tensor, *, task_loss: Ca
     loss and predicted are those of the finished model, without augmentation; mean_loss is the mean training loss over all
     epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart); score is the
     method's own, or mean_loss where it keeps none. Where samples were selected, both are the losses that were ranked: the
-    run itself knows nothing of the others. true is -1 where it is not known.
+    run itself knows nothing of the others. true is -1, or in regression NaN, where it is not known.
     """
     order = index.argsort()
     output, target, index = output[order], target[order], index[order].numpy()
@@ -194,18 +223,31 @@ def detection(table: dict[str, np.ndarray]) -> dict:
     auroc and average_precision of the score; hard_vs_incorrect_auroc: the same among the samples whose loss is in the
     top half, where hard and incorrect ones meet; memorised_fraction: of the incorrect samples, how many are predicted as
     the wrong label they were given; precision and recall of the flag.
+
+    In regression a label is incorrect if it was changed at all, and memorised if the prediction is nearer to the given than
+    to the true one. Besides: large_change, the standard deviation of the true labels, and large_change_auroc, where only
+    labels changed by more than that count as incorrect.
     """
-    names = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
-    given, score, corrupted = table["given"], table["score"], table["given"] != table["true"]
-    if (table["true"] < 0).any() or corrupted.all() or not corrupted.any():
+    given, true, score, predicted = (table[key] for key in ("given", "true", "score", "predicted"))
+    names = ["auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall"]
+    numbers = true.dtype.kind == "f"
+    if numbers:
+        names += ["large_change", "large_change_auroc"]
+    corrupted = wrong_labels(given, true)
+    if corrupted is None or corrupted.all() or not corrupted.any():
         return dict.fromkeys(names)
     top = table["loss"] >= np.median(table["loss"])
-    mixed = corrupted[top].any() and not corrupted[top].all()
-    values = (roc_auc_score(corrupted, score), average_precision_score(corrupted, score),
-              roc_auc_score(corrupted[top], score[top]) if mixed else None,
-              np.mean(table["predicted"][corrupted] == given[corrupted]),
-              precision_score(corrupted, table["flagged"], zero_division=0), recall_score(corrupted, table["flagged"]))
+    memorised = np.abs(predicted - given) < np.abs(predicted - true) if numbers else predicted == given
+    values = [_auroc(corrupted, score), average_precision_score(corrupted, score), _auroc(corrupted[top], score[top]),
+              memorised[corrupted].mean(),
+              precision_score(corrupted, table["flagged"], zero_division=0), recall_score(corrupted, table["flagged"])]
+    if numbers:
+        values += [true.std(), _auroc(np.abs(given - true) > true.std(), score)]
     return {name: None if value is None else float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _auroc(positive, score):
+    return roc_auc_score(positive, score) if positive.any() and not positive.all() else None
 
 
 def flag(score: np.ndarray) -> np.ndarray:

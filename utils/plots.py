@@ -1,5 +1,6 @@
 """The pictures of a run and of several side by side, drawn from the files in their directories."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import to_pil_image
 
 from utils.checkpoint import atomic_write
+from utils.metrics import wrong_labels
 
 COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe
 
@@ -68,11 +70,35 @@ def draw_comparison(directories: list[Path], path: Path):
     save(figure, [left, *right], path)
 
 
-def draw_suspects(path: Path, table: dict[str, np.ndarray], classes: list[str], images: list[str] | torch.Tensor):
+def draw_targets(directory: Path):
+    """targets.png, of a regression: what the network predicts of the training samples, against given and true targets."""
+    samples = np.load(directory / "samples.npz")
+    given, true, predicted = (samples[key] for key in ("given", "true", "predicted"))
+    incorrect = wrong_labels(given, true)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    all_axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    if incorrect is None:
+        groups = [(np.ones(len(given), bool), "grey", "all samples")]
+    else:
+        groups = [(~incorrect, "easy", "correct labels"), (incorrect, "incorrect", "incorrect labels")]
+    for axes, target, name in zip(all_axes, (given, true), ("given", "true"), strict=True):
+        for mask, colour, label in groups:
+            axes.plot(target[mask], predicted[mask], ".", markersize=2, alpha=0.4, color=COLOURS[colour], label=label,
+                      rasterized=True)
+        ends = [np.nanmin(given), np.nanmax(given)]
+        axes.plot(ends, ends, color=COLOURS["grey"], linewidth=1)
+        axes.set(xlabel=f"{name} target" + (" (unknown)" if np.isnan(target).all() else ""))
+    all_axes[0].set(ylabel="prediction")
+    all_axes[0].legend(frameon=False, markerscale=5)
+    save(figure, all_axes, directory / "targets.png")
+
+
+def draw_suspects(path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str] | torch.Tensor):
     """A contact sheet of some samples, eight a row, each with its given label and, if another, the predicted one.
 
     Args:
         table: of these samples: index, given, predicted.
+        name: from a label to its name.
         images: of all samples: paths, or uint8 [N, C, H, W].
     """
     size, text, columns = 96, 26, 8
@@ -84,7 +110,7 @@ def draw_suspects(path: Path, table: dict[str, np.ndarray], classes: list[str], 
         image = default_loader(images[index]) if isinstance(images, list) else to_pil_image(images[index]).convert("RGB")
         image = image.resize((size, size), Image.Resampling.NEAREST if max(image.size) < size else Image.Resampling.BILINEAR)
         sheet.paste(image, (left, top))
-        names = [classes[label].encode(errors="replace").decode()[:16] for label in (given, predicted)]
+        names = [name(label).encode(errors="replace").decode()[:16] for label in (given, predicted)]
         drawing.text((left, top + size), names[0], "black", font)
         if predicted != given:
             drawing.text((left, top + size + text // 2), f"{names[1]}?", COLOURS["incorrect"], font)
@@ -95,8 +121,8 @@ def draw_suspects(path: Path, table: dict[str, np.ndarray], classes: list[str], 
 def _scores(axes, directory):
     samples = np.load(directory / "samples.npz")
     score, bins = samples["score"], np.histogram_bin_edges(samples["score"], 50)
-    if (samples["true"] >= 0).all():
-        incorrect = samples["given"] != samples["true"]
+    incorrect = wrong_labels(samples["given"], samples["true"])
+    if incorrect is not None:
         axes.hist(score[~incorrect], bins, alpha=0.7, color=COLOURS["easy"], label="correct labels")
         axes.hist(score[incorrect], bins, alpha=0.7, color=COLOURS["incorrect"], label="incorrect labels")
         axes.legend(frameon=False)

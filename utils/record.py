@@ -4,6 +4,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import io
 import json
 import os
 import platform
@@ -19,8 +20,8 @@ import yaml
 
 from utils.checkpoint import atomic_write
 from utils.config import differences
-from utils.metrics import by_rule, detection
-from utils.plots import draw_curves, draw_samples, draw_suspects
+from utils.metrics import at_epochs, by_rule, detection
+from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
 NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspicious samples, and all that are flagged
@@ -40,7 +41,7 @@ class RunDirectory:
     def __init__(self, config: dict):
         self.path, self.config = Path(config["run_dir"]), config
         self.rows: list[dict] = []
-        self.restarts, self.noise, self.lock = 0, None, None
+        self.restarts, self.noise, self.lock, self.unreadable = 0, None, None, {}
         self._compare_config()
         self.finished = bool(self.summary().get("finished"))
         if not self.finished:
@@ -96,17 +97,21 @@ class RunDirectory:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def begin(self, noise, metric: str, selection=None):
+    def begin(self, data, noise, metric: str, epochs: int, selection, unreadable: dict[str, str]):
         """Write config.yaml and noise.npz, once all is built and nothing wrong with it; ``metric``: of the test set.
 
-        With a selection of samples selection.npz too, and with ``record_losses`` a losses.npy without losses.
+        ``unreadable`` is where files that cannot be read will be noted. With a selection of samples selection.npz too, and
+        with ``record_losses`` a losses.npy without losses.
         Raises ValueError if the run was begun with other labels or another selection, e.g. because a file has changed.
         """
-        self.noise, self.metric, self.selection = noise, metric, selection
+        self.data, self.noise, self.metric, self.selection, self.unreadable = data, noise, metric, selection, unreadable
+        print(f"{self.path}: {data}", flush=True)
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(self.config, file, sort_keys=False)
         self._write_or_compare("noise.npz", "labels", ["sha256"], given=noise.given, true=noise.true,
                                index=np.arange(len(noise.given)), transition=noise.transition, sha256=noise.sha256)
+        if data.made_split:
+            self._write_split()
         if selection is not None:
             known = ("counts", "precision", "recall", "precision_per_class", "recall_per_class")
             self._write_or_compare("selection.npz", "selected samples", ["index", "weight"], index=selection.index,
@@ -118,7 +123,21 @@ class RunDirectory:
                 raise ValueError(f"{losses} is gone, and with it the losses of the epochs that are over: put it back, or "
                                  f"remove {self.path} to start again")
             with atomic_write(losses, "wb") as file:
-                np.save(file, np.full((self.config["epochs"], len(noise.given)), np.nan, np.float32))
+                np.save(file, np.full((epochs, len(noise.given)), np.nan, np.float32))
+
+    def _write_split(self):
+        """split.csv: which files are the training and the test part; raises ValueError where that has changed since."""
+        path, content = self.path / "split.csv", io.StringIO()
+        parts = {"train": self.data.train.inputs, "test": self.data.test.inputs}
+        root = os.path.commonpath([os.path.dirname(name) for names in parts.values() for name in names])
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow(["part", "path"])
+        writer.writerows([part, os.path.relpath(name, root)] for part, names in parts.items() for name in names)
+        if not path.exists():
+            with atomic_write(path) as file:
+                file.write(content.getvalue())
+        elif path.read_text(encoding="utf-8", errors="surrogateescape") != content.getvalue():
+            raise ValueError(f"the files are no longer those that {path} lists: choose another run_dir=")
 
     def _write_or_compare(self, name, what, keys, **arrays):
         """Write a file of arrays, or raise ValueError where there is one that differs in these of them."""
@@ -156,48 +175,67 @@ class RunDirectory:
         """These values of the newest row, for the progress bar; {} before the first epoch is over."""
         return {key: self.rows[-1][key] for key in keys} if self.rows else {}
 
-    def finish(self, table: dict[str, np.ndarray], classes: list[str], images):
+    def finish(self, table: dict[str, np.ndarray]):
         """Write what is known of every training sample, the pictures and the finished summary."""
         order = np.argsort(-table["score"], kind="stable")
-        self._write_samples(table, order, classes, images if isinstance(images, list) else None)
-        draw_suspects(self.path / "suspects.png", {key: values[order[:64]] for key, values in table.items()}, classes, images)
+        self._write_samples(table, order)
+        if self.data.is_images:
+            first = {key: values[order[:64]] for key, values in table.items()}
+            draw_suspects(self.path / "suspects.png", first, self._label, self.data.train.inputs)
         draw_curves(self.path, self.metric)
         draw_samples(self.path)
+        if not self.data.classes:
+            draw_targets(self.path)
         self.write_summary(detected=detection(table))
         print(f"{self.path}: {self.describe()}")
 
-    def _write_samples(self, table, order, classes, paths):
+    def _label(self, label) -> str:
+        """A label in words; "" where it is unknown."""
+        if self.data.classes:
+            return self.data.classes[label] if label >= 0 else ""
+        return "" if np.isnan(label) else f"{label:.6g}"
+
+    def _write_samples(self, table, order):
         """samples.npz, a row per training sample; and suspects.csv, the most suspicious of them, in words, in this order."""
         with atomic_write(self.path / "samples.npz", "wb") as file:
             np.savez_compressed(file, **table)
+        part = self.data.train
+        shown, names = ("text", part.texts) if part.texts else ("path", part.inputs if isinstance(part.inputs, list) else None)
         with atomic_write(self.path / "suspects.csv") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["rank", "index", "path", "given_label", "predicted_label", "score", "loss", "mean_loss", "flagged",
+            writer.writerow(["rank", "index", shown, "given_label", "predicted_label", "score", "loss", "mean_loss", "flagged",
                              "true_label"])
             for rank, row in enumerate(order[:max(NUM_SUSPECTS, int(table["flagged"].sum()))], start=1):
                 index = table["index"][row]
-                given, predicted, true = (classes[table[key][row]] if table[key][row] >= 0 else ""
-                                          for key in ("given", "predicted", "true"))
+                given, predicted, true = (self._label(table[key][row]) for key in ("given", "predicted", "true"))
                 numbers = [f"{table[key][row]:.6g}" for key in ("score", "loss", "mean_loss")]
-                writer.writerow([rank, index, paths[index] if paths else "", given, predicted, *numbers,
+                writer.writerow([rank, index, names[index] if names else "", given, predicted, *numbers,
                                  int(table["flagged"][row]), true])
 
     def write_summary(self, detected: dict | None = None):
         """summary.json; ``detected`` is given once the run is finished."""
         kind = self.config["noise"]["kind"]
         validated_on = [row["validation_metric"] for row in self.rows if "validation_metric" in row]
+        higher, corrupted = self.metric == "accuracy", self.noise.corrupted
+        test = by_rule([row["test_metric"] for row in self.rows], validated_on, higher)
+        validated = int((np.argmax if higher else np.argmin)(validated_on)) if validated_on else None
+        others = [key for key in (self.rows or [{}])[0] if key.startswith(tuple(f"{part}_" for part in
+                  ("test", *self.data.more_tests))) and key != "test_metric"]
         seconds = sum(row["seconds"] for row in self.rows)
         images = sum(row["seconds"] * row["images_per_second"] for row in self.rows)
         self._write_json({
             "finished": detected is not None,
+            "data": str(self.data),
             "metric": self.metric,
-            "test": by_rule([row["test_metric"] for row in self.rows], validated_on, self.metric == "accuracy"),
+            "test": test,
+            "at_the_same_epochs": {key: at_epochs([row[key] for row in self.rows], test["best_epoch"], validated)
+                                   for key in others},
             "noise": {"kind": kind, "requested": None if ":" in kind else self.config["noise"]["fraction"],
-                      "realised": None if self.noise.corrupted is None else float(self.noise.corrupted.mean()),
+                      "realised": None if corrupted is None else float(corrupted.mean()),
+                      "mean_change": None if corrupted is None or self.data.classes else
+                      float(np.abs(self.noise.given - self.noise.true).mean()),
                       "seed": self.config["noise"]["seed"], "sha256": self.noise.sha256},
-            "validation": {"fraction": self.config["validation"]["fraction"],
-                           "labels": "true" if self.config["validation"]["clean"] else "given"}
-            if self.config["validation"]["fraction"] else None,
+            "validation": self._validation(),
             "selection": None if self.selection is None else self.selection.report,
             "detection": detected,
             "seconds": seconds,
@@ -205,11 +243,19 @@ class RunDirectory:
             "epochs": len(self.rows),
             "seed": self.config["seed"],
             "restarts": self.restarts,
+            "unreadable_images": {"count": len(self.unreadable), "paths": sorted(self.unreadable)[:100]},
             "error": None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "torchvision": torchvision.__version__, "numpy": np.__version__},
             "commit": commit(),
         })
+
+    def _validation(self):
+        """What the epoch of ``validated`` is chosen on."""
+        if self.config["validation"]["fraction"]:
+            return {"fraction": self.config["validation"]["fraction"],
+                    "labels": "true" if self.config["validation"]["clean"] else "given"}
+        return {"fraction": 0, "labels": "the dataset's own"} if self.data.validation else None
 
     def _write_json(self, summary):
         with atomic_write(self.path / "summary.json") as file:

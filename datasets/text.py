@@ -1,0 +1,107 @@
+"""The user's own texts with labels, in a table."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.base import Dataset, Split, split_off
+from utils.pretrained import load_pretrained, mean_of_tokens
+
+
+def text(file: str, encoder: str | None = None, data_root: str = "data", test_file: str | None = None,
+         text_column: str = "text", label_column: str = "label", true_column: str = "true_label", max_length: int = 64,
+         test_fraction: float = 0.2, features: bool = False) -> Dataset:
+    """Texts and labels of a CSV file, .csv or compressed, for the encoder ``model.path``.
+
+    Classes are the distinct labels, in order of their names. Inputs are tokens [N, 2, L] of int32, numbers and types, padded
+    to the longest text.
+
+    Args:
+        file: the training part; relative to ``data_root``, unless it is there as it stands.
+        test_file: the test part; without it, ``test_fraction`` of ``file`` is split off.
+        text_column, label_column: of both files; true_column: of ``file``, where you know the true labels.
+        max_length: tokens of a text; what is longer is cut.
+        features: the inputs are the texts' mean states in the encoder instead, [N, D], computed once: for a head alone, as
+            ``model: {name: mlp, hidden: []}``, on an encoder that is not trained, and is named with ``encoder``.
+
+    Raises:
+        FileNotFoundError: a file, or a model of that name, that is not there.
+        ValueError: a missing column, text or label; a label of the test part that the training part does not have;
+            arguments out of range; transformers is not installed.
+    """
+    if max_length < 3:
+        raise ValueError(f"max_length must be at least 3, got {max_length}")
+    if encoder is None:
+        raise ValueError("texts are read by the tokenizer of an encoder: set model.path, or, with features, dataset.encoder")
+    table = read(file, data_root, text_column, label_column)
+    test = read(test_file, data_root, text_column, label_column) if test_file else None
+    columns = [label_column, *({true_column} & set(table.columns))]
+    classes = sorted(set(pd.concat([table[column] for column in columns])))
+    number = {name: position for position, name in enumerate(classes)}
+    strange = [] if test is None else sorted(set(test[label_column]) - set(classes))
+    if strange:
+        raise ValueError(f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}")
+    given = torch.tensor(table[label_column].map(number).to_numpy())
+    true = torch.tensor(table[true_column].map(number).to_numpy()) if true_column in table else None
+    if test is None:
+        rows, held_out = split_off(given, test_fraction)
+        test_texts, test_targets = table[text_column].iloc[held_out], (given if true is None else true)[held_out]
+    else:
+        rows = list(range(len(table)))
+        test_texts, test_targets = test[text_column], torch.tensor(test[label_column].map(number).to_numpy())
+    texts, test_texts = list(table[text_column].iloc[rows]), list(test_texts)
+    tokens, test_tokens = (tokenize(encoder, part, max_length=max_length) for part in (texts, test_texts))
+    if features:
+        tokens, test_tokens = (embed(encoder, part) for part in (tokens, test_tokens))
+    return Dataset(Split(tokens, given[rows], texts), Split(test_tokens, test_targets, test_texts), classes=classes,
+                   in_channels=tokens.shape[1] if features else 0, image_size=1 if features else 0, trusted=False,
+                   true=None if true is None else true[rows])
+
+
+def read(file: str, data_root: str, text_column: str, label_column: str) -> pd.DataFrame:
+    """The table as texts; raises as ``text``."""
+    path = Path(file) if Path(file).is_file() else Path(data_root) / file
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset.file: there is no file {file}, here or under data_root={data_root}; it must be a CSV "
+                                f"file with a column of texts and one of labels")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as CSV ({error})") from None
+    for name, column in (("text_column", text_column), ("label_column", label_column)):
+        if column not in table:
+            raise ValueError(f"{path} has no column {column!r}; set dataset.{name} to one of {', '.join(table.columns)}")
+        empty = table.index[table[column].str.strip() == ""]
+        if len(empty):
+            raise ValueError(f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)")
+    if table.empty:
+        raise ValueError(f"{path} lists no texts")
+    return table
+
+
+def tokenize(encoder: str, first: list[str], second: list[str] | None = None, *, max_length: int) -> Tensor:
+    """Token numbers and types [N, 2, L] of int32 of texts, or of pairs of them, cut to max_length and padded to the longest."""
+    tokenizer = load_pretrained("AutoTokenizer", encoder)
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"{encoder} has no padding token, by which a text's end is known")
+    coded = tokenizer(first, second, truncation=True, max_length=max_length, padding="longest", return_token_type_ids=True,
+                      return_tensors="pt")
+    return torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32)
+
+
+@torch.no_grad()
+def embed(encoder: str, tokens: Tensor) -> Tensor:
+    """Mean states [N, D] of the tokens [N, 2, L] of each text in the encoder, scaled to length 1, on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_pretrained("AutoModel", encoder).float().eval().to(device)
+    means = []
+    for part in tqdm(tokens.split(100), "embedding", unit=" hundred texts", leave=False, disable=None):
+        ids = part[:, 0].long().to(device)
+        mask = ids != model.config.pad_token_id
+        ids, mask = ids[:, mask.any(0)], mask[:, mask.any(0)]
+        states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        means.append(torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu())
+    return torch.cat(means)

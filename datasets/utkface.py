@@ -1,0 +1,57 @@
+"""UTKFace: photographs of faces, and how old they are."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from datasets.base import IMAGENET, Dataset, Split, check_files
+
+
+def utkface(data_root: str = "data", root: str | None = None, image_size: int = 128, num_workers: int = 4,
+            test_fraction: float = 0.1, split_seed: int = 10, crop_scale: float = 0.08,
+            test_crop: Literal["centre", "authors"] = "centre", memory_limit: int = 2**32) -> Dataset:
+    """Aligned and cropped faces (Zhang et al., CVPR 2017), 23,708 files ``age_gender_race_date.jpg.chip.jpg``; target: the age.
+
+    The target is in years, from the first field of the name; files whose name does not begin with an age are left out and
+    counted. The files, in order of their names, are shuffled with ``split_seed``, and the first ``test_fraction`` is the test
+    part: 21,337 and 2,371. The run says in split.csv which these are. Training images are cropped at random (``crop_scale``
+    as for ``folder``) and mirrored; normalised with the ImageNet statistics.
+
+    Args:
+        root: the folder of the files, which may have sub-folders; ``data_root``/UTKFace unless given.
+        test_crop: "centre": test images are resized to 256/224 of ``image_size`` and cropped in the centre; "authors": they get
+            the random augmentation of the training, new in each epoch, as in the code of the DiscrimLoss authors, whose split
+            is not known.
+        memory_limit: the decoded images are kept if they take no more bytes; of 200x200 pixels they take 2.8e9.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: an argument out of range.
+    """
+    check_files(image_size, num_workers, crop_scale)
+    if not 0 < test_fraction < 1 or memory_limit < 0:
+        raise ValueError(f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got {test_fraction} and "
+                         f"{memory_limit}")
+    folder = Path(root) if root else Path(data_root, "UTKFace")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    named = [path for path in files if age(path.name) is not None]
+    if len(named) < 2:
+        raise FileNotFoundError(f"there are no images with an age in their names, e.g. 26_1_0_20170116.jpg, in {folder}: put "
+                                f"the aligned and cropped faces of UTKFace there, or set dataset.root=<their folder>")
+    order = np.random.RandomState(split_seed).permutation(len(named))
+    count = min(max(round(test_fraction * len(named)), 1), len(named) - 1)
+    test, train = (Split([str(named[row]) for row in rows], torch.tensor([age(named[row].name) for row in rows]))
+                   for rows in (order[:count], order[count:]))
+    skipped = len(files) - len(named)
+    return Dataset(train, test, classes=[], in_channels=3, image_size=image_size, **IMAGENET, flip=True, crop_scale=crop_scale,
+                   augment_test=test_crop == "authors", num_workers=num_workers, memory_limit=memory_limit, made_split=True,
+                   note=f"{skipped} files without an age in their names left out" if skipped else "")
+
+
+def age(name: str) -> float | None:
+    """The first field of a file's name, where that is an age in years, 0 to 120."""
+    match = re.match(r"(\d{1,3})_", name)
+    return float(match[1]) if match and int(match[1]) <= 120 else None
