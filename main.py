@@ -44,7 +44,8 @@ class Run:
         self.config, self.directory = config, directory
         self.device, self.autocast = choose_device(config["device"], config["precision"], config["threads"])
         dataset, selected = without_selection(config["dataset"])
-        data = build(datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"), seed=config["seed"])
+        data = build(datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"),
+                     seed=config["seed"], device=self.device)
         self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"], data.task), METRICS[data.task]
         counts = {"num_samples": len(data.train), "num_outputs": data.num_outputs}
         self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
@@ -97,7 +98,7 @@ def train_epoch(run: Run, stop: StopRequest):
     run.loaders.set_epoch(run.epoch, run.step)
     if run.step == 0:
         seed_everything(run.config["seed"], run.epoch)
-    run.record.start(run.step)
+    run.record.start(run.step, lr=run.optimizer.param_groups[0]["lr"])
     bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit=" images", unit_scale=run.config["batch_size"],
                postfix=run.directory.latest("test_metric"), leave=False, disable=None)  # quiet where there is no terminal
     for batch in bar:
@@ -121,11 +122,10 @@ def train_epoch(run: Run, stop: StopRequest):
 def end_epoch(run: Run):
     """Evaluate, add a row to metrics.csv, record the losses, step the schedule."""
     model = run.objective.evaluated(run.forward)
-    row = evaluate(model, run.loaders.evaluation, run.metric, run.autocast)
-    row |= {"epoch": run.epoch, "lr": run.optimizer.param_groups[0]["lr"]}
+    row = {"epoch": run.epoch} | evaluate(model, run.loaders.evaluation, run.metric, run.autocast)
     if run.loaders.recording:
         run.directory.add_losses(run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast))
-    run.directory.add_row(row | run.record.end_epoch(run.loaders.train.rows, run.noise.corrupted))
+    run.directory.add_row(row | run.record.end_epoch(run.noise.corrupted))
     schedules.step(run.schedule, after="epoch")
 
 

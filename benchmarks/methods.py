@@ -51,7 +51,10 @@ if __name__ == "__main__":
     with ThreadPoolExecutor(arguments.jobs) as pool:
         waiting = [pool.submit(run, arguments.dataset, method, fraction, seed, runs / f"{method}-{fraction:g}-seed{seed}",
                                arguments.options) for fraction, method, seed in cells]
-        table = pd.DataFrame([one.result() for one in waiting])
+        try:
+            table = pd.DataFrame([one.result() for one in waiting])
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one has failed
     out.parent.mkdir(parents=True, exist_ok=True)
     table.dropna(axis="columns", how="all").round(5).to_csv(out, index=False)
     shown = table.drop(columns="seed").groupby(["fraction", "method"], sort=False).agg(["mean", "std"])

@@ -46,9 +46,9 @@ class Dataset:
     or, of the test part, augmented as in training (``augment_test``).
     ``trusted``: the labels that come with it are taken for true, so that injected noise can be told from them. ``true``:
     the true labels of the training part, where it comes with both. ``validation``: a part to choose the epoch on, where it
-    comes with one; ``more_tests``: other test parts, by name. ``memory_limit``: image files are decoded once and kept, if
-    they take no more bytes. ``made_split``: files were split into training and test part here, which a run writes down.
-    ``note``: what else there is to say.
+    comes with one; ``more_tests``: other test parts, by name. ``memory_limit``: the image files of a part are decoded once
+    and kept, if they take no more bytes. ``made_split``: files were split into training and test part here, which a run
+    writes down. ``note``: what else there is to say.
     """
 
     train: Split

@@ -11,17 +11,17 @@ CLASSES = ["T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Wind
            "Shawl", "Dress", "Vest", "Underwear"]
 
 
-def clothing1m(data_root: str = "data", root: str | None = None, seed: int = 1, per_class: int | None = 18_976,
-               image_size: int = 224, num_workers: int = 8) -> Dataset:
+def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 18_976, image_size: int = 224,
+               num_workers: int = 8) -> Dataset:
     """Xiao et al., CVPR 2015: 1,000,000 noisy training images in 14 classes, 14,313 to validate and 10,526 to test, both clean.
 
     Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt`` and ``clean_test_key_list.txt`` with a path a
     line, ``noisy_label_kv.txt`` and ``clean_label_kv.txt`` with a path and a label; or lists whose lines have both. They lie in
-    ``root`` or in its annotations/, the images where the paths lead from ``root``, with or without their first folder,
-    images/. Training: the short side resized to 256, a square of 224 cropped at random, mirrored; evaluation: in the centre.
+    ``data_root``/clothing1m or in its annotations/, the images where the paths lead from there, with or without their first
+    folder, images/. Training: the short side resized to 256, a square of 224 cropped at random, mirrored; evaluation: cropped
+    in the centre.
 
     Args:
-        root: ``data_root``/clothing1m unless given.
         per_class: train on so many images of each label, drawn as the DiscrimLoss authors do: all are shuffled with ``seed``,
             the run's, and taken until each label is full. 18,976 is the smallest one's number. None: on all.
 
@@ -30,7 +30,7 @@ def clothing1m(data_root: str = "data", root: str | None = None, seed: int = 1, 
         ValueError: a line without a label; a label that has fewer than ``per_class``.
     """
     check_files(image_size, num_workers, 1.0)
-    folder = Path(root) if root else Path(data_root, "clothing1m")
+    folder = Path(data_root, "clothing1m")
     lists = folder / "annotations" if (folder / "annotations").is_dir() else folder
     parts = {name: read(folder, lists, f"{name}_key_list.txt", f"{name.split('_')[0]}_label_kv.txt")
              for name in ("noisy_train", "clean_val", "clean_test")}
@@ -73,14 +73,14 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
                              f"{label}")
         paths.append(path)
         targets.append(int(label))
-    without = not (folder / paths[0]).exists() and (folder / paths[0].removeprefix("images/")).exists()
+    without = not (folder / "images").is_dir()
     return Split([str(folder / (path.removeprefix("images/") if without else path)) for path in paths], torch.tensor(targets))
 
 
 def _lines(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} was not found: Clothing1M is to be asked for from its authors "
-                                f"(github.com/Cysu/noisy_label); name its folder with dataset.root=<folder>")
+                                f"(github.com/Cysu/noisy_label); set data_root=<folder with clothing1m/>")
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty")

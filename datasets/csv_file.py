@@ -33,7 +33,7 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
     """
     check_files(image_size, num_workers, crop_scale)
     root = Path(root or data_root)
-    table, test = read(file, root), read(test_file, root) if test_file else None
+    table, test = read("file", file, root), read("test_file", test_file, root) if test_file else None
     columns = [column for column in ("label", "true_label") if column in table]
     names = set(pd.concat([table[column] for column in columns]))
     classes = [] if task == "regression" else sorted(names, key=int if all(name.isdecimal() for name in names) else None)
@@ -64,10 +64,11 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
                    true=None if true is None else true[rows], num_workers=num_workers, made_split=test is None)
 
 
-def read(file: str, root: Path) -> pd.DataFrame:
-    """The table as texts, its paths made absolute or relative to where we are; raises as ``csv``."""
+def read(key: str, file: str, root: Path) -> pd.DataFrame:
+    """The table that the argument ``key`` names, as texts, its paths absolute or relative to here; raises as ``csv``."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"dataset.file: there is no file {file}; it must be a CSV file with the columns path and label")
+        raise FileNotFoundError(f"dataset.{key}: there is no file {file}; it must be a CSV file with the columns path and "
+                                f"label")
     try:
         table = pd.read_csv(file, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:

@@ -29,6 +29,7 @@ from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
 MAX_UNREADABLE = 0.01  # of the image files of a part
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for one
 ORDER, RECORDING, UNLABELLED, TEST = 1, 2, 3, 4  # set the random numbers of the streams apart from one another and the model's
 
 
@@ -148,8 +149,8 @@ class FileLoader:
     """Batches of image files, decoded and augmented by worker processes and normalised on the device.
 
     Each draws its augmentation from a generator of its own, seeded with (seed, epoch, position in the epoch's order).
-    A file that cannot be decoded is missing from its batch and from ``rows`` from then on, and is noted in ``unreadable``,
-    path: reason. ``paths`` may be Decoded, which reads no files.
+    A file that cannot be decoded is missing from its batches, and from ``rows`` once it was tried, and is noted in
+    ``unreadable``, path: reason. ``paths`` may be Decoded, which reads no files.
 
     Raises OSError while iterated where more than MAX_UNREADABLE of ``rows`` cannot be decoded, or all of a batch.
     """
@@ -159,7 +160,7 @@ class FileLoader:
                  draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False,
                  crop_scale: float | None = 0.08, flip: bool = True, unreadable: dict[str, str] | None = None):
         self.files = _Files(paths, image_size, augment, crop_scale, flip)
-        self.targets, self.rows, self.count, self.batch_size = targets.to(device), rows, len(rows), batch_size
+        self.targets, self.rows, self.all_rows, self.batch_size = targets.to(device), rows, rows, batch_size
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
         self.unreadable = {} if unreadable is None else unreadable
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
@@ -170,7 +171,7 @@ class FileLoader:
 
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
-        order = self.draw(torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))) if self.draw else self.rows
+        order = self.draw(torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))) if self.draw else self.all_rows
         samples = [(row, derive(self.seed, epoch, ORDER, place)) for place, row in enumerate(order.tolist())]
         self.batches = [samples[part] for part in batch_slices(len(samples), self.batch_size)]
         self.first_batch = first_batch
@@ -198,10 +199,10 @@ class FileLoader:
                 print(f"warning: {path} cannot be read as an image and is left out ({reason})", file=sys.stderr)
             self.unreadable[path] = reason
         self.rows = self.rows[~torch.isin(self.rows, torch.tensor([row for row, _ in failed]))]
-        missing = self.count - len(self.rows)
-        if missing > MAX_UNREADABLE * self.count:
-            raise OSError(f"{missing} of {self.count} image files cannot be read, more than {MAX_UNREADABLE:.0%}: mend or "
-                          f"remove {', '.join(list(self.unreadable)[:10])}")
+        missing = self.all_rows[~torch.isin(self.all_rows, self.rows)].tolist()
+        if len(missing) > MAX_UNREADABLE * len(self.all_rows):
+            raise OSError(f"{len(missing)} of {len(self.all_rows)} image files cannot be read, more than {MAX_UNREADABLE:.0%}: "
+                          f"mend or remove {', '.join(self.files.paths[row] for row in missing[:10])}")
 
 
 def _leave_signals_to_the_main_process(worker):
@@ -221,7 +222,7 @@ def decode(path: str) -> Tensor:
     """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
     try:
         return pil_to_tensor(default_loader(path))  # torchvision.io's decoder crashes on a damaged PNG
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise OSError(str(error)) from None
 
 
@@ -265,7 +266,7 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
         try:
             with Image.open(path) as image:  # reads the header
                 shapes.append((image.height, image.width))
-        except (OSError, SyntaxError, ValueError):
+        except UNREADABLE:
             shapes.append((0, 0))
         total += 3 * shapes[-1][0] * shapes[-1][1]
         if total > memory_limit:
@@ -312,7 +313,7 @@ class PairedLoader:
 
     def __init__(self, labelled: MemoryLoader | FileLoader, unlabelled: MemoryLoader | FileLoader, num_views: int):
         self.labelled, self.unlabelled, self.num_views = labelled, unlabelled, num_views
-        self.rows, self.rows_of = labelled.rows, labelled.rows_of
+        self.rows_of = labelled.rows_of
 
     def __len__(self):
         return len(self.labelled)
@@ -324,6 +325,9 @@ class PairedLoader:
 
     def __iter__(self):
         for batch, views in zip(self.labelled, self.unlabelled, strict=True):
+            if len(views.input) != self.num_views * len(batch.input):
+                raise OSError(f"this method needs whole batches, and images cannot be read: mend or remove "
+                              f"{', '.join({**self.labelled.unreadable, **self.unlabelled.unreadable})}")
             yield batch._replace(extra=views.input.unflatten(0, (self.num_views, -1)))
 
 
@@ -333,10 +337,6 @@ class Chunks:
     def __init__(self, loader: MemoryLoader | FileLoader, steps: int):
         self.loader, self.steps, self.per_pass = loader, steps, -(-len(loader) // steps)
         self.set_epoch(0)
-
-    @property
-    def rows(self) -> Tensor:
-        return self.loader.rows
 
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """Chunk ``epoch``, counted over all passes, from its batch ``first_batch`` on."""

@@ -193,8 +193,11 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
     elif kind in KINDS and true is not None:
         raise ValueError(f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
                          f"known: set noise.kind=none")
-    elif kind == "permute" and dataset == "folder":
-        raise ValueError("noise.kind=permute is for a dataset in mixed order, and a folder is sorted by class: use symmetric")
+    elif kind == "permute" and dataset == "digitsum":
+        raise ValueError("noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: use "
+                         "label_permutation")
+    elif kind == "permute" and num_classes and clean.min() < clean.max() and (np.diff(clean) >= 0).all():
+        raise ValueError("noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: use symmetric")
     elif kind in KINDS:
         given = KINDS[kind](clean, fraction, seed, num_classes, **({"dataset": dataset} if kind == "asymmetric" else {}))
     else:

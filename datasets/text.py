@@ -13,7 +13,7 @@ from utils.pretrained import load_pretrained, mean_of_tokens
 
 def text(file: str, encoder: str | None = None, data_root: str = "data", test_file: str | None = None,
          text_column: str = "text", label_column: str = "label", true_column: str = "true_label", max_length: int = 64,
-         test_fraction: float = 0.2, features: bool = False) -> Dataset:
+         test_fraction: float = 0.2, features: bool = False, device: torch.device | str = "cpu") -> Dataset:
     """Texts and labels of a CSV file, .csv or compressed, for the encoder ``model.path``.
 
     Classes are the distinct labels, in order of their names. Inputs are tokens [N, 2, L] of int32, numbers and types, padded
@@ -26,6 +26,7 @@ def text(file: str, encoder: str | None = None, data_root: str = "data", test_fi
         max_length: tokens of a text; what is longer is cut.
         features: the inputs are the texts' mean states in the encoder instead, [N, D], computed once: for a head alone, as
             ``model: {name: mlp, hidden: []}``, on an encoder that is not trained, and is named with ``encoder``.
+        device: where these are computed.
 
     Raises:
         FileNotFoundError: a file, or a model of that name, that is not there.
@@ -36,8 +37,8 @@ def text(file: str, encoder: str | None = None, data_root: str = "data", test_fi
         raise ValueError(f"max_length must be at least 3, got {max_length}")
     if encoder is None:
         raise ValueError("texts are read by the tokenizer of an encoder: set model.path, or, with features, dataset.encoder")
-    table = read(file, data_root, text_column, label_column)
-    test = read(test_file, data_root, text_column, label_column) if test_file else None
+    table = read("file", file, data_root, text_column, label_column, true_column)
+    test = read("test_file", test_file, data_root, text_column, label_column) if test_file else None
     columns = [label_column, *({true_column} & set(table.columns))]
     classes = sorted(set(pd.concat([table[column] for column in columns])))
     number = {name: position for position, name in enumerate(classes)}
@@ -55,18 +56,18 @@ def text(file: str, encoder: str | None = None, data_root: str = "data", test_fi
     texts, test_texts = list(table[text_column].iloc[rows]), list(test_texts)
     tokens, test_tokens = (tokenize(encoder, part, max_length=max_length) for part in (texts, test_texts))
     if features:
-        tokens, test_tokens = (embed(encoder, part) for part in (tokens, test_tokens))
+        tokens, test_tokens = (embed(encoder, part, device) for part in (tokens, test_tokens))
     return Dataset(Split(tokens, given[rows], texts), Split(test_tokens, test_targets, test_texts), classes=classes,
                    in_channels=tokens.shape[1] if features else 0, image_size=1 if features else 0, trusted=False,
                    true=None if true is None else true[rows])
 
 
-def read(file: str, data_root: str, text_column: str, label_column: str) -> pd.DataFrame:
-    """The table as texts; raises as ``text``."""
+def read(key: str, file: str, data_root: str, text_column: str, label_column: str, true_column: str = "") -> pd.DataFrame:
+    """The table that the argument ``key`` names, as texts; raises as ``text``."""
     path = Path(file) if Path(file).is_file() else Path(data_root) / file
     if not path.is_file():
-        raise FileNotFoundError(f"dataset.file: there is no file {file}, here or under data_root={data_root}; it must be a CSV "
-                                f"file with a column of texts and one of labels")
+        raise FileNotFoundError(f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must be a "
+                                f"CSV file with a column of texts and one of labels")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError, EOFError) as error:
@@ -74,6 +75,7 @@ def read(file: str, data_root: str, text_column: str, label_column: str) -> pd.D
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}; set dataset.{name} to one of {', '.join(table.columns)}")
+    for column in {text_column, label_column, true_column} & set(table.columns):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
             raise ValueError(f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)")
@@ -87,21 +89,25 @@ def tokenize(encoder: str, first: list[str], second: list[str] | None = None, *,
     tokenizer = load_pretrained("AutoTokenizer", encoder)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{encoder} has no padding token, by which a text's end is known")
-    coded = tokenizer(first, second, truncation=True, max_length=max_length, padding="longest", return_token_type_ids=True,
-                      return_tensors="pt")
-    return torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32)
+    parts = []
+    for start in range(0, len(first), 10_000):  # what the tokenizer returns takes a hundred times the room
+        coded = tokenizer(first[start:start + 10_000], second and second[start:start + 10_000], truncation=True,
+                          max_length=max_length, padding="max_length", return_token_type_ids=True, return_tensors="pt")
+        parts.append(torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32))
+    tokens = torch.cat(parts)
+    return tokens[:, :, (tokens[:, 0] != tokenizer.pad_token_id).any(0)]
 
 
 @torch.no_grad()
-def embed(encoder: str, tokens: Tensor) -> Tensor:
-    """Mean states [N, D] of the tokens [N, 2, L] of each text in the encoder, scaled to length 1, on a GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Mean states [N, D] of the tokens [N, 2, L] of each text in the encoder, scaled to length 1."""
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
-    means = []
-    for part in tqdm(tokens.split(100), "embedding", unit=" hundred texts", leave=False, disable=None):
-        ids = part[:, 0].long().to(device)
-        mask = ids != model.config.pad_token_id
-        ids, mask = ids[:, mask.any(0)], mask[:, mask.any(0)]
+    used = tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
+    features = torch.empty(len(tokens), model.config.hidden_size)
+    order = used.sum(1).argsort(stable=True)  # texts of about the same length together: less padding to compute
+    for rows in tqdm(order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None):
+        columns = used[rows].any(0)
+        ids, mask = tokens[rows, 0][:, columns].long().to(device), used[rows][:, columns].to(device)
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        means.append(torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu())
-    return torch.cat(means)
+        features[rows] = torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu()
+    return features

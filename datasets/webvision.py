@@ -7,17 +7,16 @@ import torch
 from datasets.base import IMAGENET, Dataset, Split, check_files
 
 
-def webvision(data_root: str = "data", root: str | None = None, imagenet_root: str | None = None, num_classes: int = 50,
-              image_size: int = 224, num_workers: int = 8, crop_scale: float = 0.08) -> Dataset:
+def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 224, num_workers: int = 8,
+              crop_scale: float = 0.08) -> Dataset:
     """Mini-WebVision (Jiang et al., ICML 2018): the Google images of the first 50 classes, about 66,000; 2,500 to test.
 
-    Reads the release: ``info/train_filelist_google.txt`` and ``info/val_filelist.txt``, a path and a label a line, the latter's
-    from ``val_images_256/``; and ``info/synsets.txt``, which names the classes. The validation images of ImageNet of the same
-    classes, ``<imagenet_root>/<synset>/*``, are a second test part, "imagenet". Images are treated as those of ``folder``.
+    Reads the release in ``data_root``/webvision: ``info/train_filelist_google.txt`` and ``info/val_filelist.txt``, a path and
+    a label a line, the latter's from ``val_images_256/``; and ``info/synsets.txt``, which names the classes. The validation
+    images of ImageNet of the same classes, ``data_root``/imagenet/val/<synset>/*, are a second test part, "imagenet", where
+    that folder exists. Images are treated as those of ``folder``.
 
     Args:
-        root: ``data_root``/webvision unless given.
-        imagenet_root: ``data_root``/imagenet/val unless given; where that does not exist, there is no second test part.
         num_classes: 50; 1000 is all of WebVision's Google part.
 
     Raises:
@@ -27,15 +26,13 @@ def webvision(data_root: str = "data", root: str | None = None, imagenet_root: s
     check_files(image_size, num_workers, crop_scale)
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-    folder = Path(root) if root else Path(data_root, "webvision")
+    folder = Path(data_root, "webvision")
     synsets = [line.split(maxsplit=1) for line in _read(folder / "info/synsets.txt") if line.strip()][:num_classes]
     if len(synsets) < num_classes:
         raise ValueError(f"{folder}/info/synsets.txt names {len(synsets)} classes, fewer than num_classes={num_classes}")
     train = read(folder / "info/train_filelist_google.txt", folder, num_classes)
     test = read(folder / "info/val_filelist.txt", folder / "val_images_256", num_classes)
-    imagenet = Path(imagenet_root) if imagenet_root else Path(data_root, "imagenet/val")
-    if imagenet_root and not imagenet.is_dir():
-        raise FileNotFoundError(f"dataset.imagenet_root={imagenet} is not a folder")
+    imagenet = Path(data_root, "imagenet/val")
     more = {"imagenet": _imagenet(imagenet, [synset[0] for synset in synsets])} if imagenet.is_dir() else {}
     return Dataset(train, test, classes=[synset[-1].split(",")[0] for synset in synsets], in_channels=3, image_size=image_size,
                    **IMAGENET, flip=True, crop_scale=crop_scale, trusted=False, num_workers=num_workers, more_tests=more,
@@ -69,5 +66,5 @@ def _imagenet(folder, synsets):
 def _read(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} was not found: it comes with WebVision 1.0 (data.vision.ee.ethz.ch/cvl/webvision); "
-                                f"name its folder with dataset.root=<folder>")
+                                f"set data_root=<folder with webvision/>")
     return path.read_text().splitlines()

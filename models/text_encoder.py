@@ -30,19 +30,20 @@ def text_encoder(num_outputs: int, *, path: str = "bert-base-uncased", choices: 
     encoder = load_pretrained("AutoModel", path).float()
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
         raise ValueError(f"{path} has no pooler: use pooling mean or first")
-    if encoder.config.pad_token_id is None:
+    padding = load_pretrained("AutoTokenizer", path).pad_token_id
+    if padding is None:
         raise ValueError(f"{path} has no padding token, by which a text's end is known")
     if dropout is None:
         dropout = getattr(encoder.config, "hidden_dropout_prob", 0.1)
-    return TextEncoder(encoder, 1 if choices else num_outputs, choices, pooling, dropout)
+    return TextEncoder(encoder, padding, 1 if choices else num_outputs, choices, pooling, dropout)
 
 
 class TextEncoder(nn.Module):
     """An encoder and its head; the arguments are those of text_encoder."""
 
-    def __init__(self, encoder: nn.Module, num_outputs: int, choices: bool, pooling: str, dropout: float):
+    def __init__(self, encoder: nn.Module, padding: int, num_outputs: int, choices: bool, pooling: str, dropout: float):
         super().__init__()
-        self.encoder, self.padding = encoder, encoder.config.pad_token_id
+        self.encoder, self.padding = encoder, padding
         self.choices, self.pooling, self.dropout = choices, pooling, nn.Dropout(dropout)
         self.head = nn.Linear(encoder.config.hidden_size, num_outputs)
         self.has_types = "token_type_ids" in inspect.signature(encoder.forward).parameters and \

@@ -143,7 +143,7 @@ STEPS = [[5, 0, 3, 6, 1], [7, 2, 4]]
 LOADER = SimpleNamespace(rows_of=lambda step: STEPS[step])
 ERRORS = torch.tensor([1.0, -2, 3, 4, -5, 6, 7, -8, 100, 100])
 WEIGHTS = torch.tensor([1, 1, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 1])
-TRAINED, CORRUPTED = torch.arange(8), rows(1, 6, 7, of=10)
+CORRUPTED = rows(1, 6, 7, of=10)
 
 
 def new_record():
@@ -165,14 +165,14 @@ def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
 def test_an_epoch_in_numbers(shape):
     record = new_record()
     for factor in (2, 1):  # the first epoch is forgotten, but for the sum of losses
-        record.start(0)
+        record.start(0, lr=0.1)
         for step in range(2):
             take_step(record, step, ERRORS * factor, shape=shape)
         record.check(0, LOADER)
         record.seconds = 2.0
-        row = record.end_epoch(TRAINED, CORRUPTED)
+        row = record.end_epoch(CORRUPTED)
     assert row == pytest.approx({
-        "train_loss": (1 + 4 + 9 / 2 + 16 + 25 + 36 / 2 + 49 / 2 + 64 / 2) / 8,
+        "lr": 0.1, "train_loss": (1 + 4 + 9 / 2 + 16 + 25 + 36 / 2 + 49 / 2 + 64 / 2) / 8,
         "train_metric": 4.5, "seconds": 2, "images_per_second": 4,
         "weight_easy": (1 + 3 / 2 + 4) / (1 + 3 + 4),
         "weight_hard": (5 + 6 / 2) / (5 + 6),
@@ -183,37 +183,49 @@ def test_an_epoch_in_numbers(shape):
     assert record.samples["loss_total"].tolist() == [5 * square for square in squares]
 
 
+def test_an_epoch_that_is_a_part_of_a_pass_counts_what_it_has_seen():
+    record = new_record()
+    for step in range(2):
+        record.start(0, lr=0.1)
+        take_step(record, step)
+        record.check(0, LOADER)
+        record.seconds = 1.0
+        row = record.end_epoch(CORRUPTED)
+        assert row["train_metric"] == pytest.approx(ERRORS[STEPS[step]].abs().mean().item())
+    assert row["weight_incorrect"] == pytest.approx(0.5) and record.mean_loss(1)[:8].tolist() == ERRORS[:8].square().tolist()
+
+
 def test_how_often_the_record_is_checked_changes_nothing():
     results = []
     for every_step in (True, False):
         record = new_record()
-        record.start(0)
+        record.start(0, lr=0.1)
         for step in range(2):
             take_step(record, step)
             if every_step:
                 record.check(0, LOADER)
         record.check(0, LOADER)
         record.seconds = 1.0
-        results.append(record.end_epoch(TRAINED, CORRUPTED))
+        results.append(record.end_epoch(CORRUPTED))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
 
 
 def test_there_are_no_weights_where_they_are_not_known():
     for with_output, corrupted in ((False, CORRUPTED), (True, None)):
         record = new_record()
-        record.start(0)
+        record.start(0, lr=0.1)
         for step in range(2):
             take_step(record, step, with_output=with_output)
         record.check(0, LOADER)
         record.seconds = 1.0
-        row = record.end_epoch(TRAINED, corrupted)
+        row = record.end_epoch(corrupted)
         assert row["train_loss"] == pytest.approx(15.625)
         assert all(math.isnan(row.get(f"weight_{group}", math.nan)) for group in ("easy", "hard", "incorrect"))
 
 
 def test_the_record_goes_on_from_its_state():
     record, again = new_record(), new_record()
-    record.start(0)
+    record.start(0, lr=0.1)
     take_step(record, 0)
     record.check(0, LOADER)
     record.seconds = 1.5
@@ -222,7 +234,7 @@ def test_the_record_goes_on_from_its_state():
     for each in (record, again):
         take_step(each, 1)
         each.check(0, LOADER)
-        results.append((each.end_epoch(TRAINED, CORRUPTED), {name: values.tolist() for name, values in each.samples.items()}))
+        results.append((each.end_epoch(CORRUPTED), {name: values.tolist() for name, values in each.samples.items()}))
     assert results[0] == results[1] and results[1][0]["train_loss"] == pytest.approx(15.625)
     assert results[1][0]["seconds"] == 1.5
 
@@ -231,7 +243,7 @@ def test_the_record_goes_on_from_its_state():
 def test_the_first_loss_that_is_not_finite_is_named(value):
     record, errors = new_record(), ERRORS.clone()
     errors[7] = value
-    record.start(0)
+    record.start(0, lr=0.1)
     for step in range(2):
         take_step(record, step, errors)
     with pytest.raises(FloatingPointError, match=r"epoch 3, step 1; samples 7\."):

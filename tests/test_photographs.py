@@ -48,7 +48,10 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
     assert utkface(str(faces)).test.inputs == data.test.inputs != utkface(str(faces), split_seed=1).test.inputs
     assert len(data.train.targets.diff().sign().unique()) > 1  # in mixed order, as noise.kind=permute needs it
     with pytest.raises(FileNotFoundError, match="no images with an age in their names"):
-        utkface(str(faces), root=str(faces / "nowhere"))
+        utkface(str(faces / "nowhere"))
+    photograph(faces / "UTKFace/copies" / Path(data.train.inputs[0]).name, 0)
+    with pytest.raises(ValueError, match="files of the same name in different folders"):
+        utkface(str(faces))
 
 
 def face_loaders(faces, **options):
@@ -106,19 +109,18 @@ def test_a_network_learns_ages_from_faces(run, faces):
 
 
 def test_a_changed_folder_is_noticed_and_a_moved_one_is_not(run, faces):
-    options = [*SMALL, "epochs=1", "noise.kind=none"]
-    assert run(f"data_root={faces}", *options, "batch_size=55", params="params/utkface/plain.yaml")[0] == 0
-    (faces / "UTKFace").rename(faces / "moved")
-    directory = run(f"data_root={faces}", f"dataset.root={faces}/moved", *options, "batch_size=55", name="other",
-                    params="params/utkface/plain.yaml")[1]
-    first, second = ((path / "split.csv").read_text() for path in (directory, directory.with_name("run")))
-    assert first == second
+    options = [*SMALL, "epochs=1", "noise.kind=none", "batch_size=55"]
+    directory = run(f"data_root={faces}", *options, params="params/utkface/plain.yaml")[1]
     summary = json.loads((directory / "summary.json").read_text())
     (directory / "summary.json").write_text(json.dumps(summary | {"finished": False}))
-    old = next(path for path in (faces / "moved").iterdir() if path.name.startswith("25_"))
+    (faces / "moved").mkdir()
+    (faces / "UTKFace").rename(faces / "moved/UTKFace")
+    assert run(f"data_root={faces}/moved", *options, params="params/utkface/plain.yaml")[0] == 0
+
+    (directory / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    old = next(path for path in (faces / "moved/UTKFace").iterdir() if path.name.startswith("25_"))
     old.rename(old.with_name("25_0_0_2.jpg"))
-    code, _, _, complaints = run(f"data_root={faces}", f"dataset.root={faces}/moved", *options, "batch_size=55", name="other",
-                                 params="params/utkface/plain.yaml")
+    code, _, _, complaints = run(f"data_root={faces}/moved", *options, params="params/utkface/plain.yaml")
     assert code == 2 and "the files are no longer those" in complaints
 
 
@@ -177,10 +179,11 @@ def test_the_rate_of_fine_tuning_rises_and_falls_in_straight_lines():
 # Clothing1M: the layout of the release
 
 
-def write_clothing(root, train=140, lists="annotations", inside="images/"):
+def write_clothing(data_root, train=140, lists="annotations", inside="images/"):
     def image(number):
         return f"images/{number % 10}/{number}.jpg"
 
+    root = data_root / "clothing1m"
     (root / lists).mkdir(parents=True, exist_ok=True)
     names, first = {"noisy_train": train, "clean_val": 28, "clean_test": 14}, 0
     noisy, clean = [], []
@@ -198,15 +201,15 @@ def write_clothing(root, train=140, lists="annotations", inside="images/"):
 @pytest.mark.parametrize("lists, inside", [("annotations", "images/"), (".", "")])
 def test_clothing1m_is_read_from_its_lists(tmp_path, lists, inside):
     write_clothing(tmp_path, lists=lists, inside=inside)
-    data = clothing1m(root=str(tmp_path), per_class=6, seed=5)
+    data = clothing1m(str(tmp_path), per_class=6, seed=5)
     assert (len(data.train), len(data.validation), len(data.test), len(data.classes)) == (84, 28, 14, 14)
     assert torch.bincount(data.train.targets).tolist() == [6] * 14 and len(set(data.train.inputs)) == 84 and not data.trusted
     for split in (data.train, data.validation, data.test):
         assert [int(path.rsplit("/", 1)[1][:-4]) % 14 for path in split.inputs] == split.targets.tolist()
     assert all(Path(path).is_file() for path in data.train.inputs)
-    assert len(clothing1m(root=str(tmp_path), per_class=None).train) == 140
+    assert len(clothing1m(str(tmp_path), per_class=None).train) == 140
     with pytest.raises(ValueError, match="per_class=11, but T-Shirt has only 10 images"):
-        clothing1m(root=str(tmp_path), per_class=11)
+        clothing1m(str(tmp_path), per_class=11)
 
 
 def test_the_balanced_part_is_what_the_authors_take():
@@ -223,40 +226,61 @@ def test_the_balanced_part_is_what_the_authors_take():
 
 def test_lists_with_labels_of_their_own_and_without_any(tmp_path):
     write_clothing(tmp_path, lists=".")
-    (tmp_path / "clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 13\n")
-    assert clothing1m(root=str(tmp_path), per_class=2).validation.targets.tolist() == [3, 13]
-    (tmp_path / "clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 14\n")
+    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 13\n")
+    assert clothing1m(str(tmp_path), per_class=2).validation.targets.tolist() == [3, 13]
+    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 14\n")
     with pytest.raises(ValueError, match=r"clean_val_key_list.txt, line 2: images/1/1.jpg has no label from 0 to 13"):
-        clothing1m(root=str(tmp_path), per_class=2)
-    (tmp_path / "clean_val_key_list.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"clean_val_key_list.txt was not found.*dataset.root"):
-        clothing1m(root=str(tmp_path), per_class=2)
+        clothing1m(str(tmp_path), per_class=2)
+    (tmp_path / "clothing1m/clean_val_key_list.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"clean_val_key_list.txt was not found.*data_root"):
+        clothing1m(str(tmp_path), per_class=2)
 
 
 def test_a_run_on_clothes_with_a_damaged_one(run, tmp_path):
     write_clothing(tmp_path, train=154)
-    (tmp_path / "images/3/13.jpg").write_bytes(b"")
-    options = [f"dataset.root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=2",
+    (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
+    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=2",
                "model=imagenet_resnet18", "epochs=1", "batch_size=44"]
     code, directory, printed, complaints = run(*options, params="params/clothing1m/discrimloss.yaml")
     assert code == 0 and "154 training, 28 validation, 14 test samples in 14 classes" in printed
     assert "13.jpg cannot be read as an image and is left out" in complaints
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["unreadable_images"] == {"count": 1, "paths": [str(tmp_path / "images/3/13.jpg")]}
+    assert summary["unreadable_images"] == {"count": 1, "paths": [str(tmp_path / "clothing1m/images/3/13.jpg")]}
     assert summary["test"]["validated"] is not None and summary["noise"]["realised"] is None
     with np.load(directory / "samples.npz") as samples:
         assert len(samples["index"]) == 153
 
     for name in ("0/10", "1/11"):
-        (tmp_path / f"images/{name}.jpg").write_bytes(b"")
+        (tmp_path / f"clothing1m/images/{name}.jpg").write_bytes(b"")
     code, _, _, complaints = run(*options, params="params/clothing1m/plain.yaml", name="worse")
     assert code == 1 and "of 154 image files cannot be read, more than 1%" in complaints
 
 
+def test_a_resumed_run_with_a_damaged_image_is_as_if_nothing_had_happened(run, tmp_path, monkeypatch):
+    """It was left out before the signal, after which the process does not know of it."""
+    from tests.test_run import equal, interrupt_at, weights
+
+    write_clothing(tmp_path, train=154)
+    (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
+    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=0", "seed=2",
+               "model=imagenet_resnet18", "epochs=2", "batch_size=10", "record_losses=true"]
+    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="whole")[0] == 0
+    interrupt_at(monkeypatch, 29)  # in the last but one step of the second epoch
+    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="again")[0] == 75
+    monkeypatch.undo()
+    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="again")[0] == 0
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert equal(weights(whole), weights(again))
+    np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(again / "losses.npy"))
+    first, second = (pd.read_csv(path / "metrics.csv") for path in (whole, again))
+    times = ["seconds", "images_per_second"]
+    assert first.drop(columns=times).equals(second.drop(columns=times))
+
+
 def test_a_selection_leaves_out_what_could_not_be_read(run, tmp_path):
     write_clothing(tmp_path, train=154)
-    (tmp_path / "images/3/13.jpg").write_bytes(b"")
-    options = [f"dataset.root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=0",
+    (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
+    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=0",
                "model=imagenet_resnet18", "epochs=1", "batch_size=44"]
     code, first, *_ = run(*options, "record_losses=true", params="params/clothing1m/plain.yaml", name="first")
     losses = np.load(first / "losses.npy")
@@ -271,7 +295,8 @@ def test_a_selection_leaves_out_what_could_not_be_read(run, tmp_path):
 # WebVision: the layout of the release
 
 
-def write_webvision(root, classes=3):
+def write_webvision(data_root, classes=3):
+    root = data_root / "webvision"
     (root / "info").mkdir(parents=True)
     train, test = [], []
     for label in range(classes + 1):
@@ -282,7 +307,7 @@ def write_webvision(root, classes=3):
         test.append(f"val{label:06}.jpg {label}\n")
         photograph(root / "val_images_256" / f"val{label:06}.jpg", 60 * label, size=(20, 24))
         for number in range(2):
-            photograph(root / "imagenet" / f"n{label:08}" / f"ILSVRC2012_val_{number}.JPEG", 60 * label, size=(20, 24))
+            photograph(data_root / "imagenet/val" / f"n{label:08}" / f"ILSVRC2012_val_{number}.JPEG", 60 * label, size=(20, 24))
     (root / "info/synsets.txt").write_text("".join(f"n{label:08} thing {label}, other name\n" for label in range(classes + 1)))
     (root / "info/train_filelist_google.txt").write_text("".join(train))
     (root / "info/val_filelist.txt").write_text("".join(test))
@@ -290,22 +315,23 @@ def write_webvision(root, classes=3):
 
 def test_webvision_is_read_from_its_lists(tmp_path):
     write_webvision(tmp_path)
-    data = webvision(root=str(tmp_path), imagenet_root=str(tmp_path / "imagenet"), num_classes=3)
+    data = webvision(str(tmp_path), num_classes=3)
     assert data.classes == ["thing 0", "thing 1", "thing 2"] and (len(data.train), len(data.test)) == (18, 3)
     assert data.more_tests["imagenet"].targets.tolist() == [0, 0, 1, 1, 2, 2]
-    assert data.train.inputs[6] == str(tmp_path / "google/q0001/1_0.jpg") and data.train.targets[6] == 1
-    assert not webvision(str(tmp_path / "no"), root=str(tmp_path), num_classes=3).more_tests
+    assert data.train.inputs[6] == str(tmp_path / "webvision/google/q0001/1_0.jpg") and data.train.targets[6] == 1
     with pytest.raises(ValueError, match="names 4 classes, fewer than num_classes=50"):
-        webvision(root=str(tmp_path))
+        webvision(str(tmp_path))
+    (tmp_path / "imagenet/val/n00000003").rename(tmp_path / "imagenet/val/other")
     with pytest.raises(FileNotFoundError, match="has no images of n00000003"):
-        (tmp_path / "imagenet/n00000003").rename(tmp_path / "imagenet/other")
-        webvision(root=str(tmp_path), imagenet_root=str(tmp_path / "imagenet"), num_classes=4)
+        webvision(str(tmp_path), num_classes=4)
+    (tmp_path / "imagenet").rename(tmp_path / "elsewhere")
+    assert not webvision(str(tmp_path), num_classes=3).more_tests
 
 
 def test_a_run_on_webvision_is_tested_on_both(run, tmp_path):
     write_webvision(tmp_path)
-    options = [f"dataset.root={tmp_path}", f"dataset.imagenet_root={tmp_path}/imagenet", "dataset.num_classes=3",
-               "dataset.image_size=16", "dataset.num_workers=0", "model=imagenet_resnet18", "epochs=2"]
+    options = [f"data_root={tmp_path}", "dataset.num_classes=3", "dataset.image_size=16",
+               "dataset.num_workers=0", "model=imagenet_resnet18", "epochs=2"]
     code, directory, printed, complaints = run(*options, params="params/webvision/plain.yaml")
     assert code == 0, complaints
     assert "18 training, 3 test, 6 imagenet samples in 3 classes" in printed

@@ -49,10 +49,11 @@ TYPES = {  # of everything that is not built from a package; these, and the rang
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 # Where and on what a run goes on: free to change on resume.
-EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers", "dataset.selection.history")
+EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers", "dataset.memory_limit",
+             "dataset.selection.history")
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {
-    "dataset": ("data_root", "seed"),
+    "dataset": ("data_root", "seed", "device"),
     "model": ("num_outputs", "in_channels", "image_size"),
     "selection": ("noise", "rows"),
     "loss": ("task_loss", "num_samples", "num_outputs", "model", "epochs"),

@@ -57,20 +57,23 @@ class TrainingRecord:
         gradient_norm: from these losses to the L1 norms of their gradients with respect to the output.
         metric: ``(output, target) -> [B]``.
 
-    State, per sample: last loss, metric and gradient norm, and the sum of losses over the epochs: 16 bytes.
+    State, per sample: last loss, metric and gradient norm, the sum of all its losses, and whether this epoch has seen it:
+    17 bytes.
     """
 
     def __init__(self, num_samples: int, task_loss: Callable, gradient_norm: Callable, metric: Callable, device: torch.device):
         self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
         self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}
-        self.loss_sum, self.seconds, self.images = 0.0, 0.0, 0
+        self.samples["seen"] = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, math.nan
         self.recent: list[tuple] = []  # steps that are not in the sums yet
         self.observed = False  # whether the objective shows what the model says of each sample
 
-    def start(self, step: int):
-        """Start the clock; at step 0, forget the sums of the epoch before."""
+    def start(self, step: int, lr: float):
+        """Start the clock; at step 0, forget the epoch before, and note the learning rate."""
         if step == 0:
-            self.loss_sum, self.seconds, self.images = 0.0, 0.0, 0
+            self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, lr
+            self.samples["seen"].fill_(False)
         self.clock = time.perf_counter()
 
     def stop(self, epoch: int, loader):
@@ -100,6 +103,7 @@ class TrainingRecord:
             self.samples["metric"][index] = self.metric(output, target)
             self.samples["pull"][index] = grad.float().abs().reshape(len(index), -1).sum(1)
             self.samples["loss_total"][index] += self.samples["loss"][index]
+            self.samples["seen"][index] = True
         for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
@@ -114,35 +118,38 @@ class TrainingRecord:
                 f"{f' and {len(bad) - 20} more' if len(bad) > 20 else ''}. The last good checkpoint is untouched. "
                 f"Look at these inputs, or lower optimizer.lr or the method's own rates")
 
-    def end_epoch(self, trained: Tensor, corrupted: np.ndarray | None) -> dict[str, float]:
-        """The epoch in numbers: of the samples that were ``trained`` on (their rows), ``corrupted`` [N] where that is known.
+    def end_epoch(self, corrupted: np.ndarray | None) -> dict[str, float]:
+        """The epoch in numbers, of the samples that it has seen; ``corrupted`` [N] where that is known.
 
-        train_metric is NaN, and there are no weights, where the objective does not show what the model says of each.
+        lr is that of its first step. train_metric is NaN, and there are no weights, where the objective does not show what the
+        model says of each.
         """
-        row = {"train_loss": self.loss_sum / self.images, "train_metric": float("nan"), "seconds": self.seconds,
+        row = {"lr": self.lr, "train_loss": self.loss_sum / self.images, "train_metric": float("nan"), "seconds": self.seconds,
                "images_per_second": self.images / self.seconds}
         if not self.observed:
             return row
-        trained = trained.to(self.samples["loss"].device)
-        loss, metric, pull = (self.samples[name][trained] for name in ("loss", "metric", "pull"))
+        seen = self.samples["seen"]
+        loss, metric, pull = (self.samples[name][seen] for name in ("loss", "metric", "pull"))
         row["train_metric"] = float(metric.double().mean())
         if corrupted is not None:
             plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
-            for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[trained.cpu()]).items():
+            for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()]).items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
         return row
 
     def mean_loss(self, passes: int) -> np.ndarray:
-        """Of each sample [N], over that many times that it was trained on."""
+        """Of each sample [N], the sum of its training losses divided by the number of passes over the data."""
         return (self.samples["loss_total"] / passes).cpu().numpy()
 
     def state_dict(self) -> dict:
-        return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds, "images": self.images}
+        return {"samples": self.samples, "loss_sum": self.loss_sum, "seconds": self.seconds, "images": self.images,
+                "lr": self.lr}
 
     def load_state_dict(self, state: dict):
         self.loss_sum, self.seconds, self.images = state["loss_sum"], state["seconds"], state["images"]
-        for name, values in self.samples.items():
-            values.copy_(state["samples"][name])
+        self.lr = state.get("lr", math.nan)  # older checkpoints lack it, and "seen"
+        for name, values in state["samples"].items():
+            self.samples[name].copy_(values)
 
 
 def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Pretrained language models, by Hugging Face's transformers, which is imported here and nowhere else."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ def load_pretrained(kind: str, path: str):
     there.
 
     Raises:
-        ValueError: transformers is not installed.
+        ValueError: transformers is not installed; a folder that cannot be read as such a model.
         FileNotFoundError: no such folder, nor in the cache, nor to be downloaded.
     """
     try:
@@ -23,8 +24,9 @@ def load_pretrained(kind: str, path: str):
     load: Callable = getattr(transformers, kind).from_pretrained
     try:
         return load(path, local_files_only=True)
-    except (OSError, ValueError):
-        pass
+    except Exception as error:  # of transformers, safetensors or torch, as the damage may be
+        if Path(path).is_dir():
+            raise ValueError(f"model.path={path} cannot be read as a model with its tokenizer ({error})") from None
     try:
         return load(path)
     except (OSError, ValueError) as error:

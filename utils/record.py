@@ -129,7 +129,7 @@ class RunDirectory:
         """split.csv: which files are the training and the test part; raises ValueError where that has changed since."""
         path, content = self.path / "split.csv", io.StringIO()
         parts = {"train": self.data.train.inputs, "test": self.data.test.inputs}
-        root = os.path.commonpath([os.path.dirname(name) for names in parts.values() for name in names])
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for names in parts.values() for name in names])
         writer = csv.writer(content, lineterminator="\n")
         writer.writerow(["part", "path"])
         writer.writerows([part, os.path.relpath(name, root)] for part, names in parts.items() for name in names)
@@ -228,8 +228,9 @@ class RunDirectory:
             "data": str(self.data),
             "metric": self.metric,
             "test": test,
-            "at_the_same_epochs": {key: at_epochs([row[key] for row in self.rows], test["best_epoch"], validated)
-                                   for key in others},
+            "at_the_same_epochs": {
+                key: {rule: None if value is None or np.isnan(value) else value for rule, value in
+                      at_epochs([row[key] for row in self.rows], test["best_epoch"], validated).items()} for key in others},
             "noise": {"kind": kind, "requested": None if ":" in kind else self.config["noise"]["fraction"],
                       "realised": None if corrupted is None else float(corrupted.mean()),
                       "mean_change": None if corrupted is None or self.data.classes else
