@@ -62,6 +62,12 @@ def test_epochs_by_rule_where_lower_is_better():
         "last": 7, "mean_last_5": 4, "best": 2, "best_epoch": 1, "validated": 3}
 
 
+def test_another_metric_is_reported_at_the_epochs_of_the_first():
+    assert by_rule([50.0, 90, 60], [1.0, 2, 3], True, of=[7.0, 8, 9]) == {
+        "last": 9, "mean_last_5": 8, "best": 8, "best_epoch": 1, "validated": 9}
+    assert by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None  # which JSON has no word for
+
+
 @pytest.mark.parametrize("validation", [None, []])
 def test_before_the_first_epoch_no_rule_says_anything(validation):
     assert by_rule([], validation, True) == dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))

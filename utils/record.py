@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torchvision
 import yaml
 
 from utils.checkpoint import atomic_write
 from utils.config import differences
-from utils.metrics import at_epochs, by_rule, detection
+from utils.metrics import by_rule, detection
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
@@ -215,22 +216,20 @@ class RunDirectory:
     def write_summary(self, detected: dict | None = None):
         """summary.json; ``detected`` is given once the run is finished."""
         kind = self.config["noise"]["kind"]
-        validated_on = [row["validation_metric"] for row in self.rows if "validation_metric" in row]
-        higher, corrupted = self.metric == "accuracy", self.noise.corrupted
-        test = by_rule([row["test_metric"] for row in self.rows], validated_on, higher)
-        validated = int((np.argmax if higher else np.argmin)(validated_on)) if validated_on else None
-        others = [key for key in (self.rows or [{}])[0] if key.startswith(tuple(f"{part}_" for part in
-                  ("test", *self.data.more_tests))) and key != "test_metric"]
+        corrupted = self.noise.corrupted
+        columns = pd.DataFrame(self.rows).to_dict("list")
+        rule = functools.partial(by_rule, columns.get("test_metric", []), columns.get("validation_metric"),
+                                 self.metric == "accuracy")
+        parts = tuple(f"{part}_" for part in ("test", *self.data.more_tests))
         seconds = sum(row["seconds"] for row in self.rows)
         images = sum(row["seconds"] * row["images_per_second"] for row in self.rows)
         self._write_json({
             "finished": detected is not None,
             "data": str(self.data),
             "metric": self.metric,
-            "test": test,
-            "at_the_same_epochs": {
-                key: {rule: None if value is None or np.isnan(value) else value for rule, value in
-                      at_epochs([row[key] for row in self.rows], test["best_epoch"], validated).items()} for key in others},
+            "test": rule(),
+            "at_the_same_epochs": {key: rule(of=values) for key, values in columns.items()
+                                   if key.startswith(parts) and key != "test_metric"},
             "noise": {"kind": kind, "requested": None if ":" in kind else self.config["noise"]["fraction"],
                       "realised": None if corrupted is None else float(corrupted.mean()),
                       "mean_change": None if corrupted is None or self.data.classes else
