@@ -36,8 +36,8 @@ DISCRIM = {  # file: (task loss, what differs from the full method)
 
 
 def read(name):
-    arrays = {key: torch.from_numpy(value) if value.ndim else value.item()
-              for key, value in np.load(GOLDEN / f"{name}.npz").items()}
+    with np.load(GOLDEN / f"{name}.npz") as stored:
+        arrays = {key: torch.from_numpy(value) if value.ndim else value.item() for key, value in stored.items()}
     return arrays, json.loads((GOLDEN / f"{name}.json").read_text())
 
 

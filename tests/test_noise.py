@@ -48,7 +48,8 @@ def make(labels, kind="none", fraction=0.0, seed=0, num_classes=10, dataset="cif
 
 @pytest.fixture(scope="module")
 def mnist_labels():
-    labels = np.load(GOLDEN / "mnist_train_labels.npz")["labels"]
+    with np.load(GOLDEN / "mnist_train_labels.npz") as stored:
+        labels = stored["labels"]
     assert digest(labels, np.uint8) == PERMUTED["labels_sha256"]
     return labels.astype(np.int64)
 

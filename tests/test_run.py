@@ -82,7 +82,7 @@ def test_a_run_leaves_what_the_readme_lists(run):
                                          "flag_precision", "flag_recall"}
     assert all(0 <= value <= 1 for value in summary["detection"].values())
 
-    noise, samples = np.load(directory / "noise.npz"), np.load(directory / "samples.npz")
+    noise, samples = arrays(directory / "noise.npz"), arrays(directory / "samples.npz")
     assert noise["given"].shape == noise["true"].shape == (1297,) and noise["transition"].shape == (10, 10)
     assert str(noise["sha256"]) == summary["noise"]["sha256"]
     assert set(samples) == {"index", "given", "true", "loss", "mean_loss", "score", "predicted", "flagged"}
@@ -102,7 +102,7 @@ def test_a_run_leaves_what_the_readme_lists(run):
 
 def test_train_loss_and_metric_are_those_of_a_naive_loop(run):
     _, directory, *_ = run("loss=Plain", "optimizer.lr=1e-12", "epochs=1")  # the network stays what it was
-    samples, rows = np.load(directory / "samples.npz"), pd.read_csv(directory / "metrics.csv")
+    samples, rows = arrays(directory / "samples.npz"), pd.read_csv(directory / "metrics.csv")
     assert rows.train_loss[0] == pytest.approx(samples["loss"].mean(), rel=1e-4)
     assert rows.train_metric[0] == pytest.approx(100 * (samples["predicted"] == samples["given"]).mean(), rel=1e-4)
     np.testing.assert_allclose(samples["mean_loss"], samples["loss"], rtol=1e-4)
@@ -134,7 +134,7 @@ def test_resume_equals_no_interruption(run, monkeypatch, method):
     assert not json.loads((broken / "summary.json").read_text())["finished"]
     code, *_ = run(*overrides, **options)
     assert code == 0 and equal(weights(whole), weights(broken))
-    first, second = np.load(whole / "samples.npz"), np.load(broken / "samples.npz")
+    first, second = arrays(whole / "samples.npz"), arrays(broken / "samples.npz")
     assert all(np.array_equal(first[key], second[key]) for key in first)
     summary = json.loads((broken / "summary.json").read_text())
     assert summary["restarts"] == 3 and summary["test"] == json.loads((whole / "summary.json").read_text())["test"]

@@ -29,8 +29,8 @@ def test_planted_errors_of_a_folder_are_found(run, images):
     suspects = pd.read_csv(directory / "suspects.csv")
     assert len(planted) == 30 and suspects.path[:30].isin(planted).mean() > 0.8
     assert suspects.given_label.astype(str).tolist() == [path.split("/")[-2] for path in suspects.path]
-    samples = np.load(directory / "samples.npz")
-    assert (samples["true"] == -1).all()
+    with np.load(directory / "samples.npz") as samples:
+        assert (samples["true"] == -1).all()
 
 
 def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_known(run, images, tmp_path):

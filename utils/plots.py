@@ -72,8 +72,8 @@ def draw_comparison(directories: list[Path], path: Path):
 
 def draw_targets(directory: Path):
     """targets.png, of a regression: what the network predicts of the training samples, against given and true targets."""
-    samples = np.load(directory / "samples.npz")
-    given, true, predicted = (samples[key] for key in ("given", "true", "predicted"))
+    with np.load(directory / "samples.npz") as samples:
+        given, true, predicted = (samples[key] for key in ("given", "true", "predicted"))
     incorrect = wrong_labels(given, true)
     figure = Figure(figsize=(9, 4), layout="constrained")
     all_axes = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -119,9 +119,9 @@ def draw_suspects(path: Path, table: dict[str, np.ndarray], name: Callable, imag
 
 
 def _scores(axes, directory):
-    samples = np.load(directory / "samples.npz")
-    score, bins = samples["score"], np.histogram_bin_edges(samples["score"], 50)
-    incorrect = wrong_labels(samples["given"], samples["true"])
+    with np.load(directory / "samples.npz") as samples:
+        score, incorrect = samples["score"], wrong_labels(samples["given"], samples["true"])
+    bins = np.histogram_bin_edges(score, 50)
     if incorrect is not None:
         axes.hist(score[~incorrect], bins, alpha=0.7, color=COLOURS["easy"], label="correct labels")
         axes.hist(score[incorrect], bins, alpha=0.7, color=COLOURS["incorrect"], label="incorrect labels")
