@@ -67,7 +67,8 @@ def test_every_dataset_has_the_methods_of_this_list():
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
-        "folder": "discrimloss plain rsl", "csv": "discrimloss plain", "text": "discrimloss discrimloss_frozen plain plain_frozen",
+        "folder": "discrimloss plain rsl", "csv": "discrimloss plain",
+        "text": "discrimloss discrimloss_frozen plain plain_frozen",
         "digitsum": "discrimloss plain superloss", "clothing1m": "discrimloss plain superloss",
         "utkface": "discrimloss discrimloss_l2 plain plain_l2 superloss superloss_l2",
         "webvision": "discrimloss plain", "wikihow": "discrimloss plain"}
