@@ -149,8 +149,8 @@ class FileLoader:
     """Batches of image files, decoded and augmented by worker processes and normalised on the device.
 
     Each draws its augmentation from a generator of its own, seeded with (seed, epoch, position in the epoch's order).
-    A file that cannot be decoded is missing from its batches, and from ``rows`` once it was tried, and is noted in
-    ``unreadable``, path: reason. ``paths`` may be Decoded, which reads no files.
+    A file that cannot be decoded is left out of its batches and noted in ``unreadable``, path: reason. ``paths`` may be
+    Decoded, which reads no files.
 
     Raises OSError while iterated where more than MAX_UNREADABLE of ``rows`` cannot be decoded, or all of a batch.
     """
@@ -160,7 +160,7 @@ class FileLoader:
                  draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False,
                  crop_scale: float | None = 0.08, flip: bool = True, unreadable: dict[str, str] | None = None):
         self.files = _Files(paths, image_size, augment, crop_scale, flip)
-        self.targets, self.rows, self.all_rows, self.batch_size = targets.to(device), rows, rows, batch_size
+        self.targets, self.rows, self.missing, self.batch_size = targets.to(device), rows, set(), batch_size
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
         self.unreadable = {} if unreadable is None else unreadable
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
@@ -171,7 +171,7 @@ class FileLoader:
 
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
-        order = self.draw(torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))) if self.draw else self.all_rows
+        order = self.draw(torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))) if self.draw else self.rows
         samples = [(row, derive(self.seed, epoch, ORDER, place)) for place, row in enumerate(order.tolist())]
         self.batches = [samples[part] for part in batch_slices(len(samples), self.batch_size)]
         self.first_batch = first_batch
@@ -198,11 +198,11 @@ class FileLoader:
             if path not in self.unreadable:
                 print(f"warning: {path} cannot be read as an image and is left out ({reason})", file=sys.stderr)
             self.unreadable[path] = reason
-        self.rows = self.rows[~torch.isin(self.rows, torch.tensor([row for row, _ in failed]))]
-        missing = self.all_rows[~torch.isin(self.all_rows, self.rows)].tolist()
-        if len(missing) > MAX_UNREADABLE * len(self.all_rows):
-            raise OSError(f"{len(missing)} of {len(self.all_rows)} image files cannot be read, more than {MAX_UNREADABLE:.0%}: "
-                          f"mend or remove {', '.join(self.files.paths[row] for row in missing[:10])}")
+            self.missing.add(row)
+        if len(self.missing) > MAX_UNREADABLE * len(self.rows):
+            paths = ", ".join(self.files.paths[row] for row in sorted(self.missing)[:10])
+            bad = f"{len(self.missing)} of {len(self.rows)} image files cannot be read"
+            raise OSError(f"{bad}, more than {MAX_UNREADABLE:.0%}: mend or remove {paths}")
 
 
 def _leave_signals_to_the_main_process(worker):
