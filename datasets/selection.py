@@ -187,7 +187,8 @@ def make_selection(noise: Noise, rows: np.ndarray, *, history: str | None = None
     rows = np.sort(rows)
     recorded = read_history(history, noise, rows)
     losses = rank_losses(recorded, criterion)
-    never = np.isnan(recorded[:, rows]).all(axis=0)
+    never = np.isnan(losses[rows])
+    never[never] = np.isnan(recorded[:, rows[never]]).all(axis=0)
     if never.mean() <= 0.01:  # images that could not be read
         rows = rows[~never]
     ranked, groups = losses[rows], noise.groups[rows]

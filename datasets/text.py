@@ -54,11 +54,12 @@ def text(file: str, encoder: str | None = None, data_root: str = "data", test_fi
         rows = list(range(len(table)))
         test_texts, test_targets = test[text_column], torch.tensor(test[label_column].map(number).to_numpy())
     texts, test_texts = list(table[text_column].iloc[rows]), list(test_texts)
-    tokens, test_tokens = (tokenize(encoder, part, max_length=max_length) for part in (texts, test_texts))
+    inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
     if features:
-        tokens, test_tokens = (embed(encoder, part, device) for part in (tokens, test_tokens))
-    return Dataset(Split(tokens, given[rows], texts), Split(test_tokens, test_targets, test_texts), classes=classes,
-                   in_channels=tokens.shape[1] if features else 0, image_size=1 if features else 0, trusted=False,
+        inputs = embed(encoder, inputs, device)
+    train = Split(inputs[:len(texts)], given[rows], texts)
+    return Dataset(train, Split(inputs[len(texts):], test_targets, test_texts), classes=classes,
+                   in_channels=inputs.shape[1] if features else 0, image_size=1 if features else 0, trusted=False,
                    true=None if true is None else true[rows])
 
 
