@@ -2,18 +2,16 @@
 
   python main.py params/digits/discrimloss.yaml                                  40 % wrong labels, no download
   python main.py params/mnist/gce.yaml noise.kind=pair loss.q=0.5 seed=2         any key on the command line
-  python main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true channels_last=true
+  torchrun --nproc-per-node=2 main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true         two GPUs
   python main.py params/folder/discrimloss.yaml dataset.root=images              your own train/ and test/ folders
-  python main.py params/digits/discrimloss.yaml --help                           all keys, with their values
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the
-step, save and exit with 75. README.md lists what a run leaves in runs/<dataset>/<method>/<noise>/seed<k>.
+step, save and exit with 75. --help after a params file lists all keys. README.md says what a run leaves, and where.
 """
 
 import sys
 
 import torch
-from tqdm import tqdm
 
 import datasets
 import losses
@@ -22,11 +20,12 @@ from datasets import loader, noise, selection
 from losses.base import as_objective
 from losses.task import GRADIENT_NORMS, get_task_loss
 from utils import optimizers, schedules
-from utils.build import build, check_fit
-from utils.checkpoint import Checkpoint, StopRequest
+from utils.build import build
+from utils.checkpoint import INTERRUPTED, Checkpoint, StopRequest
 from utils.config import parse, without_selection
 from utils.device import choose_device
-from utils.metrics import METRICS, TrainingRecord, evaluate, predict, sample_table
+from utils.distributed import one_first, own_seed, parallel, processes, together
+from utils.metrics import METRICS, TrainingRecord, check_fit, evaluate, predict, sample_table
 from utils.record import RunDirectory
 from utils.seed import seed_everything
 
@@ -34,18 +33,17 @@ PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": o
             "selection": selection.make_selection}
 LOADING = ("batch_size", "chunk_steps", "seed", "record_losses", "augment_recording")  # keys that the loaders follow
 CHECK_EVERY = 50  # steps between two looks at the loss from the host: each waits for the device
-INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 
 
 class Run:
-    """Everything that a configuration describes: built, and restored where its directory holds a checkpoint."""
+    """Everything that a configuration describes."""
 
     def __init__(self, config: dict, directory: RunDirectory):
         self.config, self.directory = config, directory
         self.device, self.autocast = choose_device(config["device"], config["precision"], config["threads"])
         dataset, selected = without_selection(config["dataset"])
-        data = build(datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"),
-                     seed=config["seed"], device=self.device)
+        data = one_first(build, datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"),
+                         seed=config["seed"], device=self.device)
         self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"], data.task), METRICS[data.task]
         counts = {"num_samples": len(data.train), "num_outputs": data.num_outputs}
         self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
@@ -68,25 +66,25 @@ class Run:
         directory.begin(data, self.noise, self.metric.__name__, self.epochs, self.selection, self.loaders.unreadable)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
                                      schedule=self.schedule, record=self.record, log=directory)
-        self.epoch, self.step = self.checkpoint.load() or (0, 0)  # what to train on next
-        self.forward = torch.compile(self.model) if config["compile"] else self.model
 
 
 def train(run: Run, stop: StopRequest) -> int:
-    """Train to the last epoch and say what became of every sample (returns 0), or until a signal asks to stop."""
+    """Train on to the last epoch and say what became of every sample (returns 0), or until a signal asks to stop."""
+    run.epoch, run.step = run.checkpoint.load() or (0, 0)  # what to train on next
+    run.forward = parallel(run.model, run.device, run.config["compile"])
     while run.epoch < run.epochs:
         train_epoch(run, stop)
         if run.step == len(run.loaders.train):
             end_epoch(run)
             run.epoch, run.step = run.epoch + 1, 0
         run.checkpoint.save(run.epoch, run.step)
-        if stop.signal and run.epoch < run.epochs:
-            print(f"{stop.signal}: saved at epoch {run.epoch}, step {run.step}; the same command goes on from there")
+        if (number := stop.agreed()) and run.epoch < run.epochs:
+            run.directory.interrupted(number, run.epoch, run.step)
             return INTERRUPTED
-    table = sample_table(*predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast),
-                         task_loss=run.task_loss, true=run.noise.true, score=run.objective.sample_score(),
-                         mean_loss=run.record.mean_loss(run.config["epochs"]), ranked=run.selection and run.selection.mean_loss)
-    run.directory.finish(table)
+    run.directory.finish(sample_table(
+        *predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast), task_loss=run.task_loss,
+        true=run.noise.true, score=run.objective.sample_score(), mean_loss=run.record.mean_loss(run.config["epochs"]),
+        ranked=run.selection and run.selection.mean_loss))
     return 0
 
 
@@ -97,10 +95,9 @@ def train_epoch(run: Run, stop: StopRequest):
     run.objective.set_epoch(run.epoch)
     run.loaders.set_epoch(run.epoch, run.step)
     if run.step == 0:
-        seed_everything(run.config["seed"], run.epoch)
+        seed_everything(run.config["seed"], run.epoch, *own_seed())
     run.record.start(run.step, lr=run.optimizer.param_groups[0]["lr"])
-    bar = tqdm(run.loaders.train, f"epoch {run.epoch}", initial=run.step, unit=" images", unit_scale=run.config["batch_size"],
-               postfix=run.directory.latest("test_metric"), leave=False, disable=None)  # quiet where there is no terminal
+    bar = run.directory.progress(run.loaders.train, run.epoch, run.step)
     for batch in bar:
         with run.autocast():
             loss = run.objective(run.forward, batch)
@@ -109,12 +106,12 @@ def train_epoch(run: Run, stop: StopRequest):
         optimizers.step(run.optimizer, run.config["clip_norm"])
         schedules.step(run.schedule, after="batch")
         run.objective.after_step(run.model)
-        run.record.update(run.step, loss, run.objective.output, batch)
+        run.record.update(run.step, loss, batch, run.objective.scored)
         run.step += 1
         if run.step % CHECK_EVERY == 0 or run.step == len(run.loaders.train):
             run.record.check(run.epoch, run.loaders.train)
-            bar.set_postfix(run.directory.latest("test_metric"), loss=loss.item())
-        if stop.signal:
+            bar.set_postfix(run.directory.latest(), loss=loss.item())
+        if stop.agreed():
             break
     run.record.stop(run.epoch, run.loaders.train)
 
@@ -125,6 +122,7 @@ def end_epoch(run: Run):
     row = {"epoch": run.epoch} | evaluate(model, run.loaders.evaluation, run.metric, run.autocast)
     if run.loaders.recording:
         run.directory.add_losses(run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast))
+    run.loaders.tell_unreadable()
     run.directory.add_row(row | run.record.end_epoch(run.noise.corrupted))
     schedules.step(run.schedule, after="epoch")
 
@@ -132,13 +130,15 @@ def end_epoch(run: Run):
 def main(arguments: list[str]) -> int:
     run = None
     try:
-        config = parse(arguments, __doc__, PACKAGES)
-        with RunDirectory(config) as directory, StopRequest() as stop:
-            if directory.finished:
-                print(f"{directory.path} is finished: {directory.describe()}")
-                return 0
-            run = Run(config, directory)
-            return train(run, stop)
+        with processes(), StopRequest() as stop:
+            with together():
+                config = parse(arguments, __doc__, PACKAGES)
+            with RunDirectory(config) as directory:
+                if directory.finished:
+                    return 0
+                with together():
+                    run = Run(config, directory)
+                return train(run, stop)
     except (ValueError, OSError, FloatingPointError) as error:
         if run and isinstance(error, ValueError):
             raise  # not something the user asked for: show where

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from datasets.base import Batch, Dataset, Split
 from datasets.noise import Noise
 from datasets.selection import Selection
+from utils.distributed import everyone, share, world_size
 from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
@@ -109,7 +110,7 @@ class MemoryLoader:
         return self.order[self.parts[batch]].tolist()
 
     def __iter__(self):
-        for part in self.parts[self.first_batch:]:
+        for part in map(share, self.parts[self.first_batch:]):
             index = self.order[part]
             if self.top_left is None and self.mirrored is None:
                 inputs = self.inputs.index_select(0, index)
@@ -159,7 +160,7 @@ class FileLoader:
                  device: torch.device | str, mean: tuple[float, ...], std: tuple[float, ...], image_size: int, num_workers: int,
                  draw: Callable[[torch.Generator], Tensor] | None = None, seed: int = 0, augment: bool = False,
                  crop_scale: float | None = 0.08, flip: bool = True, unreadable: dict[str, str] | None = None):
-        self.files = _Files(paths, image_size, augment, crop_scale, flip)
+        self.files, self.image_size = _Files(paths, image_size, augment, crop_scale, flip), image_size
         self.targets, self.rows, self.missing, self.batch_size = targets.to(device), rows, set(), batch_size
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
         self.unreadable = {} if unreadable is None else unreadable
@@ -181,14 +182,17 @@ class FileLoader:
         return [row for row, _ in self.batches[batch]]
 
     def __iter__(self):
-        loader = DataLoader(self.files, batch_sampler=self.batches[self.first_batch:], num_workers=self.num_workers,
+        shares = [batch[share(slice(0, len(batch)))] for batch in self.batches[self.first_batch:]]
+        loader = DataLoader(self.files, batch_sampler=shares, num_workers=self.num_workers,
                             pin_memory=torch.device(self.device).type == "cuda", generator=torch.Generator(),
                             worker_init_fn=_leave_signals_to_the_main_process, collate_fn=_collate)
         for images, index, failed in loader:
             if failed:
                 self._note(failed)
-            if len(index) == 0:
+            if len(index) == 0 and failed:
                 raise OSError(f"no image of a whole batch can be read: {', '.join(self.files.paths[row] for row, _ in failed)}")
+            if len(index) == 0:  # fewer samples than processes
+                images = images.new_empty(0, 3, self.image_size, self.image_size)
             images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
             yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
 
@@ -378,6 +382,11 @@ class Loaders:
                 loader.set_epoch(epoch)
         self.train.set_epoch(epoch, first_batch)
 
+    def tell_unreadable(self):
+        """Let every process know which images the others could not read."""
+        for theirs in everyone(self.unreadable):
+            self.unreadable.update(theirs)
+
 
 @dataclass
 class Parts:
@@ -425,8 +434,12 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
         augment_recording: whether it augments as the training loader does.
 
     Raises:
-        ValueError: num_views without a selection, with one that leaves less than a batch, or with chunk_steps.
+        ValueError: num_views without a selection, with one that leaves less than a batch, or with chunk_steps; batches that
+            several processes cannot share.
     """
+    if batch_size % world_size():
+        raise ValueError(f"batch_size={batch_size} is that of all {world_size()} processes together, and cannot be divided "
+                         f"among them: make it a multiple of their number")
     given, rows, held_out = (torch.from_numpy(array) for array in (given, parts.rows, parts.held_out))
     in_memory, unreadable = not isinstance(dataset.train.inputs, list), {}
     if in_memory:
@@ -456,6 +469,10 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
     if num_views and chunk_steps:
         raise ValueError("this loss draws as many batches as it wants, so there is no pass to divide: set chunk_steps=null")
     if num_views == 0:
+        last = batch_slices(len(chosen), batch_size)[-1]
+        if last.stop - last.start < world_size():
+            raise ValueError(f"the last batch of an epoch has {last.stop - last.start} samples, fewer than the {world_size()} "
+                             f"processes: use fewer processes or another batch_size")
         train = loader(images, given, chosen, shuffled(chosen), augment=True)
     elif selection is None:
         raise ValueError("this loss needs unlabelled samples, those that a selection leaves out: set "

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from losses.task import cross_entropy
+from utils.distributed import gather
 
 
 class SampleLoss(nn.Module):
@@ -33,12 +34,13 @@ class SampleLoss(nn.Module):
 class Objective(nn.Module):
     """The number to minimise: ``forward(model, batch) -> scalar``. Only for methods that must run the model themselves.
 
-    ``output`` is what the model said of the last batch, with its gradient retained; None where there is no such thing.
+    ``scored`` is what the model said of the last batch, with its gradient retained, and the targets and indices; None where
+    there is no such thing. ``batch.input`` and ``extra`` may be this process's share: losses are computed over ``gather``.
     ``unlabelled`` is what it asks of the loader besides labelled batches: {} nothing; {"num_views": K, "steps_per_epoch": n}
     that each of n batches an epoch has as its ``extra`` [K, B, ...] K augmented views of B samples that a selection left out.
     """
 
-    output: Tensor | None = None
+    scored: tuple[Tensor, Tensor, Tensor] | None = None
     unlabelled: Mapping[str, int] = MappingProxyType({})
 
     def set_epoch(self, epoch: int):
@@ -64,10 +66,10 @@ class Supervised(Objective):
         self.loss = loss
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        self.output = model(batch.input)
-        if self.output.requires_grad:
-            self.output.retain_grad()  # what the method asks of each sample, for the record of a run
-        return self.loss(self.output, batch.target, batch.index).mean()
+        self.scored = gather(model(batch.input), batch.target, batch.index)
+        if self.scored[0].requires_grad:
+            self.scored[0].retain_grad()  # what the method asks of each sample, for the record of a run
+        return self.loss(*self.scored).mean()
 
     def set_epoch(self, epoch: int):
         self.loss.set_epoch(epoch)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.base import Objective, check_classification
+from utils.distributed import from_first, gather, share
 
 
 class MixMatch(Objective):
@@ -74,14 +75,15 @@ class MixMatch(Objective):
             got = None if batch.extra is None else list(batch.extra.shape)
             raise ValueError(f"MixMatch needs {self.num_views} views of as many unlabelled samples in batch.extra: "
                              f"{[self.num_views, *batch.input.shape]}, got {got}")
-        guess = self.guess(model, batch.extra)
-        size, num_outputs = len(batch.input), guess.shape[1]
-        inputs = torch.cat([batch.input, batch.extra.flatten(0, 1)])
-        targets = torch.cat([F.one_hot(batch.target, num_outputs).to(guess.dtype), guess.repeat(self.num_views, 1)])
+        images, target, guess, *views = gather(batch.input, batch.target, self.guess(model, batch.extra), *batch.extra)
+        size, num_outputs = guess.shape
+        inputs = torch.cat([images, *views])
+        targets = torch.cat([F.one_hot(target, num_outputs).to(guess.dtype), guess.repeat(self.num_views, 1)])
         inputs, targets = self.mix(inputs, targets)
 
         chunks = interleave(list(inputs.split(size)))
-        labelled, *unlabelled = interleave([model(chunk).float() for chunk in chunks])
+        own = share(slice(0, size))
+        labelled, *unlabelled = interleave(list(gather(*(model(chunk[own]).float() for chunk in chunks))))
         labelled_loss = -(targets[:size] * F.log_softmax(labelled, 1)).sum(1).mean()
         unlabelled_loss = F.mse_loss(torch.cat(unlabelled).softmax(1), targets[size:])
         loss = labelled_loss + self.weight() * unlabelled_loss
@@ -98,10 +100,11 @@ class MixMatch(Objective):
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup (Zhang et al. 2018) of a batch with a permutation of itself; each keeps at least half of its own."""
-        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())  # on the CPU: nothing waits for the device
-        share = max(share, 1 - share)
-        other = torch.randperm(len(inputs)).to(inputs.device, non_blocking=True)
-        return share * inputs + (1 - share) * inputs[other], share * targets + (1 - share) * targets[other]
+        part = torch.distributions.Beta(self.alpha, self.alpha).sample()  # on the CPU: nothing waits for the device
+        part = float(from_first(part))
+        part = max(part, 1 - part)
+        other = from_first(torch.randperm(len(inputs))).to(inputs.device, non_blocking=True)
+        return part * inputs + (1 - part) * inputs[other], part * targets + (1 - part) * targets[other]
 
     def weight(self) -> Tensor:
         """w_u at the present step."""

@@ -55,7 +55,7 @@ class DigitSumLSTM(nn.Module):
         lengths, order = lengths.sort(descending=True, stable=True)
         tokens, hidden, cell = tokens[order].t(), hidden[order], cell[order]
         weight, finished = self.lstm.weight_hh_l0.t(), []
-        for digit in tokens[:lengths[0]]:
+        for digit in tokens[:lengths[:1].sum()]:
             going_on = int((digit != 10).sum())
             if going_on < len(hidden):
                 finished.append(hidden[going_on:])

@@ -30,6 +30,8 @@ def text_encoder(num_outputs: int, *, path: str = "bert-base-uncased", choices: 
     encoder = load_pretrained("AutoModel", path).float()
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
         raise ValueError(f"{path} has no pooler: use pooling mean or first")
+    if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
+        encoder.pooler.requires_grad_(False)  # it is not used: there will be no gradient to wait for
     padding = load_pretrained("AutoTokenizer", path).pad_token_id
     if padding is None:
         raise ValueError(f"{path} has no padding token, by which a text's end is known")

@@ -135,7 +135,7 @@ class TestContract:
         value = objective(model, batch)
         value.backward()
         torch.testing.assert_close(value, method(model(batch.input), target, index).mean())
-        assert isinstance(objective, Supervised) and objective.output.grad is not None
+        assert isinstance(objective, Supervised) and objective.scored[0].grad is not None
 
 
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - REGRESSION))

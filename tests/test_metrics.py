@@ -164,7 +164,7 @@ def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
     output.retain_grad()
     loss = (WEIGHTS[index] * mse(output, batch.target)).mean()
     loss.backward()
-    record.update(step, loss, output if with_output else None, batch)
+    record.update(step, loss, batch, (output, batch.target, batch.index) if with_output else None)
 
 
 @pytest.mark.parametrize("shape", [(-1, 1), (-1,)])

@@ -198,12 +198,13 @@ def test_two_damaged_checkpoints_are_an_error_and_nothing_is_lost(run, monkeypat
         damage(directory / name, "truncated")
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     code, _, _, complaints = run()
-    assert code == 2 and "nothing to resume from: remove" in complaints
+    assert code == 1 and "nothing to resume from: remove" in complaints
     after = {path.name: path.read_bytes() for path in directory.iterdir()}
     assert before.keys() == after.keys()
     assert all(before[name] == after[name] for name in before if name not in (".lock", "summary.json"))
     first, second = json.loads(before["summary.json"]), json.loads(after["summary.json"])
-    assert second.pop("error").startswith("ValueError: ") and first.pop("error") is None and first == second
+    assert second.pop("error").startswith("OSError: ") and first.pop("error") is None
+    assert (first.pop("interrupted"), second.pop("interrupted")) == ("SIGTERM", None) and first == second
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 
-import torch
-
 
 def build(package, spec: dict, **context):
     """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature takes of ``context``.
@@ -52,16 +50,6 @@ def argument_problems(constructor: Callable, arguments: dict, *, section: str, c
             wanted = describe(hints.get(key, typing.Any))
             found.append(f"{section}.{key} is missing: {constructor.__name__} needs it ({wanted})")
     return found
-
-
-@torch.no_grad()
-def check_fit(model: torch.nn.Module, task_loss: Callable, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device):
-    """Raise ValueError where the model cannot take such inputs, or its outputs not be compared with such targets."""
-    try:
-        task_loss(model.eval()(inputs.to(device)), targets.to(device))
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"the model does not fit the dataset, with inputs of {list(inputs.shape[1:])}, {inputs.dtype}: "
-                         f"{error}") from None
 
 
 def public_names(package) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from utils.distributed import everyone, on_main, rank, several
 from utils.seed import restore_rng_state, rng_state
 
 
@@ -32,10 +33,14 @@ def atomic_write(path: Path, mode: str = "w"):
         raise
 
 
+INTERRUPTED = 75  # what a run exits with that was stopped and has saved, EX_TEMPFAIL: run the same command again
+
+
 class Checkpoint:
     """The state of a run's parts, anything with ``state_dict`` and ``load_state_dict``, in one file.
 
-    ``checkpoint.pt`` is the newest; ``checkpoint.previous.pt``, the one before, stays in case the newest is damaged.
+    ``checkpoint.pt`` is the newest; ``checkpoint.previous.pt``, the one before, stays in case the newest is damaged. Of
+    several processes the first writes; the parts are the same in all, but for their random numbers, which are all saved.
     """
 
     def __init__(self, directory: Path, **parts):
@@ -43,9 +48,14 @@ class Checkpoint:
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self, epoch: int, step: int):
-        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``."""
+        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns when that is on disk."""
+        self._write(epoch, step, everyone(rng_state()))
+        everyone(None)  # torchrun kills the others soon after the first that ends
+
+    @on_main
+    def _write(self, epoch, step, random_states):
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"epoch": epoch, "step": step, "rng": rng_state()}
+        state |= {"epoch": epoch, "step": step, "rng": random_states}
         buffer = io.BytesIO()  # torch.save hides the reason when a write fails
         torch.save(state, buffer)
         with atomic_write(self.newest, "wb") as file:
@@ -59,9 +69,15 @@ class Checkpoint:
     def load(self) -> tuple[int, int] | None:
         """Restore all parts; returns (epoch, step), or None where there is no checkpoint.
 
-        Raises:
-            ValueError: there are checkpoints, but none that can be read.
+        Raises OSError where there are checkpoints, but none that can be read; or not all processes see the same.
         """
+        found = self._load()
+        if len(set(everyone(found))) > 1:
+            raise OSError(f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
+                             f"nodes share")
+        return found
+
+    def _load(self):
         errors = []
         for path in (self.newest, self.previous):
             if path.exists():
@@ -74,10 +90,14 @@ class Checkpoint:
                     print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])
-                restore_rng_state(state["rng"])
+                states = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older ones hold one
+                if rank() < len(states):
+                    restore_rng_state(states[rank()])
+                else:  # it was saved by fewer processes
+                    torch.manual_seed(rank())
                 return state["epoch"], state["step"]
         if errors:
-            raise ValueError("\n".join([*errors, f"nothing to resume from: remove {self.newest.parent} to start again"]))
+            raise OSError("\n".join([*errors, f"nothing to resume from: remove {self.newest.parent} to start again"]))
         return None
 
 
@@ -93,10 +113,10 @@ def _read(path):
 class StopRequest:
     """While entered, remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at between two steps.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once, unless there are several processes: to those torchrun passes on the first one.
     """
 
-    signal: str | None = None
+    received: int = 0
 
     def __enter__(self):
         self.former = {number: signal.signal(number, self._remember)
@@ -104,8 +124,14 @@ class StopRequest:
         return self
 
     def _remember(self, number, frame):
-        self.signal = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.received = number
+        if not several():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agreed(self) -> str | None:
+        """The signal that this process or any other has received, or None: the same in all that ask at the same step."""
+        number = max(everyone(int(self.received)))
+        return signal.Signals(number).name if number else None
 
     def __exit__(self, *error):
         for number, handler in self.former.items():

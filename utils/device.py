@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 from collections.abc import Callable
 
 import torch
+
+from utils.distributed import several
 
 
 def choose_device(name: str, precision: str = "fp32", threads: int | None = None) -> tuple[torch.device, Callable]:
@@ -14,12 +17,18 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
     That is nothing for "fp32", and autocast to bfloat16 for "bf16", which needs no gradient scaler. ``threads``: of the
     CPU (None: PyTorch's choice). On a CPU the allocator of the process is told to keep what is freed.
 
+    Of several processes on a machine each takes the GPU of its number.
+
     Raises ValueError where the GPU that is asked for is not there.
     """
     if threads:
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if several() and name.startswith("cuda"):
+        if name != "cuda":
+            raise ValueError(f"device={name} is one GPU, and there are several processes: use device=cuda")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use device=auto or cpu")

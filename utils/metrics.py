@@ -10,6 +10,8 @@ from sklearn.metrics import average_precision_score, precision_score, recall_sco
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from utils.distributed import gather, world_size
+
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
     """100 where the largest logit [B, C] is that of the target [B], 0 elsewhere: [B], in percent."""
@@ -81,10 +83,17 @@ class TrainingRecord:
         self.check(epoch, loader)
         self.seconds += time.perf_counter() - self.clock
 
-    def update(self, step: int, loss: Tensor, output: Tensor | None, batch):
-        """Remember one step, after its backward pass; ``output`` has its gradient retained, or is None. Costs nothing yet."""
-        known = () if output is None else (output.detach(), output.grad * len(batch.index), batch.target, batch.index)
-        self.recent.append((step, len(batch.index), loss.detach(), *known))
+    def update(self, step: int, loss: Tensor, batch, scored: tuple[Tensor, Tensor, Tensor] | None):
+        """Remember one step, after its backward pass. Costs nothing yet.
+
+        ``batch``: this process's share; ``scored``: outputs with their gradients retained, targets and indices of the whole
+        batch, or None.
+        """
+        if scored is None:
+            self.recent.append((step, len(batch.index) * world_size(), loss.detach()))
+        else:
+            output, target, index = scored
+            self.recent.append((step, len(index), loss.detach(), output.detach(), output.grad * len(index), target, index))
 
     @torch.no_grad()
     def check(self, epoch: int, loader):
@@ -159,8 +168,20 @@ def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np
 
 
 @torch.no_grad()
+def check_fit(model: nn.Module, task_loss: Callable, inputs: Tensor, targets: Tensor, device: torch.device):
+    """Raise ValueError where the model cannot take such inputs, or its outputs not be compared with such targets."""
+    try:
+        task_loss(model.eval()(inputs.to(device)), targets.to(device))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"the model does not fit the dataset, with inputs of {list(inputs.shape[1:])}, {inputs.dtype}: "
+                         f"{error}") from None
+
+
+@torch.no_grad()
 def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs of the model in evaluation mode, with targets and indices, for all of a loader, on the CPU.
+
+    Several processes share the work, and all get all of it, in another order.
 
     Raises FloatingPointError where they are not finite.
     """
@@ -170,7 +191,7 @@ def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]
         with autocast():
             output = model(batch.input)
         parts.append((output.float(), batch.target, batch.index))
-    output, target, index = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    output, target, index = gather(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
     if not output.isfinite().all():
         raise FloatingPointError("the model's outputs are not finite any more. The last good checkpoint is untouched. "
                                  "Lower optimizer.lr or the method's own rates")

@@ -10,6 +10,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import pandas as pd
 import torch
 import torchvision
 import yaml
+from tqdm import tqdm
 
 from utils.checkpoint import atomic_write
 from utils.config import differences
+from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
 from utils.metrics import by_rule, detection
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
 
@@ -32,7 +35,7 @@ class RunDirectory:
     """The directory of one run: its lock, its configuration, and the rows of its metrics.csv.
 
     The rows are part of the checkpoint (``state_dict``), so that metrics.csv never holds an epoch that is to be trained
-    again.
+    again. Of several processes the first alone locks it and writes.
 
     Raises:
         ValueError: it is the directory of a run with another configuration, or another process is writing it.
@@ -43,9 +46,16 @@ class RunDirectory:
         self.path, self.config = Path(config["run_dir"]), config
         self.rows: list[dict] = []
         self.restarts, self.noise, self.lock, self.unreadable = 0, None, None, {}
+        with together():
+            self._open()
+        self.finished = everyone(bool(self.summary().get("finished")))[0]
+
+    @on_main
+    def _open(self):
         self._compare_config()
-        self.finished = bool(self.summary().get("finished"))
-        if not self.finished:
+        if self.summary().get("finished"):
+            print(f"{self.path} is finished: {self.describe()}")
+        else:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             self._compare_config()  # again: another process may have begun in between
@@ -61,14 +71,17 @@ class RunDirectory:
 
     def _lock(self):
         lock = open(self.path / ".lock", "a+")  # noqa: SIM115  the kernel lets go of it when the process ends, however it ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(20):  # somebody may be looking whether it is held, or about to let go of it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
             lock.seek(0)
             owner = lock.read().strip()
             lock.close()
-            raise ValueError(f"another process ({owner}) is writing {self.path}; wait for it, or choose another "
-                             f"run_dir=") from None
+            raise ValueError(f"another process ({owner}) is writing {self.path}; wait for it, or choose another run_dir=")
         self.lock = lock
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -79,7 +92,7 @@ class RunDirectory:
 
     def __exit__(self, kind, error, trace):
         """Say in summary.json what ended the run, if an error did, and let another process write here."""
-        if isinstance(error, Exception) and self.noise is not None:
+        if isinstance(error, (Exception, OtherProcessFailed)) and self.noise is not None:
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 if not self.summary():
                     self.write_summary()
@@ -98,6 +111,7 @@ class RunDirectory:
         path = self.path / "summary.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    @on_main
     def begin(self, data, noise, metric: str, epochs: int, selection, unreadable: dict[str, str]):
         """Write config.yaml and noise.npz, once all is built and nothing wrong with it; ``metric``: of the test set.
 
@@ -106,6 +120,8 @@ class RunDirectory:
         Raises ValueError if the run was begun with other labels or another selection, e.g. because a file has changed.
         """
         self.data, self.noise, self.metric, self.selection, self.unreadable = data, noise, metric, selection, unreadable
+        if self.summary():  # of an attempt before this one
+            self._write_json(self.summary() | {"error": None, "interrupted": None})
         print(f"{self.path}: {data}", flush=True)
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(self.config, file, sort_keys=False)
@@ -152,12 +168,14 @@ class RunDirectory:
         if not same:
             raise ValueError(f"the {what} are not those that {path} says the run was begun with; choose another run_dir=")
 
+    @on_main
     def add_losses(self, epoch: int, task_loss: Callable, output: torch.Tensor, target: torch.Tensor, index: torch.Tensor):
         """Write the losses of these samples into the row of ``epoch`` of losses.npy [E, N]; held-out samples stay NaN."""
         history = np.load(self.path / "losses.npy", mmap_mode="r+")
         history[epoch, index.numpy()] = task_loss(output, target).numpy()
         history.flush()
 
+    @on_main
     def add_row(self, row: dict):
         """Add an epoch to metrics.csv and summary.json, and print it in a line."""
         columns = [key for key in COLUMNS if key in row] + [key for key in row if key not in COLUMNS]
@@ -172,10 +190,23 @@ class RunDirectory:
         print(f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}{trained}  test "
               f"{row['test_metric']:.2f}  {row['images_per_second']:.0f} images/s", flush=True)
 
-    def latest(self, *keys: str) -> dict:
-        """These values of the newest row, for the progress bar; {} before the first epoch is over."""
-        return {key: self.rows[-1][key] for key in keys} if self.rows else {}
+    @on_main
+    def interrupted(self, number: str, epoch: int, step: int):
+        """Say, also in summary.json, that the signal of that name ended the run, which goes on from there."""
+        print(f"{number}: saved at epoch {epoch}, step {step}; the same command goes on from there")
+        self.write_summary()
+        self._write_json(self.summary() | {"interrupted": number})
 
+    def progress(self, loader, epoch: int, step: int) -> tqdm:
+        """A progress bar over the batches of ``epoch`` from ``step`` on, in the first process and where there is a terminal."""
+        return tqdm(loader, f"epoch {epoch}", initial=step, unit=" images", unit_scale=self.config["batch_size"],
+                    postfix=self.latest(), leave=False, disable=None if rank() == 0 else True)
+
+    def latest(self) -> dict:
+        """What a progress bar shows of the epoch before, if there was one."""
+        return {"test_metric": self.rows[-1]["test_metric"]} if self.rows else {}
+
+    @on_main
     def finish(self, table: dict[str, np.ndarray]):
         """Write what is known of every training sample, the pictures and the finished summary."""
         order = np.argsort(-table["score"], kind="stable")
@@ -243,8 +274,11 @@ class RunDirectory:
             "epochs": len(self.rows),
             "seed": self.config["seed"],
             "restarts": self.restarts,
+            "processes": world_size(),
+            "slurm": slurm(),
             "unreadable_images": {"count": len(self.unreadable), "paths": sorted(self.unreadable)[:100]},
             "error": None,
+            "interrupted": None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "torchvision": torchvision.__version__, "numpy": np.__version__},
             "commit": commit(),
@@ -267,6 +301,15 @@ class RunDirectory:
         test, auroc = summary["test"], (summary["detection"] or {}).get("auroc")
         rules = "  ".join(f"{rule} {value:.2f}" for rule, value in test.items() if rule != "best_epoch" and value is not None)
         return f"test {summary['metric']}: {rules}" + (f"; AUROC of incorrect labels {auroc:.4f}" if auroc is not None else "")
+
+
+def slurm() -> dict | None:
+    """The job of SLURM that this process belongs to, and how often SLURM has put it back into the queue; None outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return {"job": f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"],
+            "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
 
 
 @functools.cache
