@@ -21,18 +21,18 @@ from losses.base import as_objective
 from losses.task import GRADIENT_NORMS, get_task_loss
 from utils import optimizers, schedules
 from utils.build import build
-from utils.checkpoint import INTERRUPTED, Checkpoint, StopRequest
+from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse, without_selection
 from utils.device import choose_device
 from utils.distributed import one_first, own_seed, parallel, processes, together
 from utils.metrics import METRICS, TrainingRecord, check_fit, evaluate, predict, sample_table
 from utils.record import RunDirectory
 from utils.seed import seed_everything
+from utils.sweep import INTERRUPTED
 
 PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules,
             "selection": selection.make_selection}
 LOADING = ("batch_size", "chunk_steps", "seed", "record_losses", "augment_recording")  # keys that the loaders follow
-CHECK_EVERY = 50  # steps between two looks at the loss from the host: each waits for the device
 
 
 class Run:
@@ -108,7 +108,7 @@ def train_epoch(run: Run, stop: StopRequest):
         run.objective.after_step(run.model)
         run.record.update(run.step, loss, batch, run.objective.scored)
         run.step += 1
-        if run.step % CHECK_EVERY == 0 or run.step == len(run.loaders.train):
+        if run.step % run.record.check_every == 0 or run.step == len(run.loaders.train):
             run.record.check(run.epoch, run.loaders.train)
             bar.set_postfix(run.directory.latest(), loss=loss.item())
         if stop.agreed():

@@ -33,9 +33,6 @@ def atomic_write(path: Path, mode: str = "w"):
         raise
 
 
-INTERRUPTED = 75  # what a run exits with that was stopped and has saved, EX_TEMPFAIL: run the same command again
-
-
 class Checkpoint:
     """The state of a run's parts, anything with ``state_dict`` and ``load_state_dict``, in one file.
 

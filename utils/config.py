@@ -122,17 +122,7 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
         FileNotFoundError: the file or its base is not there.
         ValueError: all that is wrong with it, a line each.
     """
-    config = merge(DEFAULTS, read(Path(path)))
-    command_line = {}
-    for text in overrides:
-        command_line = merge(command_line, parse_override(text))
-    rows = config.pop("by_fraction", None)
-    if rows:
-        noise = merge(config, command_line)["noise"]
-        fraction = None if not isinstance(noise, dict) else 0.0 if noise.get("kind") == "none" else noise.get("fraction")
-        if fits(fraction, float) and 0 <= fraction <= 1:  # else check() has something to say
-            config = merge(config, _row(rows, fraction, path))
-    config = merge(config, command_line)
+    config = resolve(path, overrides)
     found = check(config, packages)
     if found:
         raise ValueError("\n".join(found))
@@ -146,6 +136,27 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     if selection is not None and selection.get("history") is None:
         selection["history"] = f"{default_run_dir(config, recorder(path).stem)}/losses.npy"
     return config
+
+
+def resolve(path: str, overrides: list[str]) -> dict:
+    """As ``load``, without a look at what it says."""
+    config = merge(DEFAULTS, read(Path(path)))
+    command_line = {}
+    for text in overrides:
+        command_line = merge(command_line, parse_override(text))
+    rows = config.pop("by_fraction", None)
+    if rows:
+        noise = merge(config, command_line)["noise"]
+        fraction = None if not isinstance(noise, dict) else 0.0 if noise.get("kind") == "none" else noise.get("fraction")
+        if fits(fraction, float) and 0 <= fraction <= 1:  # else check() has something to say
+            config = merge(config, _row(rows, fraction, path))
+    return merge(config, command_line)
+
+
+def run_dir(path: str, overrides: list[str]) -> str:
+    """Where the run of this command line writes, if nothing is wrong with it."""
+    config = resolve(path, overrides)
+    return config["run_dir"] or default_run_dir(config, Path(path).stem)
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict:

@@ -63,6 +63,8 @@ class TrainingRecord:
     17 bytes.
     """
 
+    check_every = 50  # steps between two looks at the losses from the host: each waits for the device
+
     def __init__(self, num_samples: int, task_loss: Callable, gradient_norm: Callable, metric: Callable, device: torch.device):
         self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
         self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}

@@ -26,6 +26,7 @@ from utils.config import differences
 from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
 from utils.metrics import by_rule, detection
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
+from utils.sweep import FAILED
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
 NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspicious samples, and all that are flagged
@@ -59,6 +60,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             self._compare_config()  # again: another process may have begun in between
+            (self.path / FAILED).unlink(missing_ok=True)
+            if self.summary():  # of an attempt before this one
+                self._write_json(self.summary() | {"error": None, "interrupted": None})
 
     def _compare_config(self):
         path = self.path / "config.yaml"
@@ -120,8 +124,6 @@ class RunDirectory:
         Raises ValueError if the run was begun with other labels or another selection, e.g. because a file has changed.
         """
         self.data, self.noise, self.metric, self.selection, self.unreadable = data, noise, metric, selection, unreadable
-        if self.summary():  # of an attempt before this one
-            self._write_json(self.summary() | {"error": None, "interrupted": None})
         print(f"{self.path}: {data}", flush=True)
         with atomic_write(self.path / "config.yaml") as file:
             yaml.safe_dump(self.config, file, sort_keys=False)
