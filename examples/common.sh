@@ -12,10 +12,6 @@ set -euo pipefail
 
 cd "$root"
 root=$PWD
-if [[ ! -f main.py ]]; then
-  echo "error: there is no main.py in $root: call sbatch in the root of the repository" >&2
-  exit 2
-fi
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi

@@ -283,6 +283,10 @@ def run_task(runner: Runner, cell: Cell) -> int:
             print(f"it has been restarted {restarts} times; not again (MAX_RESTARTS={limit})", file=sys.stderr)
             return 1
         requeue(f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}")
+        for _ in range(300):  # until SLURM ends this job
+            if runner.signal == signal.SIGTERM:
+                break
+            time.sleep(0.1)
     return {"done": 0, "interrupted": INTERRUPTED}.get(ended, 1)
 
 
@@ -295,8 +299,6 @@ def requeue(job: str):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to the whole job at once
 
     subprocess.run(["scontrol", "requeue", job], preexec_fn=deaf, check=False)
-    for _ in range(300):  # until SLURM ends this job
-        time.sleep(0.1)
 
 
 def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str] = ()):
