@@ -1,6 +1,7 @@
 """A sweep under a real SLURM, interrupted in every way, equals an undisturbed one under bash. Runs where SLURM_TESTS=1."""
 
 import csv
+import fcntl
 import os
 import re
 import shutil
@@ -106,19 +107,28 @@ def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
         assert metrics(array / cell) == metrics(loop / cell) and len(metrics(loop / cell)) == 24
 
 
-def test_a_cell_that_is_not_there_and_one_that_is_taken(slurm, tmp_path):
-    tree = copy_of_the_tree(tmp_path / "tree")
+def test_what_cannot_be_run_says_why(slurm, tmp_path):
+    tree, log = copy_of_the_tree(tmp_path / "tree"), tmp_path / "log"
 
-    def submit(*arguments, **environment):
-        done = subprocess.run(["sbatch", "--parsable", "--wait", "--cpus-per-task=1", *arguments], cwd=tree,
-                              env=slurm | environment, capture_output=True, text=True, timeout=100)
-        job = done.stdout.strip()
-        return done.returncode, "".join(path.read_text() for path in sorted(tree.glob(f"logs/*_{job}_*.out")))
+    def submit(*arguments, cwd=tree, **environment):
+        """The exit code of a job, and what it has written."""
+        log.unlink(missing_ok=True)
+        job = subprocess.run(["sbatch", "--parsable", "--cpus-per-task=1", f"--output={log}", *arguments], cwd=cwd, check=True,
+                             env=slurm | environment, capture_output=True, text=True).stdout.strip()
+        show = ["scontrol", "show", "job", "-o", job]
+        shown = re.compile(r"JobState=(COMPLETED|FAILED).*ExitCode=(\d+):")
+        until(lambda: shown.search(subprocess.run(show, env=slurm, capture_output=True, text=True).stdout), "the job to end")
+        said = subprocess.run(show, env=slurm, capture_output=True, text=True).stdout
+        return int(shown.search(said)[2]), log.read_text()
 
-    code, log = submit("--array=7", "examples/sweep.sbatch", OFFSET="3")
-    assert code == 2 and "there is no cell 10: the list has 6, 0 to 5" in log
-    code, log = submit("--array=0", "examples/sweep.sbatch", "epochs=0")
-    assert code == 1 and "cell 0: failed, exit code 2: epochs must be at least 1, got 0" in log
-    elsewhere = subprocess.run(["sbatch", "--parsable", "--wait", "--array=0", f"--output={tmp_path}/log",
-                                tree / "examples/sweep.sbatch"], cwd=tmp_path, env=slurm, capture_output=True, timeout=100)
-    assert elsewhere.returncode == 2 and "call sbatch in the root of the repository" in (tmp_path / "log").read_text()
+    code, said = submit("--array=7", "examples/sweep.sbatch", OFFSET="3")
+    assert code == 2 and "there is no cell 10: the list has 6, 0 to 5" in said
+    code, said = submit("--array=0", "examples/sweep.sbatch", "epochs=0")
+    assert code == 1 and "cell 0: failed, exit code 2: epochs must be at least 1, got 0" in said
+    code, said = submit("--array=0", str(tree / "examples/sweep.sbatch"), cwd=tmp_path)
+    assert code == 2 and "call sbatch in the root of the repository" in said
+    with open(tree / CELLS[0] / ".lock", "a") as lock:  # another task has this run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = submit("--array=0", "examples/sweep.sbatch")
+    assert code == 1 and f"cell 0: running, {CELLS[0]} is being written by" in said
+    assert sorted(path.name for path in (tree / CELLS[0]).iterdir()) == [".lock", "failed.txt"]  # of the one before
