@@ -1,0 +1,200 @@
+"""Sweeps: what the launchers list, what has become of each cell, and the loop under bash."""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main
+from utils import sweep
+from utils.config import load
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
+COUNTS = {"cifar10": 120, "cifar100": 120, "clothing1m": 15, "digitsum": 75, "mnist": 150, "multi_node": 3, "rsl": 3,
+          "sweep": 24, "utkface": 150, "wikihow": 18}
+QUICK = ["model=mlp", "model.hidden=[8]", "threads=1", "device=cpu"]
+
+
+def launch(*arguments, cwd=ROOT, **environment):
+    """Exit code, output and complaints of a launcher under bash."""
+    clean = {key: value for key, value in os.environ.items() if key not in sweep.LISTED}
+    done = subprocess.run(["bash", *map(str, arguments)], cwd=cwd, env=clean | {"PYTHON": sys.executable} | environment,
+                          capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_every_launcher_is_here():
+    assert {name.removesuffix(".sbatch") for name in LAUNCHERS} == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_lists_what_its_array_numbers(name):
+    code, listed, complaints = launch(f"examples/{name}", "--dry-run", "data_root=/data")
+    assert code == 0 and not complaints
+    lines = listed.splitlines()
+    assert len(lines) == COUNTS[name.removesuffix(".sbatch")]
+    for number, line in enumerate(lines):
+        start, commands = line.split(": ", 1)
+        assert int(start) == number
+        for command in commands.split(" && "):
+            python, script, params, *overrides = shlex.split(command)
+            assert (python, script) == (sys.executable, "main.py") and overrides[-1] == "data_root=/data"
+            assert load(params, overrides, main.PACKAGES)["data_root"] == "/data"
+
+    header = re.findall(r"^#SBATCH (\S+)", (ROOT / "examples" / name).read_text(), re.MULTILINE)
+    assert {"--requeue", "--signal=B:USR1@120", "--open-mode=append", "--output=logs/%x_%A_%a.out"} <= set(header)
+    array, = (option for option in header if option.startswith("--array="))
+    assert re.fullmatch(rf"--array=0-{len(lines) - 1}%\d+", array)
+    assert not re.search(r"--(partition|account|gres|gpus|qos|constraint)|^-[pAqC]", "\n".join(header))
+    code, said, _ = launch(f"examples/{name}", "--help")
+    assert code == 0 and f"examples/{name}" in said and "--cells 3-7,9" in said and "source" not in said
+
+
+def test_what_the_environment_chooses():
+    _, listed, _ = launch("examples/sweep.sbatch", "--dry-run", "--cells", "1,3-4", "loss.q=0.5", DATASET="mnist",
+                          METHODS="gce", KIND="pair", FRACTIONS="0.1 0.3", SEEDS="4 5 6")
+    assert [line.split("main.py ")[1] for line in listed.splitlines()] == [
+        f"params/mnist/gce.yaml noise.kind=pair noise.fraction={fraction} seed={seed} loss.q=0.5"
+        for fraction, seed in (("0.3", 4), ("0.3", 5), ("0.1", 6))]
+    _, listed, _ = launch("examples/rsl.sbatch", "--dry-run", SEEDS="1", SELECTION="dataset.selection.beta=0.3")
+    assert [command.count("selection.beta=0.3") for command in listed.split(" && ")] == [0, 1, 1]
+    _, listed, _ = launch("examples/clothing1m.sbatch", "--dry-run", "--cells", "0", PROCESSES="4")
+    assert f"{sys.executable} -m torch.distributed.run --nproc-per-node=4 --standalone main.py params/clothing1m" in listed
+
+
+@pytest.mark.parametrize("arguments, environment, message", [
+    (["--cells", "24"], {}, "there is no cell 24: the list has 24, 0 to 23"),
+    (["--cells", "3-"], {}, "cells are written 3-7,9"),
+    (["--cells", "5-3"], {}, "there is no cell 5-3"),
+    (["--array=3"], {}, "not known: --array=3; a launcher takes --cells"),
+    (["--jobs", "0"], {}, "--jobs must be at least 1"),
+    ([], {"METHODS": "plain plian"}, "no params file params/digits/plian.yaml; in that folder: params/digits/base.yaml"),
+    ([], {"SEEDS": "1 2 1"}, "cells 0 and 16 would both write runs/digits/plain/symmetric-0/seed1: give one of them"),
+    (["run_dir=runs/x"], {}, "would both write runs/x"),
+    ([], {"SEEDS": " "}, "the list of cells is empty"),
+    ([], {"DATASET": "cifar100", "FRACTIONS": "0.8"}, "has parameters for the noise fractions 0.0, 0.2, 0.4, 0.6, got 0.8"),
+    ([], {"PROCESSES": "two"}, "PROCESSES must be how many"),
+    ([], {"SLURM_JOB_NUM_NODES": "2"}, "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet"),
+    ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
+])
+def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, message):
+    code, said, complaints = launch("examples/sweep.sbatch", *arguments, **environment)
+    assert code == 2 and not said and complaints.startswith("error: ") and message in complaints
+
+
+def test_several_nodes_meet_by_torchrun_under_srun():
+    command = sweep.python_command({"PROCESSES": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "17", "MASTER_ADDR": "n1",
+                                    "MASTER_PORT": "20017"})
+    assert shlex.join(command) == (f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=0 {sys.executable} -m "
+                                   f"torch.distributed.run --nproc-per-node=4 --nnodes=2 --rdzv-backend=c10d --rdzv-id=17 "
+                                   f"--rdzv-endpoint=n1:20017")
+
+
+def test_numbers_and_relaunching(monkeypatch, tmp_path):
+    assert sweep.choose("3-5,1", 6) == [3, 4, 5, 1] and sweep.choose(None, 2) == [0, 1]
+    assert sweep.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    monkeypatch.setenv("SEEDS", "1 2")
+    for name in set(sweep.LISTED) - {"SEEDS"}:
+        monkeypatch.delenv(name, raising=False)
+    launcher = tmp_path / "x.sbatch"
+    launcher.write_text("#SBATCH --array=0-9%3   # all\n")
+    assert sweep.relaunch([4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000) == [
+        f"SEEDS='1 2' bash {launcher} --only missing 'a=b c'",
+        f"SEEDS='1 2' sbatch --array=4-5%3 {launcher} 'a=b c'",
+        f"OFFSET=1001 SEEDS='1 2' sbatch --array=0%3 {launcher} 'a=b c'",
+        f"OFFSET=2002 SEEDS='1 2' sbatch --array=1%3 {launcher} 'a=b c'"]
+
+
+def test_the_states_of_a_run(tmp_path):
+    assert sweep.state(tmp_path / "none") == ("missing", "")
+    (tmp_path / "config.yaml").write_text("")
+    assert sweep.state(tmp_path) == ("interrupted", "after 0 epochs")
+    said = {"finished": False, "epochs": 3, "interrupted": "SIGUSR1", "error": None, "metric": "mae",
+            "test": {"last": 2.0, "best": 1.0, "validated": None}}
+    (tmp_path / "summary.json").write_text(json.dumps(said))
+    assert sweep.state(tmp_path) == ("interrupted", "after 3 epochs by SIGUSR1")
+    (tmp_path / "summary.json").write_text(json.dumps(said | {"error": "OSError: disk\nfull"}))
+    assert sweep.state(tmp_path) == ("failed", "OSError: disk")
+    (tmp_path / "failed.txt").write_text("killed by SIGKILL\n")
+    assert sweep.state(tmp_path) == ("failed", "killed by SIGKILL")
+    with open(tmp_path / ".lock", "w") as lock:
+        lock.write("process 7 on here")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert sweep.state(tmp_path) == ("running", "process 7 on here")
+    (tmp_path / "summary.json").write_text(json.dumps(said | {"finished": True}))
+    assert sweep.state(tmp_path) == ("done", "mae last 2.00 best 1.00")
+
+
+def test_each_job_gets_a_device_of_its_own():
+    former = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    try:
+        runner = sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
+        assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == ["4", "6", "4"]
+        assert runner._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,6"
+        runner = sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6", "PROCESSES": "2"})
+        assert runner._environment(2)["CUDA_VISIBLE_DEVICES"] == "4,6"
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def custom(tmp_path):
+    """A launcher of one's own, beside those of examples/, that lists cells of digits in tmp_path."""
+    def make(*lines):
+        launcher = tmp_path / "mine.sbatch"
+        listed = "\n".join(f"echo '{line}'" for line in lines)
+        launcher.write_text(f"#SBATCH --array=0-{len(lines) - 1}%2\nroot={ROOT}\nsource {ROOT}/examples/common.sh\n"
+                            f"mine() {{\n{listed}\n}}\nsweep mine \"$@\"\n")
+        return launcher
+    return make
+
+
+def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
+    launcher = custom(f"params/digits/gce.yaml run_dir={tmp_path}/1 epochs=2 loss.q=7",
+                      f"params/digits/plain.yaml run_dir={tmp_path}/2a epochs=2 record_losses=true && params/digits/rsl.yaml "
+                      f"run_dir={tmp_path}/2b epochs=2 dataset.selection.history={tmp_path}/2a/losses.npy")
+    code, said, _ = launch(launcher, *QUICK)
+    assert code == 1 and said.splitlines()[-1] == "1 done, 1 failed"
+    assert "cell 0: failed in" in said and "exit code 2: GCE: q must lie in (0, 1], got 7" in said
+    code, said, _ = launch(launcher, "--status", *QUICK)
+    assert code == 0 and re.findall(r"^ *\d+  (\w+)", said, re.MULTILINE) == ["failed", "done"]
+    assert "exit code 2: GCE: q must lie in (0, 1], got 7" in said and "2 cells: 1 done, 1 failed; 0.00 hours" in said
+    assert f"bash {launcher} --only failed {shlex.join(QUICK)}" in said
+    assert f"sbatch --array=0%2 {launcher} {shlex.join(QUICK)}" in said
+    assert launch(launcher, "--only", "missing", *QUICK)[1] == "nothing to run\n"
+    listed = subprocess.run([sys.executable, "-m", "utils.sweep", "status", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert "3 cells: 2 done, 1 failed" in listed.stdout
+    code, said, _ = launch(launcher, "--only", "failed", *QUICK, "loss.q=0.5")  # mended
+    assert code == 0 and said.startswith("cell 0: done") and not (tmp_path / "1/failed.txt").exists()
+    assert "error: GCE: q must lie" in (ROOT / "logs/mine_bash_0.out").read_text()
+    for path in (ROOT / "logs").glob("mine_bash_*.out"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("processes, number", [("1", signal.SIGUSR1), ("2", signal.SIGTERM)])
+def test_a_signal_to_the_loop_reaches_the_run(custom, tmp_path, processes, number):
+    launcher = custom(*(f"params/digits/plain.yaml run_dir={tmp_path}/{cell} epochs=300" for cell in (0, 1)))
+    environment = os.environ | {"PYTHON": sys.executable, "PROCESSES": processes}
+    loop = subprocess.Popen(["bash", launcher, *QUICK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "0/metrics.csv").exists():
+        assert time.monotonic() < end and loop.poll() is None
+        time.sleep(0.05)
+    loop.send_signal(number)
+    said, _ = loop.communicate(timeout=60)
+    assert loop.returncode == 75 and said.splitlines()[-1] == "2 interrupted" and "cell 0: interrupted in" in said
+    summary = json.loads((tmp_path / "0/summary.json").read_text())
+    assert summary["interrupted"] == "SIGTERM" and summary["error"] is None and summary["processes"] == int(processes)
+    assert not (tmp_path / "1").exists() and not (tmp_path / "0/failed.txt").exists()
+    (ROOT / "logs/mine_bash_0.out").unlink()
