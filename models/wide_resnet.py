@@ -146,6 +146,7 @@ class LeakyBlock(nn.Module):
         changes = stride != 1 or in_channels != channels
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
         self.raw = stride != 1
+        self.bn1.requires_grad_(not self.raw)  # several processes would wait for its gradient
 
     def forward(self, x: Tensor) -> Tensor:
         before = x if self.raw else F.leaky_relu(self.bn1(x), 0.1)

@@ -95,6 +95,7 @@ def test_several_nodes_meet_by_torchrun_under_srun():
     command = sweep.python_command({"PROCESSES": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "17", "MASTER_ADDR": "n1",
                                     "MASTER_PORT": "20017"})
     assert shlex.join(command) == (f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=0 {sys.executable} -m "
+                                   f"utils.sweep relay {sys.executable} -m "
                                    f"torch.distributed.run --nproc-per-node=4 --nnodes=2 --rdzv-backend=c10d --rdzv-id=17 "
                                    f"--rdzv-endpoint=n1:20017")
 

@@ -96,7 +96,8 @@ class RunDirectory:
 
     def __exit__(self, kind, error, trace):
         """Say in summary.json what ended the run, if an error did, and let another process write here."""
-        if isinstance(error, (Exception, OtherProcessFailed)) and self.noise is not None:
+        failed = isinstance(error, (Exception, OtherProcessFailed)) and not isinstance(error, BrokenPipeError)
+        if failed and self.noise is not None:  # not where only the reader of the output has gone: the launcher was killed
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 if not self.summary():
                     self.write_summary()
@@ -195,9 +196,9 @@ class RunDirectory:
     @on_main
     def interrupted(self, number: str, epoch: int, step: int):
         """Say, also in summary.json, that the signal of that name ended the run, which goes on from there."""
-        print(f"{number}: saved at epoch {epoch}, step {step}; the same command goes on from there")
         self.write_summary()
         self._write_json(self.summary() | {"interrupted": number})
+        print(f"{number}: saved at epoch {epoch}, step {step}; the same command goes on from there")
 
     def progress(self, loader, epoch: int, step: int) -> tqdm:
         """A progress bar over the batches of ``epoch`` from ``step`` on, in the first process and where there is a terminal."""

@@ -159,9 +159,18 @@ def python_command(environment: dict) -> list[str]:
     if missing:
         raise ValueError(f"this job has {nodes} nodes, and {' and '.join(missing)} must say where they meet: see "
                          f"examples/multi_node.sbatch; or ask for one node")
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", *torchrun,
-            f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={environment['SLURM_JOB_ID']}",
-            f"--rdzv-endpoint={environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"]
+    meeting = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0",
+            sys.executable, "-m", "utils.sweep", "relay", *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d",
+            f"--rdzv-id={environment['SLURM_JOB_ID']}", f"--rdzv-endpoint={meeting}"]
+
+
+def relay(command: list[str]) -> int:
+    """Run torchrun as a task of srun, which signals every process of it: SIGUSR1, of which torchrun would die, as SIGTERM."""
+    child = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
+    return child.wait()
 
 
 class Runner:
@@ -185,9 +194,12 @@ class Runner:
             self._stop(child)
 
     def _stop(self, child):
-        """SIGTERM, also for the others: torchrun does not pass SIGUSR1 on, and a terminal has already sent Ctrl-C itself."""
+        """SIGTERM, whatever came: torchrun does not pass SIGUSR1 on, and a terminal has already sent Ctrl-C itself.
+
+        But srun would kill its tasks on SIGTERM: it passes on SIGUSR1.
+        """
         with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGUSR1 if self.command[0] == "srun" else signal.SIGTERM)
 
     def run(self, cell: Cell, output, slot: int = 0) -> tuple[str, str]:
         """Run what is not done of a cell, writing what it says to ``output``; its state then, and what there is to say."""
@@ -393,6 +405,8 @@ def main(arguments: list[str]) -> int:
     launch.add_argument("--jobs", type=int, default=1)
     launch.add_argument("--dry-run", action="store_true")
     launch.add_argument("--status", action="store_true")
+    if arguments[:1] == ["relay"]:  # what examples/multi_node.sbatch starts on each node
+        return relay(arguments[1:])
     options, others = parser.parse_known_args(arguments)
     try:
         return run(options, others) if options.command == "run" else status_of(options.path)
