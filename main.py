@@ -6,7 +6,7 @@
   python main.py params/folder/discrimloss.yaml dataset.root=images              your own train/ and test/ folders
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the
-step, save and exit with 75. --help after a params file lists all keys. README.md says what a run leaves, and where.
+step, save and exit with 75 (torchrun: SIGTERM, 1). --help after a params file lists all keys. README.md says the rest.
 """
 
 import sys

@@ -5,6 +5,7 @@ run can be resumed in the middle of an epoch, and does not depend on the device 
 """
 
 import itertools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from datasets.base import Batch, Dataset, Split
 from datasets.noise import Noise
 from datasets.selection import Selection
-from utils.distributed import everyone, share, world_size
+from utils.distributed import everyone, several, share, world_size
 from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
@@ -189,9 +190,9 @@ class FileLoader:
         for images, index, failed in loader:
             if failed:
                 self._note(failed)
-            if len(index) == 0 and failed:
+            if len(index) == 0 and not several():
                 raise OSError(f"no image of a whole batch can be read: {', '.join(self.files.paths[row] for row, _ in failed)}")
-            if len(index) == 0:  # fewer samples than processes
+            if len(index) == 0:  # of this process's share
                 images = images.new_empty(0, 3, self.image_size, self.image_size)
             images, index = (part.to(self.device, non_blocking=True) for part in (images, index))
             yield Batch((images * self.scale).add_(self.shift), self.targets[index], index)
@@ -203,6 +204,11 @@ class FileLoader:
                 print(f"warning: {path} cannot be read as an image and is left out ({reason})", file=sys.stderr)
             self.unreadable[path] = reason
             self.missing.add(row)
+        if not several():  # else where they meet
+            self.check()
+
+    def check(self):
+        """Raise OSError where too many images are missing."""
         if len(self.missing) > MAX_UNREADABLE * len(self.rows):
             paths = ", ".join(self.files.paths[row] for row in sorted(self.missing)[:10])
             bad = f"{len(self.missing)} of {len(self.rows)} image files cannot be read"
@@ -212,8 +218,11 @@ class FileLoader:
 def _leave_signals_to_the_main_process(worker):
     """A cluster signals every process of a job; a worker that died of it would keep the main one from saving.
 
-    A second SIGTERM ends a worker: that is how the main process gets rid of one that does not end by itself.
+    A second SIGTERM ends a worker: that is how the main process gets rid of one that does not end by itself. But torchrun,
+    which signals the whole group of a process once more, is not to reach it.
     """
+    os.setpgid(0, 0)
+
     def first_sigterm(number, frame):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -364,7 +373,8 @@ class Loaders:
 
     For evaluation: all training samples as they are, and the parts to evaluate after an epoch, by name: "test", perhaps
     "validation", and others. For recording: all training samples. ``per_pass`` epochs, of ``steps_per_pass`` batches all
-    together, go once over the training samples. ``unreadable``: image files that were left out, path: reason.
+    together, go once over the training samples. ``unreadable``: image files that were left out, path: reason; ``of_files``: the
+    loaders that look for such.
     """
 
     train: MemoryLoader | FileLoader | PairedLoader | Chunks
@@ -374,6 +384,7 @@ class Loaders:
     per_pass: int = 1
     steps_per_pass: int = 1
     unreadable: dict[str, str] = field(default_factory=dict)
+    of_files: list[FileLoader] = field(default_factory=list)
 
     def set_epoch(self, epoch: int, first_batch: int):
         """Train from batch ``first_batch`` of ``epoch`` on, then evaluate and record it."""
@@ -383,9 +394,12 @@ class Loaders:
         self.train.set_epoch(epoch, first_batch)
 
     def tell_unreadable(self):
-        """Let every process know which images the others could not read."""
+        """Let every process know which images the others could not read; raises OSError in all where they are too many."""
         for theirs in everyone(self.unreadable):
             self.unreadable.update(theirs)
+        for loader in self.of_files:
+            loader.missing = set().union(*everyone(loader.missing))
+            loader.check()
 
 
 @dataclass
@@ -441,7 +455,7 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
         raise ValueError(f"batch_size={batch_size} is that of all {world_size()} processes together, and cannot be divided "
                          f"among them: make it a multiple of their number")
     given, rows, held_out = (torch.from_numpy(array) for array in (given, parts.rows, parts.held_out))
-    in_memory, unreadable = not isinstance(dataset.train.inputs, list), {}
+    in_memory, unreadable, of_files = not isinstance(dataset.train.inputs, list), {}, []
     if in_memory:
         images = padded = dataset.train.inputs.to(device)
         if dataset.crop_padding:
@@ -452,9 +466,10 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
     def loader(images, targets, rows, draw=None, seed=seed, augment=False, size=batch_size):
         common = {"device": device, "mean": dataset.mean, "std": dataset.std, "draw": draw, "seed": seed}
         if not in_memory:
-            return FileLoader(images, targets, rows, batch_size=size, image_size=dataset.image_size,
-                              num_workers=dataset.num_workers, augment=augment, crop_scale=dataset.crop_scale,
-                              flip=dataset.flip, unreadable=unreadable, **common)
+            of_files.append(FileLoader(images, targets, rows, batch_size=size, image_size=dataset.image_size,
+                                       num_workers=dataset.num_workers, augment=augment, crop_scale=dataset.crop_scale,
+                                       flip=dataset.flip, unreadable=unreadable, **common))
+            return of_files[-1]
         if augment:
             return MemoryLoader(padded, targets, rows, batch_size=size, crop_padding=dataset.crop_padding, flip=dataset.flip,
                                 **common)
@@ -496,8 +511,9 @@ def make_loaders(dataset: Dataset, given: np.ndarray, parts: Parts, selection: S
     recording = None
     if record_losses:
         recording = loader(images, given, rows, seed=derive(seed, RECORDING), augment=augment_recording, size=plain_size)
-    return Loaders(train, loader(images, given, rows, size=plain_size), evaluation, recording,
-                   per_pass=train.per_pass if chunk_steps else 1, steps_per_pass=steps, unreadable=unreadable)
+    per_pass, plain = train.per_pass if chunk_steps else 1, loader(images, given, rows, size=plain_size)
+    return Loaders(train, plain, evaluation, recording, per_pass=per_pass, steps_per_pass=steps, unreadable=unreadable,
+                   of_files=of_files)
 
 
 def _normalisation(mean, std):

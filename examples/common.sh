@@ -10,8 +10,10 @@
 # PYTHON: which one; MAX_RESTARTS (100): how often SLURM may put a task back into the queue.
 set -euo pipefail
 
+launcher=$(realpath "${BASH_SOURCE[1]}")
 cd "$root"
 root=$PWD
+launcher=${launcher#"$root"/}
 if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
@@ -27,7 +29,7 @@ grid() {
 
 # sweep LISTING ARGUMENTS...: run the cells that the function LISTING writes
 sweep() {
-  local listing=$1 launcher=${BASH_SOURCE[1]}
+  local listing=$1
   shift
   local cells
   cells=$("$listing")
@@ -37,5 +39,5 @@ sweep() {
     exit 0
   fi
   trap '' USR1 TERM INT                   # until the launcher proper listens to them
-  exec "$PYTHON" -m utils.sweep run --launcher "${launcher#"$root"/}" --list /dev/fd/3 "$@" 3<<<"$cells"
+  exec "$PYTHON" -m utils.sweep run --launcher "$launcher" --list /dev/fd/3 "$@" 3<<<"$cells"
 }

@@ -78,7 +78,7 @@ def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
         2. BatchNorm of momentum 0.001 in torch's sense: its running statistics are those of some thousand batches, and
            70 % the initial ones after an epoch of 352.
         3. The first blocks of the second and third group take their raw input, into the residual and the shortcut alike:
-           their first normalisation is in the state, but not in the network, and never gets a gradient.
+           their first normalisation is in the state, but not in the network, and is not trained.
         4. The linear layer is drawn by Xavier and Glorot's normal initialisation.
     """
     model = pre_activation_net(LeakyBlock, num_outputs=num_outputs, in_channels=in_channels, stem=16, widths=[32, 64, 128],

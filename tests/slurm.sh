@@ -16,7 +16,7 @@ again() {                                 # again SECONDS COMMAND...: until it s
 
 stop() {
   if [[ -s $directory/pid ]]; then kill -KILL "$(<"$directory/pid")" 2>/dev/null || true; rm -f "$directory/pid"; fi
-  if [[ -e $directory/munged ]]; then pkill -x munged || true; rm -f "$directory/munged"; fi
+  if [[ -e $directory/munged ]]; then kill "$(</run/munge/munged.pid)" || true; rm -f "$directory/munged"; fi
 }
 if [[ $1 == stop ]]; then stop; exit; fi
 

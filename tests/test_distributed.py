@@ -1,11 +1,14 @@
 """Two processes are one: the same weights, state and record, to rounding, for every method, also when a run changes hands."""
 
+import contextlib
 import functools
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,47 @@ def test_what_processes_exchange_and_what_they_refuse(both, tmp_path):
     with np.load(tmp_path / "run/samples.npz") as samples:
         assert len(samples["index"]) == 219 and (np.diff(samples["index"]) > 0).all()
     assert complaints.count("cannot be read as an image") <= 2
+
+
+def test_a_share_that_cannot_be_read_is_empty(monkeypatch, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    read = loader.FileLoader([str(tmp_path / "good.png"), str(tmp_path / "bad.png")], torch.zeros(2, dtype=torch.int64),
+                             torch.arange(2), batch_size=2, device="cpu", mean=(0.5,) * 3, std=(0.5,) * 3, image_size=16,
+                             num_workers=0)
+    batch, = read
+    assert batch.input.shape == (0, 3, 16, 16) and len(batch.index) == 0
+    with pytest.raises(OSError, match="1 of 2 image files cannot be read"):
+        read.check()  # where the processes meet
+
+
+def family(process):
+    """The numbers of a process and all that descend from it."""
+    children = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [process, *(number for child in itertools.chain(*children) for number in family(int(child)))]
+
+
+def test_a_signal_to_every_process_of_a_job_saves(tmp_path):
+    """As SLURM sends it: to torchrun, which passes it on, to its processes, and to their workers."""
+    for part, label, number in itertools.product(("train", "test"), ("dark", "light"), range(40)):
+        (tmp_path / part / label).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number + 120 * (label == "light"),) * 3).save(tmp_path / part / label / f"{number}.png")
+    job = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main.py",
+                            "params/folder/plain.yaml", *TINY, f"run_dir={tmp_path}/run", f"dataset.root={tmp_path}",
+                            "noise=none", "dataset.image_size=16", "dataset.num_workers=1", "batch_size=8", "epochs=300"],
+                           cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 90
+    while not (tmp_path / "run/metrics.csv").exists():
+        assert time.monotonic() < end and job.poll() is None
+        time.sleep(0.05)
+    for process in family(job.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    assert job.wait(timeout=60) == 1
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["interrupted"] == "SIGTERM" and summary["error"] is None
 
 
 def test_half_a_rendezvous_is_refused(run, monkeypatch):

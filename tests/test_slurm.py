@@ -56,6 +56,7 @@ def until(condition, what, seconds=60):
 
 def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
     array, loop = copy_of_the_tree(tmp_path / "array"), copy_of_the_tree(tmp_path / "loop")
+    options = [*OPTIONS, f"data_root={tmp_path}"]  # not needed; tells our processes from others
 
     def call(*command, cwd=array):
         return subprocess.run(command, cwd=cwd, env=slurm, capture_output=True, text=True, timeout=200).stdout.strip()
@@ -65,20 +66,20 @@ def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
     def states():
-        return re.findall(r"^ *\d+  (\w+)", call("bash", "examples/sweep.sbatch", "--status", *OPTIONS), re.MULTILINE)
+        return re.findall(r"^ *\d+  (\w+)", call("bash", "examples/sweep.sbatch", "--status", *options), re.MULTILINE)
 
     def in_queue(job):
         return call("squeue", "-h", "-j", job)
 
     assert states() == ["missing"] * 6
-    job = call("sbatch", "--parsable", "--array=0-5%2", "--cpus-per-task=1", "examples/sweep.sbatch", *OPTIONS)
+    job = call("sbatch", "--parsable", "--array=0-5%2", "--cpus-per-task=1", "examples/sweep.sbatch", *options)
     until(lambda: epochs(0) and epochs(1), "cells 0 and 1 to train")
     assert states() == ["running"] * 2 + ["missing"] * 4
     # What SLURM does before the time limit; scancel would repeat it while the job is on its way back into the queue
     call("timeout", "1", "scancel", "--batch", "--signal=USR1", f"{job}_0")
     call("scontrol", "requeue", f"{job}_1")
     until(lambda: epochs(2), "cell 2 to train")
-    subprocess.run(["pkill", "-KILL", "-f", "main.py params/digits/plain.yaml noise.fraction=0.4 seed=2"], check=True)
+    subprocess.run(["pkill", "-KILL", "-f", f"main.py .*plain.yaml .*seed=2 .*{tmp_path}"], check=True)
     until(lambda: epochs(3), "cell 3 to train")
     call("scancel", f"{job}_3")
     until(lambda: epochs(4), "cell 4 to train")
@@ -87,21 +88,21 @@ def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
 
     log = (array / f"logs/sweep_{job}_0.out").read_text()
     assert "SIGTERM: saved at epoch" in log and "restarted 1 times" in log  # in one log
-    status = call("bash", "examples/sweep.sbatch", "--status", *OPTIONS)
+    status = call("bash", "examples/sweep.sbatch", "--status", *options)
     assert states() == ["done", "done", "failed", "interrupted", "done", "done"], status
     assert "killed by SIGKILL" in status and "6 cells: 4 done, 1 interrupted, 1 failed" in status
     again, = re.findall(r"sbatch (--array=3)%8 examples/sweep.sbatch (.*)$", status, re.MULTILINE)
-    assert again[1].split() == OPTIONS
+    assert again[1].split() == options
     restarts = re.findall(r'"restarts": (\d)', (array / CELLS[0] / "summary.json").read_text())
     assert restarts == ["1", "1"]  # of the run, and of the job
 
-    job = call("sbatch", "--parsable", again[0], "--cpus-per-task=1", "examples/sweep.sbatch", *OPTIONS)
-    retried = call("bash", "examples/sweep.sbatch", "--only", "failed", *OPTIONS)
+    job = call("sbatch", "--parsable", again[0], "--cpus-per-task=1", "examples/sweep.sbatch", *options)
+    retried = call("bash", "examples/sweep.sbatch", "--only", "failed", *options)
     assert retried.startswith("cell 2: done") and retried.endswith("1 done")
     until(lambda: not in_queue(job), "cell 3 to end")
     assert states() == ["done"] * 6
 
-    undisturbed = call("bash", "examples/sweep.sbatch", "--jobs", "2", *OPTIONS, cwd=loop)
+    undisturbed = call("bash", "examples/sweep.sbatch", "--jobs", "2", *options, cwd=loop)
     assert undisturbed.endswith("6 done"), undisturbed
     for cell in CELLS:
         assert metrics(array / cell) == metrics(loop / cell) and len(metrics(loop / cell)) == 24

@@ -1,6 +1,7 @@
 """Sweeps: what the launchers list, what has become of each cell, and the loop under bash."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -59,6 +60,13 @@ def test_a_launcher_lists_what_its_array_numbers(name):
     assert code == 0 and f"examples/{name}" in said and "--cells 3-7,9" in said and "source" not in said
 
 
+def test_a_launcher_may_be_called_from_anywhere(tmp_path):
+    for cwd, path in ((ROOT / "examples", "sweep.sbatch"), (tmp_path, ROOT / "examples/sweep.sbatch")):
+        code, said, _ = launch(path, "--status", "run_dir=", cwd=cwd, METHODS="plain", FRACTIONS="0.123", SEEDS="1")
+        assert code == 0 and "bash examples/sweep.sbatch --only missing" in said
+        assert launch(path, "--help", cwd=cwd)[0] == 0
+
+
 def test_what_the_environment_chooses():
     _, listed, _ = launch("examples/sweep.sbatch", "--dry-run", "--cells", "1,3-4", "loss.q=0.5", DATASET="mnist",
                           METHODS="gce", KIND="pair", FRACTIONS="0.1 0.3", SEEDS="4 5 6")
@@ -77,6 +85,7 @@ def test_what_the_environment_chooses():
     (["--cells", "5-3"], {}, "there is no cell 5-3"),
     (["--array=3"], {}, "not known: --array=3; a launcher takes --cells"),
     (["--jobs", "0"], {}, "--jobs must be at least 1"),
+    (["--jobs", "2"], {"PROCESSES": "2"}, "--jobs must be at least 1, and 1 where a cell has several PROCESSES"),
     ([], {"METHODS": "plain plian"}, "no params file params/digits/plian.yaml; in that folder: params/digits/base.yaml"),
     ([], {"SEEDS": "1 2 1"}, "cells 0 and 16 would both write runs/digits/plain/symmetric-0/seed1: give one of them"),
     (["run_dir=runs/x"], {}, "would both write runs/x"),
@@ -93,9 +102,9 @@ def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, mess
 
 def test_several_nodes_meet_by_torchrun_under_srun():
     command = sweep.python_command({"PROCESSES": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "17", "MASTER_ADDR": "n1",
-                                    "MASTER_PORT": "20017"})
-    assert shlex.join(command) == (f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=0 {sys.executable} -m "
-                                   f"utils.sweep relay {sys.executable} -m "
+                                    "MASTER_PORT": "20017", "SLURM_CPUS_PER_TASK": "16"})
+    assert shlex.join(command) == (f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 --kill-on-bad-exit=0 "
+                                   f"--wait=120 {sys.executable} -m utils.sweep relay {sys.executable} -m "
                                    f"torch.distributed.run --nproc-per-node=4 --nnodes=2 --rdzv-backend=c10d --rdzv-id=17 "
                                    f"--rdzv-endpoint=n1:20017")
 
@@ -136,17 +145,39 @@ def test_the_states_of_a_run(tmp_path):
     assert sweep.state(tmp_path) == ("done", "mae last 2.00 best 1.00")
 
 
-def test_each_job_gets_a_device_of_its_own():
+@pytest.fixture
+def runner():
+    """A Runner, whose handlers of signals go with it."""
     former = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
-    try:
-        runner = sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
-        assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == ["4", "6", "4"]
-        assert runner._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,6"
-        runner = sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6", "PROCESSES": "2"})
-        assert runner._environment(2)["CUDA_VISIBLE_DEVICES"] == "4,6"
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    yield sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def test_each_job_gets_a_device_of_its_own(runner):
+    assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == ["4", "6", "4"]
+    assert runner._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "summary.json").write_text('{"finished": false, "interrupted": "SIGUSR1"}')
+    cell = sweep.Cell(0, [["x"]], [tmp_path])
+    told = f"echo '{{\"interrupted\": \"SIGTERM\"}}' > {tmp_path}/summary.json; exit 1"
+    for script, expected in (("echo error: no such key; exit 1", ("failed", "exit code 1: no such key")),
+                             ("exit 75", ("interrupted",)), (told, ("interrupted",)),
+                             ("kill -9 $$", ("failed", "killed by SIGKILL"))):
+        runner.command = ["bash", "-c", script]
+        (tmp_path / "failed.txt").unlink(missing_ok=True)
+        assert runner.run(cell, io.StringIO())[:len(expected)] == expected, script
+        assert (tmp_path / "failed.txt").exists() == (expected[0] == "failed")
+
+
+def test_the_reason_is_the_line_that_tells_most():
+    assert sweep.why(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
+    assert sweep.why(["[rank1]: torch.OutOfMemoryError: CUDA", "[rank1]:   at", "x.ChildFailedError: ", "====="]) == \
+        "[rank1]: torch.OutOfMemoryError: CUDA"
+    assert sweep.why(["a", "b", ""]) == "b" and sweep.why([]) == ""
 
 
 @pytest.fixture

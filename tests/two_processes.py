@@ -64,6 +64,9 @@ def check_batch_norm():
     for own, its in zip(alone.buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(its, own, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(shared.eval()(images), alone.eval()(images), rtol=1e-12, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert shared.train().float()(images.float()).dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32, torch.int64}
 
 
 def do(arguments) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from utils.distributed import everyone, on_main, rank, several
+from utils.distributed import everyone, on_main, rank, several, together
 from utils.seed import restore_rng_state, rng_state
 
 
@@ -68,7 +68,8 @@ class Checkpoint:
 
         Raises OSError where there are checkpoints, but none that can be read; or not all processes see the same.
         """
-        found = self._load()
+        with together():
+            found = self._load()
         if len(set(everyone(found))) > 1:
             raise OSError(f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
                              f"nodes share")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils.distributed import several
+from utils.distributed import several, together
 
 
 def choose_device(name: str, precision: str = "fp32", threads: int | None = None) -> tuple[torch.device, Callable]:
@@ -30,8 +30,10 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
             raise ValueError(f"device={name} is one GPU, and there are several processes: use device=cuda")
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use device=auto or cpu")
+    with together():  # not all of them may find one
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            hint = "start one process for each, or use device=cpu" if several() else "use device=auto or cpu"
+            raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

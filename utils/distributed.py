@@ -102,12 +102,12 @@ class OtherProcessFailed(SystemExit):
 def together():
     """Where this fails in one process, it fails in all: with its own error there, with OtherProcessFailed in the others.
 
-    What is done in it must not exchange anything with other processes, but for ``one_first``.
+    What is done in it must not exchange anything with other processes, but in ``one_first`` and in another ``together``.
     """
     failure = None
     try:
         yield
-    except Exception as error:
+    except (Exception, OtherProcessFailed) as error:
         failure = error
     failures = everyone(failure and repr(failure))
     if failure is not None and (rank() == 0 or repr(failure) != failures[0]):
@@ -122,8 +122,8 @@ def share(part: slice) -> slice:
 
 
 def own_seed() -> tuple[int, ...]:
-    """() in the first process and (rank,) in others: sets their random numbers apart where those belong to a sample."""
-    return (rank(),) if rank() else ()
+    """() in the first process, a number in others: sets their random numbers apart where those belong to a sample."""
+    return (1000 + rank(),) if rank() else ()  # small numbers are the streams of the loaders
 
 
 def gather(*shares: Tensor) -> tuple[Tensor, ...]:
@@ -202,9 +202,10 @@ def _synchronise_batch_norm(model):
     return model
 
 
-def _batch_norm(norm, images):
+def _batch_norm(norm, given):
     if not norm.training:
-        return type(norm).forward(norm, images)
+        return type(norm).forward(norm, given)
+    images = given.float() if given.dtype.itemsize < 4 else given
     dims, shape = [0, *range(2, images.ndim)], [1, -1] + [1] * (images.ndim - 2)
     count = sum(everyone(images.numel() // images.shape[1]))
     mean = _Sum.apply(images.sum(dims)) / count
@@ -217,7 +218,9 @@ def _batch_norm(norm, images):
             norm.running_mean.lerp_(mean, momentum)
             norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
     scaled = centred * (variance + norm.eps).rsqrt().view(shape)
-    return torch.addcmul(norm.bias.view(shape), scaled, norm.weight.view(shape)) if norm.affine else scaled
+    if norm.affine:
+        scaled = torch.addcmul(norm.bias.view(shape), scaled, norm.weight.view(shape))
+    return scaled.to(given.dtype)
 
 
 class _Sum(torch.autograd.Function):

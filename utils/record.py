@@ -81,6 +81,10 @@ class RunDirectory:
                 break
             except BlockingIOError:
                 time.sleep(0.1)
+            except OSError as error:
+                lock.close()
+                raise OSError(f"{self.path} lies on a file system without locks ({error}), which keep two processes from "
+                              f"writing one run: choose another run_dir=; on Lustre, have it mounted with -o flock") from None
         else:
             lock.seek(0)
             owner = lock.read().strip()
@@ -97,6 +101,9 @@ class RunDirectory:
     def __exit__(self, kind, error, trace):
         """Say in summary.json what ended the run, if an error did, and let another process write here."""
         failed = isinstance(error, (Exception, OtherProcessFailed)) and not isinstance(error, BrokenPipeError)
+        if failed and rank() and not isinstance(error, (RuntimeError, OtherProcessFailed)):  # those: of another one's end
+            with contextlib.suppress(OSError):
+                (self.path / FAILED).write_text(f"process {rank()}: {kind.__name__}: {error}\n")
         if failed and self.noise is not None:  # not where only the reader of the output has gone: the launcher was killed
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 if not self.summary():

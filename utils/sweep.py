@@ -160,7 +160,8 @@ def python_command(environment: dict) -> list[str]:
         raise ValueError(f"this job has {nodes} nodes, and {' and '.join(missing)} must say where they meet: see "
                          f"examples/multi_node.sbatch; or ask for one node")
     meeting = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0",
+    cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if "SLURM_CPUS_PER_TASK" in environment else []
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cpus, "--kill-on-bad-exit=0", "--wait=120",
             sys.executable, "-m", "utils.sweep", "relay", *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d",
             f"--rdzv-id={environment['SLURM_JOB_ID']}", f"--rdzv-endpoint={meeting}"]
 
@@ -209,11 +210,13 @@ class Runner:
                 continue
             if name == "running":
                 return name, f"{directory} is being written by {detail}: left alone"
+            before = written(directory)
             code, reason = self._call([*self.command, "main.py", *arguments], output, slot)
             name, detail = state(directory)
             if name == "done":
                 continue
-            if self.signal or code == INTERRUPTED or summary(directory).get("interrupted"):
+            told = summary(directory).get("interrupted") and written(directory) != before  # torchrun's own code is 1
+            if self.signal or code == INTERRUPTED or told:
                 return "interrupted", detail
             if name != "running":  # by somebody else: that is none of its business
                 directory.mkdir(parents=True, exist_ok=True)
@@ -237,26 +240,48 @@ class Runner:
                 last.append(line.strip())
             code = child.wait()
             self.children.discard(child)
-        said = [line for line in last if line]
-        errors = [line for line in said if line.startswith("error: ")]
         reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        if code > 0 and said:
-            reason += f": {(errors or said[-1:])[0].removeprefix('error: ')}"
-        return code, reason
+        return code, f"{reason}: {why(last)}" if code > 0 and why(last) else reason
 
     def _environment(self, slot):
-        environment = dict(self.environment, PYTHONUNBUFFERED="1")
-        devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        if slot and environment.get("PROCESSES", "1") == "1":
+        # torchrun kills what has not saved after so many seconds: nearly all that SLURM gives
+        environment = dict(self.environment, PYTHONUNBUFFERED="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110")
+        if slot and environment.get("CUDA_VISIBLE_DEVICES"):
+            devices = environment["CUDA_VISIBLE_DEVICES"].split(",")
             environment["CUDA_VISIBLE_DEVICES"] = devices[(slot - 1) % len(devices)]
         return environment
+
+
+def written(directory: Path) -> int:
+    """When summary.json was last written; 0 if it is not there."""
+    path = directory / "summary.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def why(said: Iterable[str]) -> str:
+    """The line of a run's last ones that tells best why it failed: its own message, or that of an exception, or the last."""
+    said = [line for line in said if line]
+    own = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    raised = [line for line in said if re.match(r"(\[rank\d+\]: )?[\w.]*(?<!ChildFailed)(Error|Exception)\b", line)]
+    return (own[:1] or raised[-1:] or said[-1:] or [""])[0]
+
+
+def devices() -> str:
+    """The GPUs of this machine, "0,1,..."; "" where there are none."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+        return ",".join(str(number) for number in range(sum(line.startswith("GPU ") for line in said.splitlines())))
+    return ""
 
 
 def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
     """Run cells one after another, ``jobs`` at a time; the exit code: 0 where all are done."""
     environment = runner.environment
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+        environment.setdefault("CUDA_VISIBLE_DEVICES", devices())
+        if not environment["CUDA_VISIBLE_DEVICES"]:
+            del environment["CUDA_VISIBLE_DEVICES"]
     slots = collections.deque(range(1, jobs + 1))
     Path("logs").mkdir(exist_ok=True)
 
@@ -267,7 +292,7 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
         log = Path("logs", f"{name}_bash_{cell.number}.out")
         try:
             with open(log, "a") as output:
-                ended, detail = runner.run(cell, output, slot if jobs > 1 and "CUDA_VISIBLE_DEVICES" in environment else 0)
+                ended, detail = runner.run(cell, output, slot if jobs > 1 else 0)
         finally:
             slots.append(slot)
         print(f"cell {cell.number}: {ended} in {time.monotonic() - began:.0f} s, {detail} ({log})", flush=True)
@@ -277,7 +302,7 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
         ended = collections.Counter(pool.map(one, cells))
     print(", ".join(f"{ended[key]} {key}" for key in STATES if ended[key]) or "nothing to run")
     if runner.signal:
-        print("stopped by a signal; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped by a signal; the same command goes on where it stopped, or --only missing", file=sys.stderr)
         return INTERRUPTED
     return 0 if set(ended) <= {"done"} else 1
 
@@ -285,7 +310,12 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
 def run_task(runner: Runner, cell: Cell) -> int:
     """Run the cell of a SLURM array's task, and put it back into the queue where it was interrupted but not cancelled."""
     restarts, environment = int(runner.environment.get("SLURM_RESTART_COUNT", 0)), runner.environment
-    environment.setdefault("OMP_NUM_THREADS", environment.get("SLURM_CPUS_PER_TASK", "1"))
+    cores, processes = int(environment.get("SLURM_CPUS_PER_TASK", 1)), int(environment.get("PROCESSES", 1))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    patience = 300 if restarts else 0  # the lock of a node that has died may last as long as the file server's lease
+    while patience and cell.state()[0] == "running" and not runner.signal:
+        time.sleep(1)
+        patience -= 1
     print(f"cell {cell.number} on {os.uname().nodename}, restarted {restarts} times: {cell.directories[-1]}", flush=True)
     ended, detail = runner.run(cell, sys.stdout)
     print(f"cell {cell.number}: {ended}, {detail}", flush=True)
@@ -294,7 +324,9 @@ def run_task(runner: Runner, cell: Cell) -> int:
         if restarts >= limit:
             print(f"it has been restarted {restarts} times; not again (MAX_RESTARTS={limit})", file=sys.stderr)
             return 1
-        requeue(f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}")
+        if not requeue(f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"):
+            print("this task could not be put back into the queue: submit it again, to go on where it stopped", file=sys.stderr)
+            return INTERRUPTED
         for _ in range(300):  # until SLURM ends this job
             if runner.signal == signal.SIGTERM:
                 break
@@ -302,15 +334,15 @@ def run_task(runner: Runner, cell: Cell) -> int:
     return {"done": 0, "interrupted": INTERRUPTED}.get(ended, 1)
 
 
-def requeue(job: str):
-    """Put this task of an array back into the queue.
+def requeue(job: str) -> bool:
+    """Put this task of an array back into the queue, if SLURM lets us.
 
     By its place in the array: the number of the last task is that of the array, and would put back all, those done among them.
     """
     def deaf():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to the whole job at once
 
-    subprocess.run(["scontrol", "requeue", job], preexec_fn=deaf, check=False)
+    return subprocess.run(["scontrol", "requeue", job], preexec_fn=deaf, check=False).returncode == 0
 
 
 def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str] = ()):
@@ -325,7 +357,8 @@ def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str]
     for what, states in ONLY.items():
         numbers = sorted(number for name in states for number in by_state[name])
         if numbers and launcher:
-            print(f"to run what is {what}:", *relaunch(numbers, what, launcher, overrides, max_array_size() - 1), sep="\n  ")
+            print(f"to run what is {what} (give sbatch your options, e.g. --gres=gpu:1):",
+                  *relaunch(numbers, what, launcher, overrides, max_array_size() - 1), sep="\n  ")
 
 
 def relaunch(numbers: list[int], what: str, launcher: str, overrides: Iterable[str], largest: int) -> list[str]:
@@ -345,7 +378,7 @@ def relaunch(numbers: list[int], what: str, launcher: str, overrides: Iterable[s
 def max_array_size() -> int:
     """One more than the largest index of an array in this cluster."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10).stdout
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=5).stdout
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
         if found:
             return int(found[1])
@@ -370,24 +403,28 @@ def run(options, others: list[str]) -> int:
         unknown = " ".join(text for text in others if text not in overrides)
         raise ValueError(f"not known: {unknown}; a launcher takes --cells, --only, --jobs, --dry-run, --status, --help and "
                          f"key=value for every run")
-    if options.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    environment, runner = dict(os.environ), None
+    if options.status or options.dry_run:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which common.sh has switched off
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    else:
+        runner = Runner(environment)
+    if options.jobs < 1 or (options.jobs > 1 and environment.get("PROCESSES", "1") != "1"):
+        raise ValueError(f"--jobs must be at least 1, and 1 where a cell has several PROCESSES, got {options.jobs}")
     cells = read_cells([line.strip() for line in Path(options.list).read_text().splitlines() if line.strip()], overrides)
-    environment = dict(os.environ)
     if options.status:
         print_status(cells, options.launcher, overrides)
         return 0
     task = environment.get("SLURM_ARRAY_TASK_ID")
     numbers = choose(options.cells if task is None else str(int(environment.get("OFFSET", 0)) + int(task)), len(cells))
     chosen = [cells[number] for number in numbers]
-    if options.only:
+    if options.only and environment.get("SLURM_RESTART_COUNT", "0") == "0":  # a task that was put back has been chosen already
         chosen = [cell for cell in chosen if cell.state()[0] in ONLY[options.only]]
     if options.dry_run:
         for cell in chosen:
             print(f"{cell.number}: " + " && ".join(shlex.join([*python_command(environment), "main.py", *arguments])
                                                    for arguments in cell.runs))
         return 0
-    runner = Runner(environment)
     if task is not None:
         return run_task(runner, chosen[0]) if chosen else 0
     return run_here(runner, chosen, options.jobs, Path(options.launcher).stem)
