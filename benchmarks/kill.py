@@ -3,8 +3,9 @@
     python -m benchmarks.kill --trials 30 --jobs 2
 
 writes results/digits/kill.csv, a line a trial: the signal ("KILL while saving": as soon as the temporary file of a checkpoint
-is there), when after the start of training it was sent, the exit code, what the resumed run went on from, and whether
-metrics.csv (times aside), samples.npz and every tensor of the last checkpoint are the same to the last bit.
+is there), when after the start of training it was sent, the exit code, whether half a checkpoint was left, what the resumed run
+went on from, and whether metrics.csv (times aside), samples.npz and every tensor of the last checkpoint are the same to the
+last bit.
 """
 
 import argparse
@@ -65,10 +66,9 @@ def trial(number: int, way: str, moment: float, directory: Path, undisturbed: di
     temporary = directory / ".checkpoint.pt.tmp"
     while way == "KILL while saving" and run.poll() is None and not temporary.exists():
         pass
-    ended_before = run.poll() is not None
     run.send_signal(getattr(signal, f"SIG{way.split()[0]}"))
     code, left = run.wait(), temporary.exists()
-    row = {"trial": number, "signal": way, "after_seconds": round(moment, 3), "exit_code": code, "ended_before": ended_before,
+    row = {"trial": number, "signal": way, "after_seconds": round(moment, 3), "exit_code": code,
            "half_written": left, "epoch": None, "step": None}
     if (directory / "checkpoint.pt").exists():
         saved = torch.load(directory / "checkpoint.pt", weights_only=True)
@@ -89,10 +89,10 @@ if __name__ == "__main__":
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         first = Path(folder, "undisturbed")
-        run, began = start(first), time.monotonic()
+        run, began = start(first), time.time()
         if run.wait():
             raise SystemExit("the undisturbed run has failed")
-        length, undisturbed = time.monotonic() - began, content(first)
+        length, undisturbed = (first / "checkpoint.pt").stat().st_mtime - began, content(first)  # of the training
         drawn = [(number, draw.choice(WAYS), draw.uniform(0, length)) for number in range(arguments.trials)]
         rows = pool.map(lambda row: trial(*row, Path(folder, str(row[0])), undisturbed), drawn)
         table = pd.DataFrame(rows)

@@ -20,6 +20,7 @@ import main
 from datasets import loader
 from datasets.base import Dataset, Split
 from tests.test_run import interrupt_at, weights
+from tests.two_processes import without_pictures
 
 ROOT = Path(__file__).parents[1]
 # An MLP with few units: where one is within rounding of ReLU's corner, two sums in another order part ways.
@@ -59,8 +60,9 @@ def torchrun(runs, jobs):
 def both(tmp_path_factory):
     """The folders of the runs of all methods in one process and in two."""
     alone, shared = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for method in METHODS:
-        assert main.main(command(method, alone)) == 0
+    with without_pictures():
+        for method in METHODS:
+            assert main.main(command(method, alone)) == 0
     codes, complaints = torchrun(shared, [command(method, shared) for method in METHODS])
     assert codes == [[0, 0]] * len(METHODS) and "warn" not in complaints.lower()
     return alone, shared

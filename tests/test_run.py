@@ -17,8 +17,10 @@ import torch
 
 import main
 from tests.conftest import TINY
+from utils import sweep
 from utils.checkpoint import Checkpoint, atomic_write
 from utils.metrics import TrainingRecord
+from utils.record import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 METHODS = sorted(path.stem for path in (ROOT / "params/digits").glob("*.yaml") if path.stem != "base")
@@ -457,3 +459,20 @@ def test_discrimloss_beats_plain_and_finds_the_wrong_labels(run):
     assert results["discrimloss"]["test"]["last"] > results["plain"]["test"]["last"] + 10
     assert results["discrimloss"]["detection"]["auroc"] > 0.99
     assert results["discrimloss"]["detection"]["memorised_fraction"] < results["plain"]["detection"]["memorised_fraction"] / 2
+
+
+def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
+    config = {"run_dir": str(tmp_path)}
+    with RunDirectory(config):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        assert sweep.state(tmp_path)[0] == "running"
+    try:
+        assert sweep.held_by(tmp_path) == ""
+        with RunDirectory(config), pytest.raises(ValueError, match=f"another process \\(process {os.getpid()} on .*is writing"):
+            RunDirectory(config)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

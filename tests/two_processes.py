@@ -31,6 +31,12 @@ def stop(at_rank, at_step, number):
     return patch.object(TrainingRecord, "update", interrupting)
 
 
+def without_pictures():
+    """Leaves out the slowest part of a small run."""
+    return patch.multiple("utils.record", **dict.fromkeys(("draw_curves", "draw_samples", "draw_suspects", "draw_targets"),
+                                                          lambda *arguments: None))
+
+
 def check_gather():
     """Shares of any size come together, those of a batch in its order, and gradients find their way back."""
     for total in (7, 2, 1):
@@ -75,7 +81,7 @@ def do(arguments) -> int:
     if "check" in first:
         globals()[first["check"]]()
         return 0
-    with stop(*first["stop"]) if first else contextlib.nullcontext():
+    with without_pictures(), stop(*first["stop"]) if first else contextlib.nullcontext():
         try:
             return main.main(arguments[1:] if first else arguments)
         except SystemExit as error:

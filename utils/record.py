@@ -91,6 +91,7 @@ class RunDirectory:
             lock.close()
             raise ValueError(f"another process ({owner}) is writing {self.path}; wait for it, or choose another run_dir=")
         self.lock = lock
+        os.register_at_fork(after_in_child=lock.close)  # else processes that read images could hold it for longer
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()

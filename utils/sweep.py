@@ -168,7 +168,8 @@ def python_command(environment: dict) -> list[str]:
 
 def relay(command: list[str]) -> int:
     """Run torchrun as a task of srun, which signals every process of it: SIGUSR1, of which torchrun would die, as SIGTERM."""
-    child = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # torchrun inherits that
+    child = subprocess.Popen(command)
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
     return child.wait()
@@ -245,7 +246,7 @@ class Runner:
 
     def _environment(self, slot):
         # torchrun kills what has not saved after so many seconds: nearly all that SLURM gives
-        environment = dict(self.environment, PYTHONUNBUFFERED="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110")
+        environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110", **self.environment, "PYTHONUNBUFFERED": "1"}
         if slot and environment.get("CUDA_VISIBLE_DEVICES"):
             devices = environment["CUDA_VISIBLE_DEVICES"].split(",")
             environment["CUDA_VISIBLE_DEVICES"] = devices[(slot - 1) % len(devices)]
@@ -279,9 +280,8 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
     environment = runner.environment
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-        environment.setdefault("CUDA_VISIBLE_DEVICES", devices())
-        if not environment["CUDA_VISIBLE_DEVICES"]:
-            del environment["CUDA_VISIBLE_DEVICES"]
+        if "CUDA_VISIBLE_DEVICES" not in environment and devices():
+            environment["CUDA_VISIBLE_DEVICES"] = devices()
     slots = collections.deque(range(1, jobs + 1))
     Path("logs").mkdir(exist_ok=True)
 
