@@ -29,7 +29,7 @@ def launch(*arguments, cwd=ROOT, **environment):
     """Exit code, output and complaints of a launcher under bash."""
     clean = {key: value for key, value in os.environ.items() if key not in sweep.LISTED}
     done = subprocess.run(["bash", *map(str, arguments)], cwd=cwd, env=clean | {"PYTHON": sys.executable} | environment,
-                          capture_output=True, text=True, timeout=200)
+                          capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -219,12 +219,12 @@ def test_a_signal_to_the_loop_reaches_the_run(custom, tmp_path, processes, numbe
     launcher = custom(*(f"params/digits/plain.yaml run_dir={tmp_path}/{cell} epochs=300" for cell in (0, 1)))
     environment = os.environ | {"PYTHON": sys.executable, "PROCESSES": processes}
     loop = subprocess.Popen(["bash", launcher, *QUICK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (tmp_path / "0/metrics.csv").exists():
         assert time.monotonic() < end and loop.poll() is None
         time.sleep(0.05)
     loop.send_signal(number)
-    said, _ = loop.communicate(timeout=60)
+    said, _ = loop.communicate(timeout=120)
     assert loop.returncode == 75 and said.splitlines()[-1] == "2 interrupted" and "cell 0: interrupted in" in said
     summary = json.loads((tmp_path / "0/summary.json").read_text())
     assert summary["interrupted"] == "SIGTERM" and summary["error"] is None and summary["processes"] == int(processes)
