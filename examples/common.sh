@@ -19,7 +19,7 @@ if [[ -z ${PYTHON:-} ]]; then
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 fi
 
-# METHODS x FRACTIONS x SEEDS of DATASET. Seeds last: more of them leave the numbers of the cells as they are.
+# METHODS x FRACTIONS x SEEDS of DATASET. Seeds outermost: more of them leave the numbers of the other cells as they are.
 grid() {
   local seed fraction method
   for seed in $SEEDS; do for fraction in $FRACTIONS; do for method in $METHODS; do
