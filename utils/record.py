@@ -26,7 +26,7 @@ from utils.config import differences
 from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
 from utils.metrics import by_rule, detection
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
-from utils.sweep import FAILED
+from utils.sweep import FAILED, summary
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
 NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspicious samples, and all that are flagged
@@ -121,8 +121,7 @@ class RunDirectory:
 
     def summary(self) -> dict:
         """summary.json as it is, {} where there is none."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return summary(self.path)
 
     @on_main
     def begin(self, data, noise, metric: str, epochs: int, selection, unreadable: dict[str, str]):

@@ -4,13 +4,13 @@
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from utils import sweep
 from utils.plots import draw_comparison, method_name
 
 
@@ -21,7 +21,7 @@ def table(directories: list[Path]) -> pd.DataFrame:
     """
     rows = []
     for directory in directories:
-        summary = json.loads((directory / "summary.json").read_text()) if (directory / "summary.json").exists() else {}
+        summary = sweep.summary(directory)
         if not summary.get("finished"):
             raise ValueError(f"{directory} holds no finished run")
         config = yaml.safe_load((directory / "config.yaml").read_text())

@@ -241,8 +241,9 @@ class Runner:
                 last.append(line.strip())
             code = child.wait()
             self.children.discard(child)
-        reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        return code, f"{reason}: {why(last)}" if code > 0 and why(last) else reason
+        if code < 0:
+            return code, f"killed by {signal.Signals(-code).name}"
+        return code, ": ".join(filter(None, [f"exit code {code}", why(last)]))
 
     def _environment(self, slot):
         # torchrun kills what has not saved after so many seconds: nearly all that SLURM gives
@@ -280,8 +281,8 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
     environment = runner.environment
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-        if "CUDA_VISIBLE_DEVICES" not in environment and devices():
-            environment["CUDA_VISIBLE_DEVICES"] = devices()
+        if "CUDA_VISIBLE_DEVICES" not in environment and (found := devices()):
+            environment["CUDA_VISIBLE_DEVICES"] = found
     slots = collections.deque(range(1, jobs + 1))
     Path("logs").mkdir(exist_ok=True)
 
@@ -347,13 +348,14 @@ def requeue(job: str) -> bool:
 
 def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str] = ()):
     """A line a cell, the counts, the hours of training, and, of a launcher, the commands that run what is not done."""
-    by_state = {name: [] for name in STATES}
+    by_state, total = {name: [] for name in STATES}, 0.0
     for cell in cells:
-        name, detail = cell.state()
+        (name, detail), hours = cell.state(), cell.seconds() / 3600
         by_state[name].append(cell.number)
-        print(f"{cell.number:>5}  {name:<11}  {cell.seconds() / 3600:>7.2f} h  {cell.directories[-1]}  {detail}".rstrip())
+        total += hours
+        print(f"{cell.number:>5}  {name:<11}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}".rstrip())
     counts = ", ".join(f"{len(numbers)} {name}" for name, numbers in by_state.items() if numbers)
-    print(f"{len(cells)} cells: {counts}; {sum(cell.seconds() for cell in cells) / 3600:.2f} hours of training")
+    print(f"{len(cells)} cells: {counts}; {total:.2f} hours of training")
     for what, states in ONLY.items():
         numbers = sorted(number for name in states for number in by_state[name])
         if numbers and launcher:
