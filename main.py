@@ -25,7 +25,7 @@ from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse, without_selection
 from utils.device import choose_device
 from utils.distributed import one_first, own_seed, parallel, processes, together
-from utils.metrics import METRICS, TrainingRecord, check_fit, evaluate, predict, sample_table
+from utils.metrics import METRICS, TrainingRecord, check_fit, evaluate, predict, prediction_table, sample_table
 from utils.record import RunDirectory
 from utils.seed import seed_everything
 from utils.sweep import INTERRUPTED
@@ -81,10 +81,10 @@ def train(run: Run, stop: StopRequest) -> int:
         if (number := stop.agreed()) and run.epoch < run.epochs:
             run.directory.interrupted(number, run.epoch, run.step)
             return INTERRUPTED
-    run.directory.finish(sample_table(
-        *predict(run.objective.evaluated(run.forward), run.loaders.train_plain, run.autocast), task_loss=run.task_loss,
-        true=run.noise.true, score=run.objective.sample_score(), mean_loss=run.record.mean_loss(run.config["epochs"]),
-        ranked=run.selection and run.selection.mean_loss))
+    trained, tested = (prediction_table(*predict(run.objective.evaluated(run.forward), loader, run.autocast), run.task_loss)
+                       for loader in (run.loaders.train_plain, run.loaders.evaluation["test"]))
+    run.directory.finish(tested, sample_table(trained, run.noise.true, ranked=run.selection and run.selection.mean_loss,
+                         score=run.objective.sample_score(), mean_loss=run.record.mean_loss(run.config["epochs"])))
     return 0
 
 

@@ -10,7 +10,17 @@ import torch
 
 from datasets.base import Batch
 from losses.task import GRADIENT_NORMS, cross_entropy, mse, smooth_l1
-from utils.metrics import TrainingRecord, accuracy, by_rule, detection, easy_hard_incorrect, flag, mae, sample_table
+from utils.metrics import (
+    TrainingRecord,
+    accuracy,
+    by_rule,
+    detection,
+    easy_hard_incorrect,
+    flag,
+    mae,
+    prediction_table,
+    sample_table,
+)
 
 DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
 
@@ -118,8 +128,9 @@ def test_samples_are_tabled_by_index():
     index, target = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([1, 0, 1, 1, 0, 0])
     margin = torch.tensor([3.0, 0, 5, -1, 4, 2])  # of class 1 over class 0
     output, mean_loss = torch.stack([torch.zeros(6), margin], 1), np.array([0.1, 0.11, 0.12, 0.9, 0.91, 0.1], np.float32)
-    arguments = {"task_loss": cross_entropy, "true": np.array([0, 0, 0, 1, 1, -1]), "mean_loss": mean_loss}
-    table = sample_table(output, target, index, score=None, **arguments)
+    trained, true = prediction_table(output, target, index, cross_entropy), np.array([0, 0, 0, 1, 1, -1])
+    assert trained["target"].tolist() == [0, 1, 0, 1, 0, 1]
+    table = sample_table(trained, true, mean_loss=mean_loss, score=None)
     assert table["index"].tolist() == [0, 1, 2, 3, 4, 5]
     assert table["given"].tolist() == [0, 1, 0, 1, 0, 1] and table["true"].tolist() == [0, 0, 0, 1, 1, -1]
     assert table["predicted"].tolist() == [0, 0, 1, 1, 1, 1]
@@ -129,7 +140,7 @@ def test_samples_are_tabled_by_index():
     assert np.flatnonzero(table["flagged"]).tolist() == [3, 4]
 
     score = torch.from_numpy(mean_loss).flip(0)  # a method's own wins
-    table = sample_table(output, target, index, score=score, **arguments)
+    table = sample_table(trained, true, mean_loss=mean_loss, score=score)
     assert table["score"].tolist() == score.tolist() and table["mean_loss"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [1, 2]
 
@@ -137,8 +148,8 @@ def test_samples_are_tabled_by_index():
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
 def test_of_a_regression_the_prediction_itself_is_tabled(shape):
     index, output = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
-    table = sample_table(output, index.float() - 1, index, task_loss=mse, true=np.full(6, -1), score=None,
-                         mean_loss=np.arange(6.0))
+    trained = prediction_table(output, index.float() - 1, index, mse)
+    table = sample_table(trained, np.full(6, -1), score=None, mean_loss=np.arange(6.0))
     assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4] and table["loss"].tolist() == [2.25] * 6
 
@@ -183,6 +194,7 @@ def test_an_epoch_in_numbers(shape):
         "weight_easy": (1 + 3 / 2 + 4) / (1 + 3 + 4),
         "weight_hard": (5 + 6 / 2) / (5 + 6),
         "weight_incorrect": (2 + 7 / 2 + 8 / 2) / (2 + 7 + 8),
+        "mass_incorrect": 9.5 / (6.5 + 8 + 9.5),
     }, rel=1e-5)
     squares = [1, 4, 9, 16, 25, 36, 49, 64, 0, 0]
     assert record.samples["loss"].tolist() == squares  # of the task, not of the method

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_the_readme_lists(run):
     code, directory, printed, complaints = run("validation.fraction=0.2", "loss=Plain")
     assert code == 0 and not complaints
     files = {"config.yaml", "metrics.csv", "noise.npz", "samples.npz", "suspects.csv", "checkpoint.pt",
-             "checkpoint.previous.pt", "summary.json", "curves.png", "samples.png", "suspects.png"}
+             "checkpoint.previous.pt", "summary.json", "curves.png", "samples.png", "suspects.png", "hardest.png", "test.npz"}
     assert {path.name for path in directory.iterdir()} == files | {".lock"}
 
     rows = pd.read_csv(directory / "metrics.csv")
@@ -90,6 +90,9 @@ def test_a_run_leaves_what_the_readme_lists(run):
     assert set(samples) == {"index", "given", "true", "loss", "mean_loss", "score", "predicted", "flagged"}
     assert len(samples["index"]) == 1297 - 260 and (np.diff(samples["index"]) > 0).all()
     assert (samples["given"] == noise["given"][samples["index"]]).all()
+    tested = arrays(directory / "test.npz")
+    assert tested["index"].tolist() == list(range(500)) and tested["loss"].shape == (500,)
+    assert 100 * (tested["predicted"] == tested["target"]).mean() == pytest.approx(summary["test"]["last"])
     suspects = pd.read_csv(directory / "suspects.csv")
     assert suspects.score.is_monotonic_decreasing and len(suspects) == 1000
     assert suspects["index"][0] == samples["index"][samples["score"].argmax()]

@@ -132,8 +132,8 @@ class TrainingRecord:
     def end_epoch(self, corrupted: np.ndarray | None) -> dict[str, float]:
         """The epoch in numbers, of the samples that it has seen; ``corrupted`` [N] where that is known.
 
-        lr is that of its first step. train_metric is NaN, and there are no weights, where the objective does not show what the
-        model says of each.
+        lr is that of its first step; mass_incorrect is the part that incorrect labels have in the sum of all gradient norms.
+        train_metric is NaN, and there are no weights, where the objective does not show what the model says of each.
         """
         row = {"lr": self.lr, "train_loss": self.loss_sum / self.images, "train_metric": float("nan"), "seconds": self.seconds,
                "images_per_second": self.images / self.seconds}
@@ -144,8 +144,10 @@ class TrainingRecord:
         row["train_metric"] = float(metric.double().mean())
         if corrupted is not None:
             plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
-            for name, mask in easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()]).items():
+            groups = easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()])
+            for name, mask in groups.items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
+            row["mass_incorrect"] = float(pull[groups["incorrect"]].sum() / pull.sum()) if pull.any() else float("nan")
         return row
 
     def mean_loss(self, passes: int) -> np.ndarray:
@@ -228,23 +230,30 @@ def by_rule(values: list[float], validated_on: list[float] | None, higher_is_bet
     return {rule: None if value is None or math.isnan(value) else value for rule, value in found.items()}
 
 
-def sample_table(output: Tensor, target: Tensor, index: Tensor, *, task_loss: Callable, true: np.ndarray,
-                 mean_loss: np.ndarray, score: Tensor | None, ranked: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """samples.npz: a row per training sample, by index.
+def prediction_table(output: Tensor, target: Tensor, index: Tensor, task_loss: Callable) -> dict[str, np.ndarray]:
+    """test.npz: a row per sample, by index: index, target, loss, and predicted: a class, or a number."""
+    order = index.argsort()
+    output, target = output[order], target[order]
+    predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()
+    return {"index": index[order].numpy(), "target": target.numpy(), "loss": task_loss(output, target).numpy(),
+            "predicted": predicted.numpy()}
+
+
+def sample_table(trained: dict[str, np.ndarray], true: np.ndarray, *, mean_loss: np.ndarray, score: Tensor | None,
+                 ranked: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """samples.npz: a row per training sample, by index, from their ``prediction_table``.
 
     loss and predicted are those of the finished model, without augmentation; mean_loss is the mean training loss over all
     epochs (over the last ones only, a network that has learned the labels by heart tells nothing apart); score is the
     method's own, or mean_loss where it keeps none. Where samples were selected, both are the losses that were ranked: the
     run itself knows nothing of the others. true is -1, or in regression NaN, where it is not known.
     """
-    order = index.argsort()
-    output, target, index = output[order], target[order], index[order].numpy()
+    index = trained["index"]
     mean_loss, score = (mean_loss, score) if ranked is None else (ranked, None)
     mean_loss = mean_loss[index]
     score = mean_loss if score is None else score.cpu().numpy()[index]
-    predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()
-    return {"index": index, "given": target.numpy(), "true": true[index], "loss": task_loss(output, target).numpy(),
-            "mean_loss": mean_loss, "score": score, "predicted": predicted.numpy(), "flagged": flag(score)}
+    return {"index": index, "given": trained["target"], "true": true[index], "loss": trained["loss"], "mean_loss": mean_loss,
+            "score": score, "predicted": trained["predicted"], "flagged": flag(score)}
 
 
 def detection(table: dict[str, np.ndarray]) -> dict:

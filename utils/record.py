@@ -24,7 +24,7 @@ from tqdm import tqdm
 from utils.checkpoint import atomic_write
 from utils.config import differences
 from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
-from utils.metrics import by_rule, detection
+from utils.metrics import by_rule, detection, wrong_labels
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
 from utils.sweep import FAILED, summary
 
@@ -217,19 +217,29 @@ class RunDirectory:
         return {"test_metric": self.rows[-1]["test_metric"]} if self.rows else {}
 
     @on_main
-    def finish(self, table: dict[str, np.ndarray]):
-        """Write what is known of every training sample, the pictures and the finished summary."""
+    def finish(self, tested: dict[str, np.ndarray], table: dict[str, np.ndarray]):
+        """Write what is known of every test sample and every training sample, the pictures and the finished summary."""
         order = np.argsort(-table["score"], kind="stable")
         self._write_samples(table, order)
+        with atomic_write(self.path / "test.npz", "wb") as file:
+            np.savez_compressed(file, **tested)
         if self.data.is_images:
-            first = {key: values[order[:64]] for key, values in table.items()}
-            draw_suspects(self.path / "suspects.png", first, self._label, self.data.train.inputs)
+            self._draw_sheets(table, order)
         draw_curves(self.path, self.metric)
         draw_samples(self.path)
         if not self.data.classes:
             draw_targets(self.path)
         self.write_summary(detected=detection(table))
         print(f"{self.path}: {self.describe()}")
+
+    def _draw_sheets(self, table, order):
+        """The most suspicious samples, and, where the truth is known, the correct ones that the network finds hardest."""
+        hardest = np.argsort(-table["loss"], kind="stable")
+        incorrect = wrong_labels(table["given"], table["true"])
+        sheets = {"suspects.png": order} | ({} if incorrect is None else {"hardest.png": hardest[~incorrect[hardest]]})
+        for name, rows in sheets.items():
+            first = {key: values[rows[:64]] for key, values in table.items()}
+            draw_suspects(self.path / name, first, self._label, self.data.train.inputs)
 
     def _label(self, label) -> str:
         """A label in words; "" where it is unknown."""
