@@ -1,5 +1,6 @@
 # make demo   train the baseline and DiscrimLoss on real digits with 40 % wrong labels, compare, draw
 # make test   the whole test suite
+# make tables rewrite the tables of README.md from results/
 # make lint   ruff
 # Each makes the environment .venv first, if it is not there. Needs Python >= 3.10 with its venv module.
 
@@ -11,15 +12,18 @@ EPOCHS ?= 60
 # where it is set, every start of Python compiles torch again: up to 20 s
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint
+.PHONY: demo test tables lint
 
 demo: $(VENV)/.runtime
 	$(PY) main.py params/digits/plain.yaml epochs=$(EPOCHS) threads=2 run_dir=$(DEMO)/$(EPOCHS)-epochs/plain
 	$(PY) main.py params/digits/discrimloss.yaml epochs=$(EPOCHS) threads=2 run_dir=$(DEMO)/$(EPOCHS)-epochs/discrimloss
-	$(PY) -m utils.report $(DEMO)/$(EPOCHS)-epochs/plain $(DEMO)/$(EPOCHS)-epochs/discrimloss --figure $(DEMO)/comparison.png
+	$(PY) -m utils.report $(DEMO)/$(EPOCHS)-epochs --figures $(DEMO)/$(EPOCHS)-epochs/pictures
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -q
+
+tables: $(VENV)/.runtime
+	$(PY) -m utils.report --update README.md
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -10,17 +10,7 @@ import torch
 
 from datasets.base import Batch
 from losses.task import GRADIENT_NORMS, cross_entropy, mse, smooth_l1
-from utils.metrics import (
-    TrainingRecord,
-    accuracy,
-    by_rule,
-    detection,
-    easy_hard_incorrect,
-    flag,
-    mae,
-    prediction_table,
-    sample_table,
-)
+from utils.metrics import TrainingRecord, accuracy, detection, easy_hard_incorrect, flag, mae, prediction_table, sample_table
 
 DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
 
@@ -57,30 +47,6 @@ def test_hard_is_correct_with_a_loss_in_the_top_half():
     groups = easy_hard_incorrect(loss, rows(1, 6, 7))
     assert {name: np.flatnonzero(mask).tolist() for name, mask in groups.items()} == {
         "easy": [0, 2, 3], "hard": [4, 5], "incorrect": [1, 6, 7]}
-
-
-def test_epochs_by_rule_where_higher_is_better():
-    values, validation = [50.0, 90, 60, 90, 70, 80, 85], [10.0, 20, 30, 30, 25, 5, 1]
-    assert by_rule(values, validation, True) == {
-        "last": 85, "mean_last_5": 77, "best": 90, "best_epoch": 1, "validated": 60}
-    assert by_rule(values, None, True)["validated"] is None
-    assert by_rule([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
-
-
-def test_epochs_by_rule_where_lower_is_better():
-    assert by_rule([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
-        "last": 7, "mean_last_5": 4, "best": 2, "best_epoch": 1, "validated": 3}
-
-
-def test_another_metric_is_reported_at_the_epochs_of_the_first():
-    assert by_rule([50.0, 90, 60], [1.0, 2, 3], True, of=[7.0, 8, 9]) == {
-        "last": 9, "mean_last_5": 8, "best": 8, "best_epoch": 1, "validated": 9}
-    assert by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None  # which JSON has no word for
-
-
-@pytest.mark.parametrize("validation", [None, []])
-def test_before_the_first_epoch_no_rule_says_anything(validation):
-    assert by_rule([], validation, True) == dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ DEFAULTS = {
     "validation": {"fraction": 0.0, "clean": False},
     "record_losses": False,
     "augment_recording": True,
+    "tensorboard": False,
     "data_root": "data",
     "run_dir": None,
     "device": "auto",
@@ -44,12 +45,12 @@ TYPES = {  # of everything that is not built from a package; these, and the rang
     "task": Literal["classification", "regression"], "task_loss": str, "epochs": int,
     "chunk_steps": int | None, "batch_size": int, "clip_norm": float | None, "seed": int,
     "validation.fraction": float, "validation.clean": bool, "record_losses": bool, "augment_recording": bool,
-    "data_root": str, "run_dir": str | None, "device": str,
+    "tensorboard": bool, "data_root": str, "run_dir": str | None, "device": str,
     "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 # Where and on what a run goes on: free to change on resume.
-EXECUTION = ("data_root", "run_dir", "device", "threads", "dataset.num_workers", "dataset.memory_limit",
+EXECUTION = ("data_root", "run_dir", "device", "threads", "tensorboard", "dataset.num_workers", "dataset.memory_limit",
              "dataset.selection.history")
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {

@@ -43,6 +43,11 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
     return device, lambda: torch.autocast(device.type, torch.bfloat16)
 
 
+def device_name(name: str) -> str:
+    """What computes where ``choose_device`` is asked for ``name``: "cpu", or the GPU's own name."""
+    return "cpu" if name == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name()
+
+
 def _keep_freed_memory():
     """Let glibc keep what a step frees for the next: by default each large tensor is mapped, zeroed and unmapped anew.
 

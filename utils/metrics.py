@@ -212,24 +212,6 @@ def evaluate(model: nn.Module, loaders: dict, metric: Callable, autocast) -> dic
     return row
 
 
-def by_rule(values: list[float], validated_on: list[float] | None, higher_is_better: bool,
-            of: list[float] | None = None) -> dict:
-    """One test metric per epoch, under every rule by which papers choose the epoch.
-
-    last; mean_last_5; best, chosen on the test set itself, which flatters; validated, at the best epoch of a held-out
-    part of the training set (None without one). Of equal epochs the first. Every value None before the first epoch.
-
-    ``of``: report this metric instead, at the epochs that are chosen by ``values``; None where it is NaN.
-    """
-    if not values:
-        return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
-    choose = np.argmax if higher_is_better else np.argmin
-    best, shown = int(choose(values)), values if of is None else of
-    found = {"last": shown[-1], "mean_last_5": float(np.mean(shown[-5:])), "best": shown[best], "best_epoch": best,
-             "validated": shown[int(choose(validated_on))] if validated_on else None}
-    return {rule: None if value is None or math.isnan(value) else value for rule, value in found.items()}
-
-
 def prediction_table(output: Tensor, target: Tensor, index: Tensor, task_loss: Callable) -> dict[str, np.ndarray]:
     """test.npz: a row per sample, by index: index, target, loss, and predicted: a class, or a number."""
     order = index.argsort()

@@ -1,4 +1,4 @@
-"""The pictures of a run and of several side by side, drawn from the files in their directories."""
+"""The pictures of a run, drawn from the files in its directory. figures.py draws those of several."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import to_pil_image
 
-from utils.checkpoint import atomic_write
+from utils.files import atomic_write
 from utils.metrics import wrong_labels
 
 COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe
@@ -50,24 +49,6 @@ def draw_samples(directory: Path):
     if weighted:
         _weights(all_axes[1], directory)
     save(figure, all_axes, directory / "samples.png")
-
-
-def draw_comparison(directories: list[Path], path: Path):
-    """Test metric of several runs over the epochs; and for the last of them, what it gives each kind of sample to say."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    weighted = any(column.startswith("weight_") for column in pd.read_csv(directories[-1] / "metrics.csv", nrows=0))
-    left, *right = np.atleast_1d(figure.subplots(1, 1 + weighted))
-    for directory, colour in zip(directories, list(COLOURS.values()) * len(directories), strict=False):
-        rows, name = pd.read_csv(directory / "metrics.csv"), method_name(directory)
-        left.plot(rows.epoch, rows.test_metric, color=colour, label=f"{name}, last {rows.test_metric.iloc[-1]:.1f}")
-        left.plot(rows.epoch.iloc[-1], rows.test_metric.iloc[-1], "o", color=colour)
-    left.set(xlabel="epoch", ylabel="test metric")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(frameon=False)
-    for axes in right:
-        _weights(axes, directories[-1])
-        axes.set_title(method_name(directories[-1]), fontsize="medium")
-    save(figure, [left, *right], path)
 
 
 def draw_targets(directory: Path):
@@ -139,12 +120,6 @@ def _weights(axes, directory):
     axes.set(xlabel="epoch", ylabel="weight (the task loss alone: 1)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-
-
-def method_name(directory: Path) -> str:
-    """What a run is called in tables and pictures: its loss, and whether it trained on a selection."""
-    config = yaml.safe_load((directory / "config.yaml").read_text())
-    return config["loss"]["name"] + (", selected" if config["dataset"].get("selection") is not None else "")
 
 
 def save(figure: Figure, axes, path: Path):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -21,11 +22,13 @@ import torchvision
 import yaml
 from tqdm import tqdm
 
-from utils.checkpoint import atomic_write
 from utils.config import differences
+from utils.device import device_name
 from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
-from utils.metrics import by_rule, detection, wrong_labels
+from utils.files import atomic_write
+from utils.metrics import detection, wrong_labels
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
+from utils.statistics import by_rule
 from utils.sweep import FAILED, summary
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so
@@ -47,6 +50,9 @@ class RunDirectory:
         self.path, self.config = Path(config["run_dir"]), config
         self.rows: list[dict] = []
         self.restarts, self.noise, self.lock, self.unreadable = 0, None, None, {}
+        self.scalars = None
+        if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("tensorboard=true needs a package that is not here: pip install tensorboard")
         with together():
             self._open()
         self.finished = everyone(bool(self.summary().get("finished")))[0]
@@ -110,6 +116,8 @@ class RunDirectory:
                 if not self.summary():
                     self.write_summary()
                 self._write_json(self.summary() | {"error": f"{kind.__name__}: {error}"})
+        if self.scalars:
+            self.scalars.close()
         if self.lock:
             self.lock.close()
 
@@ -195,10 +203,24 @@ class RunDirectory:
             writer.writeheader()
             writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
                              for row in self.rows)
+        self._write_scalars()
         self.write_summary()
         trained = "" if np.isnan(row["train_metric"]) else f"  {self.metric} {row['train_metric']:.2f}"
         print(f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}{trained}  test "
               f"{row['test_metric']:.2f}  {row['images_per_second']:.0f} images/s", flush=True)
+
+    def _write_scalars(self):
+        """With ``tensorboard`` the columns of metrics.csv as scalars, those of the epochs before this process too."""
+        if not self.config["tensorboard"]:
+            return
+        new = self.rows[-1:]
+        if self.scalars is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self.scalars, new = SummaryWriter(self.path / "tensorboard", purge_step=0), self.rows
+        for row in new:
+            for key in row.keys() - {"epoch"}:
+                self.scalars.add_scalar(key, row[key], row["epoch"])
+        self.scalars.flush()
 
     @on_main
     def interrupted(self, number: str, epoch: int, step: int):
@@ -295,6 +317,7 @@ class RunDirectory:
             "seed": self.config["seed"],
             "restarts": self.restarts,
             "processes": world_size(),
+            "device": device_name(self.config["device"]),
             "slurm": slurm(),
             "unreadable_images": {"count": len(self.unreadable), "paths": sorted(self.unreadable)[:100]},
             "error": None,

@@ -1,54 +1,339 @@
-"""Finished runs side by side: a table under every epoch rule, and a picture.
+"""Finished runs as tables and pictures: every epoch rule side by side, and beside them the published number with a verdict.
 
-    python -m utils.report runs/demo/plain runs/demo/discrimloss --figure runs/demo/comparison.png
+    python -m utils.report runs/                                      all that is finished under runs/
+    python -m utils.report runs/ --table mnist --format markdown      or latex, csv; --table rsl: the selections
+    python -m utils.report runs/ --hard                               hard against incorrect samples
+    python -m utils.report runs/ --figures pictures --html report.html
+    python -m utils.report runs/mnist --log results/mnist             a compact log, which is read like runs/
+    python -m utils.report --update README.md                         rewrite the tables between its markers
+
+Means are over seeds, +- the standard deviation (ddof 1). The verdict on a published number is that of an equivalence test
+(TOST): "reproduced" where the difference of the means lies within the margin at 5 %; else "above" or "below" where it is not
+zero, else "too few seeds to tell". "above" is larger: better for an accuracy, worse for an error.
 """
 
 import argparse
+import re
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import yaml
 
-from utils import sweep
-from utils.plots import draw_comparison, method_name
+from utils import published
+from utils.collect import CELL, Runs, collect, write_log
+from utils.files import atomic_write
+from utils.statistics import ALPHA, RULES, compare, ranks, reversals
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ("dataset", "noise", "fraction", "method", "rule", "n", "mean", "std", "published", "published_rule", "source",
+           "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config")
+MARGINS = {"accuracy": 0.5, "mae": "5%"}
+METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
+HARD_COLUMNS = {"auroc": "AUROC", "hard_vs_incorrect_auroc": "AUROC, large losses", "average_precision": "average precision",
+                "mass_incorrect": "gradient of incorrect", "memorised_fraction": "memorised", "hard_test": "hard test samples"}
+MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
 
-def table(directories: list[Path]) -> pd.DataFrame:
-    """One row a run: its method, noise, test metric under every rule, and how well it found the incorrect labels.
+def choose(runs: Runs, name: str | None) -> Runs:
+    """The runs of one table: a dataset, or "rsl", those that selected samples or recorded losses to select by.
 
-    Raises ValueError naming a directory that holds no finished run.
+    Raises ValueError, naming the tables there are, where it has none.
+    """
+    if name is None or runs.table.empty:
+        return runs
+    table = runs.table
+    selecting = table.method.str.contains(r"^(?:RSL|small-loss)")
+    noises = table[["dataset", "noise", "fraction"]].apply(tuple, axis=1)
+    chosen = noises.isin(noises[selecting]) if name == "rsl" else table.dataset == name
+    if not chosen.any():
+        tables = [*dict.fromkeys(table.dataset), *(["rsl"] if selecting.any() else [])]
+        raise ValueError(f"there is no finished run for the table {name!r}; there are some for {', '.join(tables)}")
+    return replace(runs, table=table[chosen])
+
+
+def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | str]) -> pd.DataFrame:
+    """A row per cell and rule, with the columns COLUMNS: a cell is what differs in nothing but the seed.
+
+    Empty cells where a rule has no number, there is none to compare with, or the published one is of another rule.
     """
     rows = []
-    for directory in directories:
-        summary = sweep.summary(directory)
-        if not summary.get("finished"):
-            raise ValueError(f"{directory} holds no finished run")
-        config = yaml.safe_load((directory / "config.yaml").read_text())
-        realised = summary["noise"]["realised"]
-        rows.append({
-            "method": method_name(directory),
-            "dataset": config["dataset"]["name"],
-            "wrong labels": "unknown" if realised is None else f"{100 * realised:.1f} % ({summary['noise']['kind']})",
-            "seed": summary["seed"],
-            **{rule: summary["test"][rule] for rule in ("last", "mean_last_5", "best", "validated")},
-            "memorised": summary["detection"]["memorised_fraction"],
-            "AUROC": summary["detection"]["auroc"],
-            "seconds": summary["seconds"],
-        })
-    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+    for (dataset, noise, fraction, config), runs_of in runs.table.groupby(CELL, sort=False):
+        first = runs_of.iloc[0]
+        cell = {"dataset": dataset, "noise": noise, "fraction": fraction, "method": first.method, "metric": first.metric}
+        found = published.matches(numbers, cell, runs.configs[config])
+        sign = 1 if first.metric == "accuracy" else -1
+        shared = cell | {"method": first.label, "config": config, "gap": sign * (runs_of.best - runs_of["last"]).mean(),
+                         "realised": runs_of.realised.astype(float).mean(),
+                         "hours": (runs_of.seconds * runs_of.processes).sum() / 3600, "device": first.device}
+        for rule in RULES:
+            values = runs_of[rule].dropna().astype(float).tolist()
+            if values:
+                rows.append(shared | {"rule": rule, "n": len(values), "mean": np.mean(values),
+                                      "std": np.std(values, ddof=1) if len(values) > 1 else np.nan}
+                            | _verdict(rule, values, found, margins[first.metric]))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for _, group in table.groupby(["dataset", "noise", "fraction", "rule"], sort=False):
+        places = ranks(dict(zip(group.index, group["mean"], strict=True)), group.metric.iloc[0] == "accuracy")
+        table.loc[group.index, "rank"] = [places[index] for index in group.index]
+    return table
+
+
+def _verdict(rule, values, found, margin) -> dict:
+    """What there is to say of the first published number that is of this rule, or of none that is stated."""
+    for row, different in found[:1]:
+        shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}"}
+        if rule not in published.COMPARED.get(row["rule"], ()):
+            return {}
+        if different:
+            return shown | {"verdict": f"not compared: there {', '.join(different)}"}
+        margin = absolute(margin, row.value)
+        sampled = row.selected == "" and not np.isnan(row["std"]) and not np.isnan(row.n)
+        said = compare(values, row.value, margin, *((row["std"], int(row.n)) if sampled else ()))
+        return shown | {"difference": said.difference, "low": said.low, "high": said.high, "verdict": said.verdict,
+                        "margin": margin}
+    return {}
+
+
+def absolute(margin: float | str, value: float) -> float:
+    """A margin in units of the metric: "5%" is of the published value."""
+    return abs(value) * float(margin[:-1]) / 100 if isinstance(margin, str) else margin
+
+
+def parse_margin(text: str) -> tuple[str, float | str]:
+    """ "accuracy=0.5" (points) or "mae=5%" (of the published value)."""
+    found = re.fullmatch(r"(accuracy|mae)=(\d*\.?\d+)(%?)", text)
+    if not found or float(found[2]) == 0:
+        raise argparse.ArgumentTypeError(f"a margin is written accuracy=0.5 or mae=5%, got {text!r}")
+    return found[1], found[2] + found[3] if found[3] else float(found[2])
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell, as it is shown: the rules side by side, the gap, and the published number. Best ``last`` first."""
+    rows = []
+    for _, cell in table.groupby(["fraction", "config"], sort=True):
+        of, first = cell.set_index("rule"), cell.iloc[0]
+        shown = {rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-" for rule in RULES}
+        compared = cell[cell.published.notna()]
+        row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
+               "gap": f"{first.gap:.2f}", "published": "-", "difference": "-", "verdict": "-"}
+        if len(compared):
+            one = compared.iloc[0]
+            row["published"] = f"{one.published:.2f} ({one.published_rule})"
+            verdicts = dict(zip(compared["rule"], compared.verdict, strict=True))
+            several = len(set(verdicts.values())) > 1
+            row["verdict"] = "; ".join(f"{rule}: {verdict}" for rule, verdict in verdicts.items()) if several else one.verdict
+            row["difference"] = "; ".join((f"{each['rule']}: " if len(compared) > 1 else "") + interval(each)
+                                          for _, each in compared.iterrows()) if compared.difference.notna().any() else "-"
+        row["wrong labels"] = "unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %"
+        row["hours" if not isinstance(first.device, str) else "CPU-hours" if first.device == "cpu" else "GPU-hours"] = (
+            f"{first.hours:.2f}")
+        rows.append((first.fraction, of["rank"].get("last", np.inf), row))
+    shown = pd.DataFrame([row for *_, row in sorted(rows, key=lambda entry: entry[:2])]).fillna("-")
+    return shown[[name for name in shown if name not in ("validated", "published", "difference", "verdict")
+                  or (shown[name] != "-").any()]]
+
+
+def spread(mean: float, std: float, digits: int = 2) -> str:
+    """ "98.45 +- 0.12", or the number alone where there is one seed."""
+    return "-" if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" +- {std:.{digits}f}")
+
+
+def interval(row: pd.Series) -> str:
+    """The difference with its interval of confidence, as far as there is one."""
+    if np.isnan(row.difference):
+        return "-"
+    return f"{row.difference:+.2f}" + ("" if np.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]")
+
+
+def order_notes(table: pd.DataFrame) -> list[str]:
+    """The methods by rank under each rule, at each noise fraction, and the pairs whose order changes with the rule."""
+    notes = []
+    for fraction, group in table.groupby("fraction"):
+        means = {rule: dict(zip(part.method, part["mean"], strict=True)) for rule, part in group.groupby("rule", sort=False)}
+        if group.method.nunique() < 2:
+            continue
+        higher = group.metric.iloc[0] == "accuracy"
+        places = {rule: ranks(of, higher) for rule, of in means.items()}
+        notes.append(f"Order at {fraction:g}: " + "; ".join(f"{rule}: {' > '.join(sorted(of, key=of.get))}"
+                                                           for rule, of in places.items()))
+        notes += [f"Order at {fraction:g} depends on the rule: {one} before {two} by {rule} ({means[rule][one]:.2f}, "
+                  f"{means[rule][two]:.2f}), after it by {other} ({means[other][one]:.2f}, {means[other][two]:.2f})"
+                  for one, two, rule, other in reversals(means, higher)]
+    return notes
+
+
+def hard_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell of ``Runs.measured``: how far hard and incorrect samples are told apart; README defines the columns."""
+    rows = []
+    for (_, _, fraction, _), cell in table.groupby(CELL, sort=False):
+        row = {"fraction": f"{fraction:g}", "method": cell.label.iloc[0], "n": str(len(cell))}
+        for key, name in HARD_COLUMNS.items():
+            values = cell[key].dropna().astype(float) if key in cell else pd.Series(dtype=float)
+            percent = key in ("mass_incorrect", "memorised_fraction")
+            factor, digits = 100 if percent else 1, 4 if "auroc" in key else 3 if "precision" in key else 1
+            row[name] = "-" if values.empty else spread(factor * values.mean(), factor * values.std(), digits) + " %" * percent
+        rows.append((fraction, row))
+    return pd.DataFrame([row for _, row in sorted(rows, key=lambda entry: entry[0])])
+
+
+def render(table: pd.DataFrame, form: str) -> str:
+    """A table of texts as text, markdown, latex (with booktabs) or csv."""
+    if form == "csv":
+        return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    if form == "text":
+        return table.to_string(index=False) + "\n"
+    if form == "markdown":
+        lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+        return "".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |\n" for line in lines)
+    special = {"%": r"\%", "_": r"\_", "+-": r"$\pm$", "&": r"\&", "#": r"\#"}
+    lines = ["".join(f"{value} & " for value in line)[:-3] + r" \\" for line in [list(table), *table.to_numpy().tolist()]]
+    lines = [re.sub(r"\+-|[%_#]", lambda found: special[found[0]], line) for line in lines]
+    lines.insert(1, r"\midrule")
+    return "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", *lines, r"\bottomrule",
+                      r"\end{tabular}"]) + "\n"
+
+
+def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
+    """Everything that is printed of some runs."""
+    if hard:
+        said = [(*names, hard_table(part), []) for names, part in runs.measured.groupby(["dataset", "noise"], sort=False)]
+    else:
+        table = compare_all(runs, published.load(), margins)
+        if form == "csv":
+            return render(table, form)
+        said = []
+        for (dataset, noise), part in table.groupby(["dataset", "noise"], sort=False):
+            notes = order_notes(part) + _sources(part)
+            said.append((f"{dataset}, {METRIC_NAMES[part.metric.iloc[0]]}", noise, wide(part), notes))
+    if form == "csv":
+        return render(pd.concat([part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]), form)
+    blocks = []
+    for dataset, noise, part, notes in said:
+        title = f"{dataset}, noise {noise}, mean +- standard deviation over n seeds (ddof 1)"
+        if form == "latex":
+            blocks.append("\n".join(f"% {line}" for line in [title, *notes]) + "\n" + render(part, form))
+        elif form == "markdown":
+            blocks.append(f"{title}:\n\n{render(part, form)}" + "".join(f"\n* {note}" for note in notes) + "\n" * bool(notes))
+        else:
+            blocks.append(f"{title}\n{render(part, form)}" + "".join(f"{note}\n" for note in notes))
+    return "\n".join(blocks)
+
+
+def _sources(part: pd.DataFrame) -> list[str]:
+    """Where the published numbers are from, and what the verdicts mean."""
+    compared = part[part.published.notna()]
+    notes = [f"Published: {source}" for source in dict.fromkeys(compared.source)]
+    margins = sorted(set(compared.margin.dropna()))
+    if margins:
+        notes.append(f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}"
+                     + (f" to {margins[-1]:.3g}" if len(margins) > 1 else "")
+                     + f"; in brackets the {100 - 200 * ALPHA:g} % interval of the difference")
+    return notes
+
+
+def summarise(path: Path, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Mean +- standard deviation (ddof 1) of columns of any CSV file, over the rows that agree in ``by``.
+
+    ``columns``: "name" or "name:digits".
+
+    Raises ValueError naming a column that is not there.
+    """
+    table = pd.read_csv(path)
+    wanted = [(name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)]
+    missing = [name for name in [*by, *(name for name, _ in wanted)] if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
+    rows = []
+    for values, group in table.groupby(by, sort=False, dropna=False):
+        row = dict(zip(by, map(str, values), strict=True)) | {"n": str(len(group))}
+        rows.append(row | {name: spread(group[name].mean(), group[name].std(), digits) for name, digits in wanted})
+    return pd.DataFrame(rows)
+
+
+def left_out(runs: Runs) -> str:
+    """What was not counted, and why; "" if nothing."""
+    lines = [f"not finished, not counted: {path} ({why})" for path, why in runs.unfinished.items()]
+    lines += [f"skipped: {path} ({why})" for path, why in runs.skipped.items()]
+    more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
+    counts = f"{len(runs.table)} finished runs, {len(runs.unfinished)} not finished, {len(runs.skipped)} skipped\n"
+    return "".join(f"{line}\n" for line in lines[:20] + more) + counts
+
+
+def update(path: Path) -> bool:
+    """Rewrite what stands between ``<!-- report ARGUMENTS -->`` and ``<!-- end of report -->``; whether that changed it."""
+    before = path.read_text()
+    after = MARKER.sub(renewed, before)
+    if after != before:
+        with atomic_write(path) as file:
+            file.write(after)
+    return after != before
+
+
+def renewed(found: re.Match) -> str:
+    """A marked part as it should be."""
+    return found[1] + produce(shlex.split(found["arguments"])) + found[3]
+
+
+def produce(arguments: list[str]) -> str:
+    """The markdown table that these arguments of the command line ask for, of compact logs in this repository."""
+    options = parser().parse_args(arguments)
+    if options.summary:
+        return render(summarise(ROOT / options.summary, options.by, options.columns), "markdown")
+    runs = choose(collect([ROOT / path for path in options.runs]), options.table)
+    return tables(runs, "markdown", MARGINS | dict(options.margin), options.hard)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m utils.report", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("runs", nargs="*", type=Path, help="folders with runs in them, or with compact logs")
+    made.add_argument("--table", metavar="NAME", help="a dataset, or rsl")
+    made.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text")
+    made.add_argument("--margin", type=parse_margin, action="append", default=[], metavar="METRIC=MARGIN",
+                      help="how far from the published number still counts as reproduced: accuracy=0.5 (points), mae=5%%")
+    made.add_argument("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
+    made.add_argument("--figures", type=Path, metavar="FOLDER", help="draw everything into this folder, .png and .svg")
+    made.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")
+    made.add_argument("--log", type=Path, metavar="FOLDER", help="write these runs as a compact log, small enough to commit")
+    made.add_argument("--summary", type=Path, metavar="FILE",
+                      help="instead of runs, any CSV file: its --columns, averaged over the rows that agree in --by")
+    made.add_argument("--by", nargs="+", default=[], metavar="COLUMN")
+    made.add_argument("--columns", nargs="+", default=[], metavar="COLUMN[:DIGITS]")
+    made.add_argument("--update", type=Path, metavar="FILE", help="rewrite the tables between the markers of a markdown file")
+    return made
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
-    parser.add_argument("--figure", type=Path, help="draw the runs into this .png or .svg")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        print(table(options.runs).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-        if options.figure:
-            draw_comparison(options.runs, options.figure)
-            print(f"drawn: {options.figure}")
+        if options.update:
+            print(f"{options.update}: {'rewritten' if update(options.update) else 'unchanged'}")
+            return 0
+        if options.summary:
+            print(render(summarise(options.summary, options.by, options.columns), options.format), end="")
+            return 0
+        if not options.runs:
+            raise ValueError("say which folders to read, e.g. runs/ or results/mnist; --help says the rest")
+        runs = collect(options.runs)
+        if runs.table.empty:
+            print(left_out(runs), end="", file=sys.stderr)
+            raise ValueError(f"there is no finished run in {', '.join(map(str, options.runs))}")
+        runs = choose(runs, options.table)
+        print(tables(runs, options.format, MARGINS | dict(options.margin), options.hard), end="")
+        if options.log:
+            print("written:", *write_log(runs, options.log), file=sys.stderr)
+        if options.figures or options.html:
+            from utils import figures  # matplotlib takes its time
+            if options.figures:
+                print("drawn:", *(picture.path for picture in figures.draw(runs, options.figures)), file=sys.stderr)
+            if options.html:
+                from utils import page
+                page.write(runs, options.html, MARGINS | dict(options.margin))
+                print(f"written: {options.html}", file=sys.stderr)
+        print(left_out(runs), end="", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,367 @@
+"""The report: what it reads and what it refuses to count, its tables, the compact logs, the pictures and the page."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from benchmarks.report import make_run, make_sweep
+from utils import published, report
+from utils.collect import collect, config_hash, write_log
+from utils.statistics import TOO_FEW, by_rule
+
+ROOT = Path(__file__).parents[1]
+MNIST = {"dataset": {"name": "mnist"}, "model": {"name": "lenet"}, "optimizer": {"lr": 0.1}, "epochs": 20}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Cross-entropy and GCE on MNIST, three seeds each: GCE is worse at its best and better in the end."""
+    for seed, shift in ((1, -0.1), (2, 0.0), (3, 0.1)):
+        make_run(tmp_path / f"runs/plain/{seed}", [96, 98 + shift, *[97.0 + shift] * 5], seed=seed, **MNIST)
+        make_run(tmp_path / f"runs/gce/{seed}", [90, 97.8 + shift, *[97.7 + shift] * 5], seed=seed, **MNIST,
+                 loss={"name": "GCE"})
+    return tmp_path / "runs"
+
+
+def run_report(*arguments, code=0):
+    """What the command prints, and what it says on stderr."""
+    command = [sys.executable, "-m", "utils.report", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def table_of(*folders, margins=None):
+    runs = collect(list(folders))
+    return report.compare_all(runs, published.load(), report.MARGINS | (margins or {}))
+
+
+def test_every_rule_beside_the_published_number(folder):
+    table = table_of(folder)
+    assert ",".join(table.columns[:13]) == ("dataset,noise,fraction,method,rule,n,mean,std,published,published_rule,source,"
+                                            "difference,verdict")
+    plain = table[table.method == "Plain"].set_index("rule")
+    assert list(plain.index) == ["last", "mean_last_5", "best"]  # no validation part, no rule "validated"
+    assert plain["mean"].tolist() == pytest.approx([97, 97, 98]) and plain["std"].tolist() == pytest.approx([0.1] * 3)
+    assert (plain.n == 3).all() and plain.gap.tolist() == pytest.approx([1, 1, 1])
+    assert plain.realised.tolist() == pytest.approx([0.36] * 3) and plain.hours.tolist() == pytest.approx([21 / 3600] * 3)
+    best = plain.loc["best"]  # the published one is of the best epoch: 98.06
+    assert (best.published, best.published_rule, best.verdict) == (98.06, "best", "reproduced")
+    assert best.difference == pytest.approx(-0.06) and "DiscrimLoss (Wu" in best.source and "https://" in best.source
+    assert plain.published.drop("best").isna().all()
+    assert table[table.method == "GCE"].published.isna().all()  # not published on this noise
+    assert table.set_index(["method", "rule"])["rank"].to_dict() == {
+        ("Plain", "last"): 2, ("Plain", "mean_last_5"): 2, ("Plain", "best"): 1,
+        ("GCE", "last"): 1, ("GCE", "mean_last_5"): 1, ("GCE", "best"): 2}
+
+
+def test_the_margin_decides_the_verdict(folder):
+    verdicts = [table_of(folder, margins={"accuracy": margin}).set_index(["method", "rule"]).verdict["Plain", "best"]
+                for margin in (0.1, 0.3, "0.1%", "1%")]
+    assert verdicts == [TOO_FEW, "reproduced", TOO_FEW, "reproduced"]
+
+
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=", "accuracy=0", "f1=0.5", "mae=-1"])
+def test_a_margin_that_is_none_is_refused(text):
+    _, said = run_report("runs", "--margin", text, code=2)
+    assert "a margin is written accuracy=0.5 or mae=5%" in said
+
+
+def test_another_protocol_is_shown_but_not_judged(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path / f"short/{seed}", [98.0, 98.1], seed=seed, **MNIST | {"epochs": 2})
+        make_run(tmp_path / f"other/{seed}", [98.0, 98.1], seed=seed, **MNIST | {"model": {"name": "mlp"}})
+    table = table_of(tmp_path).query("rule == 'best'").set_index("method")
+    assert table.published.tolist() == [98.06, 98.06] and table.difference.isna().all()
+    assert set(table.verdict) == {"not compared: there network lenet", "not compared: there epochs=20"}
+    assert set(table.index) == {"Plain, name=lenet, epochs=2", "Plain, name=mlp, epochs=20"}  # told apart by what differs
+
+
+def test_where_the_published_rule_is_not_stated_it_is_held_against_both(tmp_path):
+    for seed in (1, 2, 3):
+        make_run(tmp_path / f"{seed}", [93.4 + seed / 100, 90.0 + seed / 100], seed=seed, dataset={"name": "cifar10"},
+                 model={"name": "wide_resnet28_10"}, loss={"name": "SuperLoss"}, noise={"kind": "symmetric", "fraction": 0.2})
+    table = table_of(tmp_path).set_index("rule")
+    assert table.verdict.dropna().to_dict() == {"last": "below", "best": "reproduced"}
+    assert "last: below; best: reproduced" in report.wide(table.reset_index()).verdict.iloc[0]
+
+
+def test_an_error_is_better_below(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path / f"{seed}", [8.0, 5.78 + seed / 1000, 7], validation=[9.0, 1, 5], seed=seed, task="regression",
+                 dataset={"name": "digitsum"}, model={"name": "digitsum_lstm"}, loss={"name": "DiscrimLoss"}, epochs=100,
+                 noise={"kind": "label_permutation", "fraction": 0.0})
+    table = table_of(tmp_path).set_index("rule")
+    assert table.gap.iloc[0] == pytest.approx(7 - 5.7815) and table["mean"]["best"] == pytest.approx(5.7815)
+    assert table.verdict["validated"] == "reproduced" and table.margin["validated"] == pytest.approx(0.05 * 5.776)
+
+
+def test_ranks_and_reversals_are_told(folder):
+    said, _ = run_report(folder)
+    assert "Order at 0.4: last: GCE > Plain; mean_last_5: GCE > Plain; best: Plain > GCE" in said
+    assert "Order at 0.4 depends on the rule: GCE before Plain by last (97.70, 97.00), after it by best (97.80, 98.00)" in said
+
+
+def test_every_format_says_the_same(folder):
+    text, said = run_report(folder)
+    assert "97.00 +- 0.10" in text and "98.06 (best)" in text and "reproduced" in text and "ddof 1" in text
+    assert "6 finished runs, 0 not finished, 0 skipped" in said
+    markdown, _ = run_report(folder, "--format", "markdown")
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1 and "| 97.00 +- 0.10 |" in rows[3]
+    latex, _ = run_report(folder, "--format", "latex")
+    assert r"97.00 $\pm$ 0.10 & " in latex and r"mean\_last\_5" in latex and r"36.0 \%" in latex and latex.count(r"\\") == 3
+    lines, _ = run_report(folder, "--format", "csv")
+    pd.testing.assert_frame_equal(pd.read_csv(pd.io.common.StringIO(lines)), pd.read_csv(pd.io.common.StringIO(
+        report.render(table_of(folder), "csv"))))
+
+
+def test_what_is_no_finished_run_is_told_and_not_counted(folder):
+    def copy(name, **files):
+        make_run(folder / name, [97.0] * 3, seed=9, **MNIST)
+        for file, content in files.items():
+            path = folder / name / file.replace("_", ".")
+            path.unlink() if content is None else path.write_bytes(content)
+
+    copy("no-config", config_yaml=None)
+    copy("broken-config", config_yaml=b"a: [")
+    copy("foreign-config", config_yaml=b"- 1\n- 2\n")
+    copy("half-written", summary_json=b'{"finished": true, "test": {"la')
+    copy("foreign", summary_json=b"[1, 2]")
+    copy("another-tool", summary_json=b'{"finished": true, "accuracy": 97}')
+    copy("binary", summary_json=b"\xff\xfe\x00")
+    copy("begun", summary_json=None)
+    (folder / "failed").mkdir()
+    (folder / "failed/failed.txt").write_text("out of memory\n")
+    make_run(folder / "unfinished", [97.0] * 3, seed=9, **MNIST)
+    path = folder / "unfinished/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+    make_run(folder / "twice", [80.0] * 3, seed=1, **MNIST)
+    (folder / "notes.txt").write_text("nothing of ours")
+    (folder / "log").mkdir()
+    (folder / "log/runs.csv").write_text("a,b\n1,2\n")
+    (folder / "log/configs.yaml").write_text("{}")
+    runs = collect([folder])
+    assert len(runs.table) == 6 and set(runs.table["last"].round(1)) == {96.9, 97.0, 97.1, 97.6, 97.7, 97.8}
+    assert {Path(path).name: why for path, why in runs.unfinished.items()} == {
+        "begun": "no epoch is over", "failed": "failed: out of memory", "unfinished": "3 epochs are over"}
+    skipped = {Path(path).name: why for path, why in runs.skipped.items()}
+    assert set(skipped) == {"no-config", "broken-config", "foreign-config", "half-written", "foreign", "another-tool", "binary",
+                            "twice", "log"}
+    assert "config.yaml" in skipped["no-config"] and skipped["another-tool"] == "not the files of a run: 'metric' is missing"
+    assert skipped["twice"].startswith("the same configuration and seed as ") and "runs.csv lacks" in skipped["log"]
+    text, said = run_report(folder)
+    assert "6 finished runs, 3 not finished, 9 skipped" in said and "half-written" in said and "97.00 +- 0.10" in text
+
+
+def test_epochs_that_cannot_be_read_are_left_out_and_told(folder, tmp_path):
+    (folder / "plain/1/metrics.csv").write_text("epoch,test_metric\n0,9")
+    (folder / "plain/2/metrics.csv").write_bytes(b"\xff\x00")
+    (folder / "plain/3/metrics.csv").unlink()
+    text, said = run_report(folder, "--hard", "--log", tmp_path / "log", "--figures", tmp_path / "pictures")
+    assert said.count("its epochs are left out") == 3 and "it has 1 epochs, summary.json says 7" in said
+    assert len(pd.read_csv(tmp_path / "log/epochs.csv")) == 21 and "25.0 +- 0.0 %" in text
+
+
+def test_no_run_at_all_is_an_error(tmp_path):
+    _, said = run_report(tmp_path / "nowhere", code=2)
+    assert "there is no folder" in said
+    _, said = run_report(tmp_path, code=2)
+    assert "there is no finished run in" in said
+    _, said = run_report(code=2)
+    assert "say which folders to read" in said
+
+
+def test_a_table_is_a_dataset_or_the_selections(folder):
+    make_run(folder / "digits", [90.0] * 3, dataset={"name": "digits"}, noise={"kind": "pair", "fraction": 0.45})
+    for seed, criterion in ((1, "mean"), (2, "epoch:3")):
+        make_run(folder / f"rsl{seed}", [90.0] * 3, seed=seed, noise={"kind": "pair", "fraction": 0.45},
+                 dataset={"name": "digits", "selection": {"criterion": criterion}})
+    runs = collect([folder])
+    assert set(report.choose(runs, "mnist").table.dataset) == {"mnist"}
+    assert report.choose(runs, "rsl").table.label.tolist() == ["Plain", "RSL", "small-loss"]
+    with pytest.raises(ValueError, match="no finished run for the table 'cifar10'; there are some for digits, mnist, rsl"):
+        report.choose(runs, "cifar10")
+
+
+def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
+    config = {"seed": 1, "noise": {"kind": "pair", "fraction": 0.4, "seed": 1}, "dataset": {"name": "digits", "num_workers": 2},
+              "model": {"name": "text_encoder", "path": "/home/somebody/bert"}, "loss": {"name": "Plain"}, "epochs": 20}
+    same = [config | {"seed": 2, "noise": config["noise"] | {"seed": 2}},
+            config | {"device": "cuda", "run_dir": "x", "threads": 2},
+            config | {"dataset": {"name": "digits", "num_workers": 8}}, config | {"precision": "fp32"},  # its default
+            config | {"model": {"name": "text_encoder", "path": "/elsewhere/bert"}}]
+    other = [config | {"epochs": 21}, config | {"precision": "bf16"}, config | {"loss": {"name": "GCE"}},
+             config | {"seed": 2}]  # the labels of seed 1: not what seed 2 has by default
+    assert {config_hash(one) for one in same} == {config_hash(config)} and config_hash(config) not in map(config_hash, other)
+
+
+def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
+    make_run(folder / "digitsum", [8.0, 5.8], validation=[2.0, 1.0], dataset={"name": "digitsum"}, task="regression",
+             model={"name": "digitsum_lstm"}, noise={"kind": "label_permutation", "fraction": 0.2})
+    runs = collect([folder])
+    first = {path.name: path.read_text() for path in write_log(runs, tmp_path / "log")}
+    again = collect([tmp_path / "log"])
+    for hard in (False, True):
+        for form in ("text", "csv"):
+            ours, theirs = (report.tables(one, form, report.MARGINS, hard) for one in (runs, again))
+            assert ours == theirs
+    assert {path.name: path.read_text() for path in write_log(again, tmp_path / "log")} == first  # as often as you like
+    epochs = pd.read_csv(tmp_path / "log/epochs.csv")
+    assert len(epochs) == 6 * 7 + 2 and list(epochs)[:3] == ["config", "seed", "epoch"]
+    configs = yaml.safe_load((tmp_path / "log/configs.yaml").read_text())
+    assert all(config_hash(config | {"seed": 1}) == name for name, config in configs.items())
+    runs = collect([folder, tmp_path / "log"])  # both: each once
+    assert len(runs.table) == 7 and len(runs.skipped) == 7
+
+
+def test_a_compact_log_is_not_overwritten_by_less(folder, tmp_path):
+    write_log(collect([folder]), tmp_path / "log")
+    before = (tmp_path / "log/runs.csv").read_text()
+    with pytest.raises(ValueError, match="has 3 runs that would be lost"):
+        write_log(collect([folder / "gce"]), tmp_path / "log")
+    assert (tmp_path / "log/runs.csv").read_text() == before
+
+
+def leave_predictions(directory, wrong, losses):
+    """test.npz of 20 test samples of which those in ``wrong`` are mistaken."""
+    target = np.arange(20) % 10
+    predicted = np.where(np.isin(np.arange(20), wrong), target + 1, target)
+    np.savez(directory / "test.npz", index=np.arange(20), target=target, predicted=predicted, loss=np.array(losses, float))
+
+
+def test_hard_test_samples_are_those_that_training_on_clean_labels_finds_hard(tmp_path):
+    clean = MNIST | {"noise": {"kind": "none"}}
+    for seed, losses in ((1, [9, 1, 5] + [0] * 17), (2, [9, 7, 1] + [0] * 17)):  # on average 0 and 1 are the hardest two
+        make_run(tmp_path / f"clean{seed}", [99.0] * 3, seed=seed, realised=0.0, **clean)
+        leave_predictions(tmp_path / f"clean{seed}", [0], losses)
+    make_run(tmp_path / "noisy", [97.0] * 3, **MNIST, detection={"auroc": 0.75, "hard_vs_incorrect_auroc": 0.625,
+                                                                 "average_precision": 0.5, "memorised_fraction": 0.125})
+    leave_predictions(tmp_path / "noisy", [0, 1, 5], range(20))
+    make_run(tmp_path / "other", [97.0] * 3, **MNIST | {"model": {"name": "mlp"}})  # nothing clean of this network
+    leave_predictions(tmp_path / "other", [0, 1, 5], range(20))
+    measured = collect([tmp_path]).measured.set_index("path").hard_test
+    assert measured.rename(lambda path: Path(path).name).to_dict() == pytest.approx(
+        {"clean1": 50, "clean2": 50, "noisy": 0, "other": np.nan}, nan_ok=True)
+    text, _ = run_report(tmp_path, "--hard", "--format", "markdown")
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 0.4")]
+    assert ["0.4", "Plain, name=lenet", "1", "0.7500", "0.6250", "0.500", "25.0 %", "12.5 %", "0.0"] in rows
+
+
+def test_any_csv_file_is_summarised():
+    path = ROOT / "results/mnist/small_loss.csv"
+    found = report.summarise(path, ["noise", "method"], ["last", "precision:4"])
+    assert found.columns.tolist() == ["noise", "method", "n", "last", "precision"]
+    rows = pd.read_csv(path).query("noise == 'pair 0.45' and method == 'RSL'")
+    row = found[(found.noise == "pair 0.45") & (found.method == "RSL")].iloc[0]
+    assert row["last"] == f"{rows['last'].mean():.2f} +- {rows['last'].std():.2f}" and row.n == "3"
+    assert row.precision == f"{rows.precision.mean():.4f} +- {rows.precision.std():.4f}"
+    with pytest.raises(ValueError, match="has no column recal; it has noise, seed"):
+        report.summarise(path, ["noise"], ["recal"])
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    text = (ROOT / "README.md").read_text()
+    found = list(report.MARKER.finditer(text))
+    assert len(found) >= 5 and len(found) == text.count("<!-- report ") == text.count("<!-- end of report -->")
+    assert report.MARKER.sub(report.renewed, text) == text, "make tables"
+
+
+def test_tables_between_markers_are_rewritten(tmp_path):
+    path = tmp_path / "README.md"
+    arguments = "--summary results/mnist/small_loss.csv --by noise --columns last"
+    path.write_text(f"before\n<!-- report {arguments} -->\nold\n<!-- end of report -->\nafter\n")
+    assert report.update(path) and not report.update(path)
+    text = path.read_text()
+    assert text.startswith("before\n<!-- report ") and text.endswith("<!-- end of report -->\nafter\n")
+    assert "| pair 0.45 |" in text and "old" not in text
+
+
+def logs():
+    return sorted(path.parent for path in (ROOT / "results").glob("*/runs.csv"))
+
+
+@pytest.mark.parametrize("log", logs(), ids=lambda log: log.name)
+def test_the_committed_logs_agree_with_themselves(log):
+    runs = collect([log])
+    assert not runs.skipped and len(runs.table)
+    text = "".join(path.read_text() for path in log.iterdir())
+    assert not re.search(r"/tmp|/work|/home|/root", text)  # no place on anybody's machine
+    for name, config in yaml.safe_load((log / "configs.yaml").read_text()).items():
+        assert config_hash(config | {"seed": 1}) == name
+    epochs = {key: rows for key, rows in runs.epochs.groupby(["config", "seed"])}
+    assert set(epochs) == set(zip(runs.table.config, runs.table.seed, strict=True))
+    for row in runs.table.itertuples():
+        rows = epochs[row.config, row.seed].sort_values("epoch")
+        held_out = rows["validation_metric"] if "validation_metric" in rows else pd.Series([np.nan])
+        held_out = held_out.tolist() if held_out.notna().all() else None
+        rules = by_rule(rows.test_metric.tolist(), held_out, row.metric == "accuracy")
+        for rule in ("last", "mean_last_5", "best", "validated"):
+            assert rules[rule] is None or getattr(row, rule) == pytest.approx(rules[rule], rel=1e-4)
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.sources, self.tags, self.open = [], set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.sources += [attributes["src"]] if "src" in attributes else []
+        self.ids |= {attributes["id"]} if "id" in attributes else set()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_leads_to_every_configuration(folder, tmp_path):
+    make_run(folder / "odd", [90.0, 91.0], dataset={"name": "csv", "file": "<b>&.csv"}, noise={"kind": "file:a<b.npz"})
+    _, said = run_report(folder, "--html", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and "7 finished runs" in said
+    runs = collect([folder])
+    inner = [link for link in page.links if link.startswith("#")]
+    assert {link[1:] for link in inner} == {f"config-{name}" for name in runs.configs} == page.ids
+    assert len(inner) >= 7 * 3  # each run under each rule
+    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"?https?:", text)  # nothing is fetched
+    assert "<b>&" not in text and "97.00 +- 0.10" in text and "98.06 (best)" in text and "loss:\n  name: GCE" in text
+
+
+def test_pictures_are_drawn_of_runs_and_of_logs(tmp_path):
+    make_sweep(tmp_path / "runs", 2, 6, fractions=(0.2, 0.4))
+    generator = np.random.default_rng(0)
+    for directory in (tmp_path / "runs").glob("*/permute-0.4/seed0"):
+        true = generator.integers(0, 10, 200)
+        given = np.where(generator.random(200) < 0.4, (true + 1) % 10, true)
+        np.savez(directory / "samples.npz", given=given, true=true, score=(given != true) + generator.normal(0, 1, 200))
+    run_report(tmp_path / "runs", "--figures", tmp_path / "pictures", "--log", tmp_path / "log")
+    names = {"noise-mnist-permute", "scores-mnist-permute-0.4"} | {
+        f"{kind}-mnist-permute-{fraction}" for fraction in ("0.2", "0.4") for kind in ("epochs", "weights")}
+    files = {path.name: path for path in (tmp_path / "pictures").iterdir()}
+    assert set(files) == {f"{name}.{form}" for name in names for form in ("png", "svg")}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for name, path in files.items() if name.endswith("png"))
+    assert all("<svg" in path.read_text()[:1000] for name, path in files.items() if name.endswith("svg"))
+    run_report(tmp_path / "log", "--figures", tmp_path / "again")
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*.png")}
+    assert set(again) == {name for name in files if name.endswith("png") and "scores" not in name}
+    assert all(files[name].read_bytes() == content for name, content in again.items())
+
+
+def test_the_report_starts_no_pytorch():
+    code = "import sys; from utils import report, figures, page; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,304 @@
+"""Finished runs as one table: from their directories, or from the compact logs in results/ that stand for them.
+
+A compact log is a folder with ``runs.csv``, a line per run; ``epochs.csv``, a line per run and epoch; and ``configs.yaml``,
+each configuration by the hash under which the other two name it. All runs of one hash differ in nothing but their seed.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from utils.config import DEFAULTS, EXECUTION, SECTIONS, flatten
+from utils.files import atomic_write
+from utils.statistics import RULES
+from utils.sweep import FAILED
+
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+KEY = ["config", "seed"]
+CELL = ["dataset", "noise", "fraction", "config"]
+DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
+HARD = 0.1  # the part of the test samples that count as hard
+
+
+@dataclass
+class Runs:
+    """What was found.
+
+    ``table``: a row per run; ``configs``: by hash, without what says where a run was executed; ``directories``: by (config,
+    seed), of those that are no compact logs; ``unfinished`` and ``skipped``: path -> why.
+    """
+
+    table: pd.DataFrame
+    configs: dict[str, dict]
+    directories: dict[tuple[str, int], Path] = field(default_factory=dict)
+    logs: list[Path] = field(default_factory=list)
+    unfinished: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row per run and epoch: config, seed, and the columns of metrics.csv. What cannot be read goes to ``skipped``."""
+        parts, known = [], dict(zip(zip(self.table.config, self.table.seed, strict=True), self.table.epochs, strict=True))
+        for (config, seed), directory in self.directories.items():
+            try:
+                if (config, seed) in known:
+                    part = pd.read_csv(directory / "metrics.csv")
+                    if len(part) != known[config, seed] or "test_metric" not in part:
+                        raise ValueError(f"it has {len(part)} epochs, summary.json says {known[config, seed]}")
+                    parts.append(part.assign(config=config, seed=seed))
+            except (OSError, ValueError) as error:
+                self.skipped[str(directory / "metrics.csv")] = f"cannot be read, its epochs are left out: {error}"
+        for log in self.logs:
+            if (log / "epochs.csv").exists():
+                part = pd.read_csv(log / "epochs.csv", dtype={"config": str})
+                parts.append(part[[pair in known for pair in zip(part.config, part.seed, strict=True)]])
+        if not parts:
+            return pd.DataFrame(columns=[*KEY, "epoch", "test_metric"])
+        joined = pd.concat(parts, ignore_index=True)
+        return joined[[*KEY, *joined.columns.drop(KEY)]]
+
+    @functools.cached_property
+    def measured(self) -> pd.DataFrame:
+        """The table, with what the epochs and the test samples say besides: mass_incorrect and hard_test."""
+        return add_hardness(add_mass(self.table, self.epochs), self)
+
+
+def collect(paths: list[Path]) -> Runs:
+    """All finished runs in and under these folders, each configuration and seed once.
+
+    Never raises over what a folder holds: what is no finished run is named in ``unfinished`` or ``skipped``. Raises
+    FileNotFoundError where a path does not exist.
+    """
+    runs, rows, counted = Runs(pd.DataFrame(), {}), [], {}
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no folder {path}")
+        for folder, names, files in sorted(os.walk(path)):
+            names.sort()
+            found, here = set(files), Path(folder)
+            try:
+                if {"runs.csv", "configs.yaml"} <= found:
+                    new = _read_log(here, runs)
+                elif found & {"config.yaml", "summary.json", "metrics.csv", FAILED}:
+                    new = [_read_run(here, runs)]
+                else:
+                    continue
+            except _Unfinished as error:
+                runs.unfinished[str(here)] = str(error)
+                continue
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+                told = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+                runs.skipped[str(here)] = f"not the files of a run: {told or type(error).__name__}"
+                continue
+            for row in new:
+                key = row["config"], row["seed"]
+                if key in counted:
+                    runs.skipped[row["path"]] = f"the same configuration and seed as {counted[key]}, which is counted"
+                    continue
+                rows.append(row)
+                counted[key] = row["path"]
+                if "directory" in row:
+                    runs.directories[key] = row.pop("directory")
+    runs.table = pd.DataFrame(rows)
+    if rows:
+        runs.table["label"] = _labels(runs.table, runs.configs)
+        runs.table = runs.table.sort_values(["dataset", "noise", "fraction", "label", "config", "seed"], ignore_index=True)
+    return runs
+
+
+class _Unfinished(Exception):
+    pass
+
+
+def _read_run(directory: Path, runs: Runs) -> dict:
+    """The row of a finished run."""
+    if not (directory / "summary.json").exists():
+        failed = directory / FAILED
+        raise _Unfinished(f"failed: {failed.read_text(errors='replace').strip()}" if failed.exists() else "no epoch is over")
+    said = json.loads((directory / "summary.json").read_text())
+    if not said["finished"]:
+        raise _Unfinished(f"{said['epochs']} epochs are over")
+    config = yaml.load((directory / "config.yaml").read_text(), YAML)
+    seed = int(config["seed"])
+    name = config_hash(config)
+    runs.configs.setdefault(name, without_place(config))
+    row = {"config": name, "seed": seed, **identity(config), "metric": str(said["metric"]), "epochs": int(said["epochs"]),
+           "realised": said["noise"]["realised"]}
+    row |= {rule: said["test"][rule] for rule in ("last", "mean_last_5", "best", "best_epoch", "validated")}
+    if not all(isinstance(row[rule], (int, float)) for rule in ("last", "mean_last_5", "best")):
+        raise ValueError("summary.json has no test metric")
+    row |= {f"{key}_{rule}": values[rule] for key, values in (said.get("at_the_same_epochs") or {}).items()
+            for rule in ("last", "best", "validated")}
+    row |= {key: (said["detection"] or {}).get(key) for key in DETECTION}
+    row |= {f"selection_{key}": (said.get("selection") or {}).get(key) for key in ("precision", "recall")}
+    row |= {"seconds": said["seconds"], "processes": said.get("processes", 1), "device": said.get("device"),
+            "commit": said.get("commit")}
+    return row | {"path": str(directory), "directory": directory}
+
+
+def _read_log(folder: Path, runs: Runs) -> list[dict]:
+    """The rows of a compact log."""
+    table = pd.read_csv(folder / "runs.csv", dtype={"config": str})
+    configs = yaml.load((folder / "configs.yaml").read_text(), YAML)
+    missing = {*KEY, "dataset", "noise", "fraction", "method", "metric", *RULES} - set(table)
+    if missing:
+        raise ValueError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
+    unknown = set(table.config) - set(configs)
+    if unknown:
+        raise ValueError(f"configs.yaml lacks {', '.join(sorted(unknown))}")
+    for name in dict.fromkeys(table.config):
+        runs.configs.setdefault(name, configs[name])
+    runs.logs.append(folder)
+    return [{**row, "path": f"{folder}/runs.csv, {row['config']} seed {row['seed']}"} for row in table.to_dict("records")]
+
+
+def write_log(runs: Runs, folder: Path) -> list[Path]:
+    """Write these runs as a compact log, over one that is there. Returns the files."""
+    epochs, table = runs.epochs, runs.measured.drop(columns=["path", "label"]).sort_values([*CELL, "seed"])
+    before = folder / "runs.csv"
+    if before.exists():
+        old = pd.read_csv(before, dtype={"config": str})
+        lost = set(zip(old.config, old.seed, strict=True)) - set(zip(table.config, table.seed, strict=True))
+        if lost:
+            raise ValueError(f"{before} has {len(lost)} runs that would be lost: name {folder} too among the folders to read, "
+                             f"or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("runs.csv", table), ("epochs.csv", epochs.drop(columns=["seconds", "images_per_second"],
+                                                                          errors="ignore").sort_values([*KEY, "epoch"]))):
+        with atomic_write(folder / name) as file:
+            content.dropna(axis="columns", how="all").reindex(columns=_kept(content)).to_csv(
+                file, index=False, float_format="%.6g", lineterminator="\n")
+    with atomic_write(folder / "configs.yaml") as file:
+        yaml.safe_dump({name: runs.configs[name] for name in sorted(set(table.config))}, file, sort_keys=False)
+    return [folder / name for name in ("runs.csv", "epochs.csv", "configs.yaml")]
+
+
+def _kept(table: pd.DataFrame) -> list[str]:
+    """The columns that say something, and those that a reader counts on."""
+    return [name for name in table if name in RULES or table[name].notna().any()]
+
+
+def without_place(config: dict) -> dict:
+    """A configuration without its seed and without what only says where a run is executed; of a full path, its last part."""
+    gone = {"seed", *EXECUTION} | ({"noise.seed"} if config["noise"].get("seed") == config["seed"] else set())
+
+    def strip(part, prefix=""):
+        return {key: strip(value, f"{prefix}{key}.") if isinstance(value, dict) else
+                Path(value).name if isinstance(value, str) and value.startswith("/") else value
+                for key, value in part.items() if f"{prefix}{key}" not in gone}
+    return strip(config)
+
+
+def config_hash(config: dict) -> str:
+    """Ten digits that all runs share which differ in nothing but their seed and where they are executed.
+
+    A top-level key with its default counts as absent, so that a key new in a later version changes no hash.
+    """
+    default = {key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS}
+    flat = {key: value for key, value in flatten(without_place(config)).items() if key not in default or default[key] != value}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def identity(config: dict) -> dict:
+    """What a run is called in tables: dataset, noise, fraction, method, model."""
+    kind = config["noise"]["kind"]
+    fraction = 0.0 if kind == "none" else float(config["noise"]["fraction"])
+    return {"dataset": dataset_name(config), "noise": kind, "fraction": fraction, "method": method_name(config),
+            "model": config["model"]["name"]}
+
+
+def dataset_name(config: dict) -> str:
+    """That of its section, with the file, folder or task where there are several."""
+    section = config["dataset"]
+    source = section.get("file") or section.get("root") or section.get("task")
+    return section["name"] + (f"-{Path(source).stem}" if source else "")
+
+
+def method_name(config: dict) -> str:
+    """Its loss; on selected samples "RSL", or "small-loss" where the losses of one epoch select, and the loss if not Plain."""
+    name, selection = config["loss"]["name"], config["dataset"].get("selection")
+    if selection is None:
+        return name
+    selected = "small-loss" if str(selection.get("criterion", "mean")).startswith("epoch") else "RSL"
+    return selected if name == "Plain" else f"{selected} + {name}"
+
+
+def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
+    """The method of each run; where a method has several configurations at one noise, with the values in which they differ."""
+    flat = {name: {key: value for key, value in flatten(config).items() if key != "noise.fraction"}
+            for name, config in configs.items()}
+    suffix = dict.fromkeys(flat, "")
+    for _, group in table.groupby(["dataset", "noise", "method"], sort=False):
+        differing = {}
+        for _, cell in group.groupby("fraction"):
+            here = [flat[name] for name in dict.fromkeys(cell.config)]
+            for key in dict.fromkeys(key for config in here for key in config):
+                if any(config.get(key) != here[0].get(key) for config in here):
+                    differing[key] = None
+        last = collections.Counter(key.rsplit(".", 1)[-1] for key in differing)
+        for name in dict.fromkeys(group.config):
+            shown = [f"{key.rsplit('.', 1)[-1] if last[key.rsplit('.', 1)[-1]] == 1 else key}={flat[name][key]}"
+                     for key in differing if flat[name].get(key) is not None]
+            suffix[name] = "".join(f", {one}" for one in shown) if len(differing) <= 4 else f" [{name}]"
+    return table.method + table.config.map(suffix)
+
+
+def add_mass(table: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """With the column mass_incorrect: the mean over all epochs of the part of all gradient that incorrect labels have."""
+    if "mass_incorrect" not in epochs:
+        return table if "mass_incorrect" in table else table.assign(mass_incorrect=np.nan)
+    means = epochs.groupby(KEY).mass_incorrect.mean()
+    return table.drop(columns="mass_incorrect", errors="ignore").join(means, on=KEY)
+
+
+def add_hardness(table: pd.DataFrame, runs: Runs) -> pd.DataFrame:
+    """With the column hard_test: the metric on the HARD part of the test samples, hardest after training on clean labels.
+
+    Hardness is that of the runs of Plain without noise on the same dataset with the same network: the mean of their test
+    losses. NaN where there is none, or a run left no test.npz.
+    """
+    hard, values = _hard_samples(runs), {}
+    for (config, seed), directory in runs.directories.items():
+        rows = hard.get(_recipe(runs.configs[config]))
+        tested = _tested(directory, runs) if rows is not None else None
+        if tested is not None and len(tested["loss"]) > rows.max():
+            target, predicted = tested["target"][rows], tested["predicted"][rows]
+            numbers = runs.configs[config]["task"] == "regression"
+            values[config, seed] = float(np.abs(target - predicted).mean() if numbers else 100 * (target == predicted).mean())
+    known = pd.Series([values.get(key, np.nan) for key in zip(table.config, table.seed, strict=True)], table.index, float)
+    return table.assign(hard_test=known.fillna(table.hard_test) if "hard_test" in table else known)
+
+
+def _hard_samples(runs: Runs) -> dict[str, np.ndarray]:
+    """Recipe -> the rows of its test set that are hard."""
+    losses = collections.defaultdict(list)
+    for (config, _), directory in runs.directories.items():
+        said = runs.configs[config]
+        clean = method_name(said) == "Plain" and identity(said)["fraction"] == 0
+        if clean and (tested := _tested(directory, runs)) is not None:
+            losses[_recipe(said)].append(tested["loss"])
+    return {recipe: np.argsort(-np.mean(found, axis=0), kind="stable")[:max(1, round(HARD * len(found[0])))]
+            for recipe, found in losses.items()}
+
+
+def _recipe(config: dict) -> str:
+    """What two runs share whose test samples are the same and whose networks find the same ones hard."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "selection"}
+    return json.dumps([dataset, config["model"], config["task"]], sort_keys=True)
+
+
+def _tested(directory: Path, runs: Runs) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(directory / "test.npz") as file:
+            return {key: file[key] for key in ("target", "loss", "predicted")}
+    except (OSError, ValueError, KeyError) as error:
+        runs.skipped[str(directory / "test.npz")] = f"cannot be read: {error}"
+        return None

@@ -1,0 +1,226 @@
+"""Pictures of many runs: each drawn as .png and .svg, from run directories or compact logs."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from utils import published
+from utils.collect import Runs
+from utils.files import atomic_write
+
+KINDS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe; and so are these
+METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = "os^Dv<>P"
+AXIS = {"accuracy": "test accuracy (%)", "mae": "test MAE"}
+WIDTH = 9  # inches: what README shows at about 900 pixels
+
+
+class Picture(NamedTuple):
+    path: Path  # of the .png; an .svg of that name is beside it
+    dataset: str
+    noise: str
+    title: str
+
+
+def draw(runs: Runs, folder: Path) -> list[Picture]:
+    """All pictures that these runs have the files for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs, drawn = runs.epochs, []
+    styles = {label: (METHODS[place % len(METHODS)], MARKERS[place % len(MARKERS)])
+              for place, label in enumerate(dict.fromkeys(runs.table.label))}
+    for (dataset, noise), condition in runs.table.groupby(["dataset", "noise"], sort=False):
+        def keep(figure, name, title, dataset=dataset, noise=noise):
+            safe = re.sub(r"[^\w.-]+", "-", f"{dataset}-{noise}")
+            drawn.append(Picture(save(figure, folder / f"{name.format(safe)}.png"), dataset, noise, title))
+
+        if condition.fraction.nunique() > 1:
+            keep(accuracy_by_noise(condition, styles), "noise-{}", "test metric by noise fraction")
+        for fraction, part in condition.groupby("fraction"):
+            logged = epochs.merge(part[["config", "seed", "label"]], on=["config", "seed"])
+            logged = logged.sort_values(["label", "seed", "epoch"])
+            if len(logged):
+                keep(accuracy_by_epoch(logged, part, styles), f"epochs-{{}}-{fraction:g}", f"{fraction:g}: metric by epoch")
+            if "weight_incorrect" in logged and logged.weight_incorrect.notna().any():
+                keep(weights_by_epoch(logged), f"weights-{{}}-{fraction:g}", f"{fraction:g}: weights by epoch")
+            samples = _samples(part, runs)
+            if samples:
+                keep(scores(samples, styles), f"scores-{{}}-{fraction:g}", f"{fraction:g}: scores of incorrect labels")
+            sign = -1 if part.metric.iloc[0] == "accuracy" else 1
+            for label in (sign * part.groupby("label")["last"].mean()).sort_values().index[:1]:  # the best one
+                directory = _first(part, runs).get(label)
+                if directory and (directory / "suspects.png").exists():
+                    keep(sheets(directory, label), f"sheet-{{}}-{fraction:g}", f"{fraction:g}: suspects and hard samples")
+    return drawn
+
+
+def accuracy_by_epoch(logged: pd.DataFrame, part: pd.DataFrame, styles: dict) -> Figure:
+    """Test metric over the epochs, the mean over seeds in the range of all; best and last of the mean marked, and their gap."""
+    figure, axes = _axes()
+    higher = part.metric.iloc[0] == "accuracy"
+    for label, rows in logged.groupby("label", sort=False):
+        curve = rows.groupby("epoch").test_metric.agg(["mean", "min", "max"])
+        colour = styles[label][0]
+        best = curve["mean"].idxmax() if higher else curve["mean"].idxmin()
+        gap = abs(curve["mean"][best] - curve["mean"].iloc[-1])
+        axes.plot(curve.index, curve["mean"], color=colour, label=f"{label}: last {curve['mean'].iloc[-1]:.2f}, gap {gap:.2f}")
+        axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(best, curve["mean"][best], "o", color=colour, markerfacecolor="white")
+        axes.plot(curve.index[-1], curve["mean"].iloc[-1], "o", color=colour)
+        axes.plot([curve.index[-1]] * 2, [curve["mean"][best], curve["mean"].iloc[-1]], ":", color=colour, linewidth=1)
+    axes.set_ylim(*_fences(logged.groupby(["label", "epoch"]).test_metric.mean()))
+    axes.set(xlabel="epoch", ylabel=AXIS[part.metric.iloc[0]])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    seeds = sorted(set(logged.groupby("label").seed.nunique()))
+    _legend(axes, f"best: ring, last: dot; seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}")
+    return figure
+
+
+def _fences(values: pd.Series) -> tuple[float, float]:
+    """Limits of an axis that leave out what would squeeze the rest: three times the span of the quartiles beyond these."""
+    low, high = values.quantile([0.25, 0.75])
+    low, high = max(values.min(), low - 3 * (high - low)), min(values.max(), high + 3 * (high - low))
+    space = 0.05 * (high - low) or 1
+    return low - space, high + space
+
+
+def accuracy_by_noise(condition: pd.DataFrame, styles: dict) -> Figure:
+    """Last (filled) and best (hollow) test metric against the noise fraction, with published numbers as crosses."""
+    figure, axes = _axes()
+    numbers = published.load()
+    for label, rows in condition.groupby("label", sort=False):
+        colour, marker = styles[label]
+        for rule, line, face in (("last", "-", colour), ("best", ":", "white")):
+            points = rows.groupby("fraction")[rule].agg(["mean", "std"])
+            axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, linestyle=line, marker=marker,
+                          markerfacecolor=face, capsize=2, linewidth=1.2, label=label if rule == "last" else None)
+        first = rows.iloc[0]
+        known = numbers[(numbers.dataset == first.dataset) & (numbers.method == first.method) & (numbers.model == first.model)
+                        & ((numbers.noise == first.noise) | (numbers.fraction == 0)) & (numbers.metric == first.metric)]
+        known = known.drop_duplicates("fraction")  # the preferred one
+        axes.plot(known.fraction, known.value, "x", color=colour, markersize=9, markeredgewidth=2)
+    axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]])
+    axes.set_xticks(sorted(condition.fraction.unique()))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(axes, "last: filled; best: hollow; published: cross")
+    return figure
+
+
+def weights_by_epoch(logged: pd.DataFrame) -> Figure:
+    """The weights of easy, hard and incorrect samples over the epochs, a panel a method, the mean over seeds."""
+    shown = [(label, rows) for label, rows in logged.groupby("label", sort=False) if rows.weight_incorrect.notna().any()]
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(4.5, WIDTH * columns / 4 if columns > 2 else WIDTH * columns / 2), 2.6 * lines + 0.4),
+                    layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, squeeze=False)
+    for axes, (label, rows) in zip(panels.flat, shown, strict=False):
+        means = rows.groupby("epoch")[[f"weight_{kind}" for kind in KINDS]].mean()
+        for kind, colour in KINDS.items():
+            axes.plot(means.index, means[f"weight_{kind}"], color=colour, label=kind)
+        axes.set_title(label, fontsize="medium")
+        axes.set_ylim(0, None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in panels.flat[len(shown):]:
+        axes.set_axis_off()
+    panels[0, 0].legend(frameon=False)
+    figure.supxlabel("epoch", fontsize="medium")
+    figure.supylabel("weight (the task loss alone: 1)", fontsize="medium")
+    return figure
+
+
+def scores(samples: dict[str, tuple], styles: dict) -> Figure:
+    """ROC of the incorrect samples for all methods; and for each the distribution of its score, correct and incorrect."""
+    count = len(samples)
+    figure = Figure(figsize=(WIDTH, max(3.4, 0.8 * count + 0.8)), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    axes = left.subplots()
+    panels = right.subplots(count, 1, squeeze=False, sharex=True)[:, 0]
+    for panel, (label, (score, incorrect)) in zip(panels, samples.items(), strict=True):
+        wrong, found, _ = roc_curve(incorrect, score)
+        axes.plot(wrong, found, color=styles[label][0], label=f"{label}, AUROC {roc_auc_score(incorrect, score):.4f}")
+        low, high = np.percentile(score, [0.5, 99.5])
+        bins = np.linspace(0, 1, 51)
+        scaled = ((score - low) / (high - low or 1)).clip(0, 1)
+        for mask, kind, name in ((~incorrect, "easy", "correct"), (incorrect, "incorrect", "incorrect")):
+            panel.hist(scaled[mask], bins, color=KINDS[kind], alpha=0.7, label=name)
+        panel.set_title(label, fontsize="small", loc="left", pad=2)
+        panel.set_yscale("log")
+        panel.set_yticks([])
+        panel.minorticks_off()
+        panel.spines[["left", "top", "right"]].set_visible(False)
+    chance = np.geomspace(1e-4, 1, 50)
+    axes.plot(chance, chance, color="#cccccc", linewidth=1, zorder=0)
+    axes.set(xscale="log", xlim=(1e-4, 1), xlabel="part of the correct labels above the threshold",
+             ylabel="part of the incorrect labels above it")
+    axes.legend(frameon=False, fontsize="small", loc="best")
+    panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
+    panels[-1].set_xlabel("score, from its lowest to its highest; samples: log scale")
+    panels[-1].set_xticks([])
+    return figure
+
+
+def sheets(directory: Path, label: str) -> Figure:
+    """The contact sheets of one run: the most suspicious labels, and the correct ones that the network finds hardest."""
+    from matplotlib.image import imread
+    found = [(name, imread(directory / file)) for name, file in (
+        ("most suspicious labels", "suspects.png"), ("correct labels with the largest loss", "hardest.png"))
+        if (directory / file).exists()]
+    tallest = max(image.shape[0] / image.shape[1] for _, image in found)
+    figure = Figure(figsize=(WIDTH * len(found) / 2 * 1.4, WIDTH / 2 * 1.4 * tallest + 0.4), layout="constrained")
+    for axes, (name, image) in zip(np.atleast_1d(figure.subplots(1, len(found))), found, strict=True):
+        axes.imshow(image, interpolation="none")
+        axes.set_title(f"{label}: {name}", fontsize="medium")
+        axes.set_axis_off()
+    return figure
+
+
+def _first(part: pd.DataFrame, runs: Runs) -> dict[str, Path]:
+    """Label -> the directory of its first seed, where there is one."""
+    found = {}
+    for config, seed, label in part.sort_values("seed")[["config", "seed", "label"]].itertuples(index=False):
+        if (config, seed) in runs.directories:
+            found.setdefault(label, runs.directories[config, seed])
+    return found
+
+
+def _samples(part: pd.DataFrame, runs: Runs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Label -> score and incorrect [N] of its first seed, where both kinds are there and known."""
+    found = {}
+    for label, directory in _first(part, runs).items():
+        try:
+            with np.load(directory / "samples.npz") as file:
+                score, given, true = (file[key] for key in ("score", "given", "true"))
+        except (OSError, ValueError, KeyError) as error:
+            runs.skipped[str(directory / "samples.npz")] = f"cannot be read: {error}"
+            continue
+        unknown = np.isnan(true).any() if true.dtype.kind == "f" else (true < 0).any()
+        incorrect = given != true
+        if not unknown and incorrect.any() and not incorrect.all() and np.isfinite(score).all():
+            found[label] = score, incorrect
+    return found
+
+
+def _axes():
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(axes, title):
+    axes.legend(frameon=False, fontsize="small", title=title, title_fontsize="small", loc="center left",
+                bbox_to_anchor=(1, 0.5), alignment="left")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write .png and .svg without the frame lines that carry nothing, the same bytes for the same runs."""
+    for axes in figure.get_axes():
+        axes.spines[["top", "right"]].set_visible(False)
+    for form, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
+        with atomic_write(path.with_suffix(f".{form}"), "wb") as file:
+            figure.savefig(file, dpi=150, format=form, **extra)
+    return path

@@ -1,0 +1,96 @@
+"""What several runs say together: the rules for choosing the epoch, the verdict on a published number, the order of methods."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RULES = ("last", "mean_last_5", "best", "validated")
+ALPHA = 0.05  # of each of the two one-sided tests: the interval is one of 1 - 2 ALPHA
+TOO_FEW = "too few seeds to tell"
+
+
+def by_rule(values: list[float], validated_on: list[float] | None, higher_is_better: bool,
+            of: list[float] | None = None) -> dict:
+    """One test metric per epoch, under every rule by which papers choose the epoch.
+
+    last; mean_last_5; best, chosen on the test set itself, which flatters; validated, at the best epoch of a held-out
+    part of the training set (None without one). Of equal epochs the first. Every value None before the first epoch.
+
+    ``of``: report this metric instead, at the epochs that are chosen by ``values``; None where it is NaN.
+    """
+    if not values:
+        return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
+    choose = np.argmax if higher_is_better else np.argmin
+    best, shown = int(choose(values)), values if of is None else of
+    found = {"last": shown[-1], "mean_last_5": float(np.mean(shown[-5:])), "best": shown[best], "best_epoch": best,
+             "validated": shown[int(choose(validated_on))] if validated_on else None}
+    return {rule: None if value is None or math.isnan(value) else value for rule, value in found.items()}
+
+
+class Comparison(NamedTuple):
+    """Reproduced minus published: the difference of the means, its interval of confidence 1 - 2 ALPHA, and the verdict."""
+
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+
+def compare(values: list[float], published: float, margin: float, std: float | None = None,
+            n: int | None = None) -> Comparison:
+    """Hold the runs of some seeds against a published number.
+
+    Two one-sided t tests (TOST): "reproduced" where both reject that the difference is ``margin`` or more, up or down, at
+    ALPHA. Otherwise "above" or "below" where the difference is not zero (0 outside the interval), else "too few seeds to
+    tell", as with a single seed. A difference may be both other than zero and within the margin: that is reproduced.
+
+    The published number is taken as exact, or, where its own ``std`` (ddof 1) and ``n`` > 1 are given, as the mean of a
+    sample: Welch's degrees of freedom.
+
+    Raises ValueError where there are no values, or the margin is not positive.
+    """
+    if not len(values) or not margin > 0:
+        raise ValueError(f"compare needs at least one value and a margin greater than 0, got {values} and {margin}")
+    difference = float(np.mean(values) - published)
+    if len(values) == 1:
+        return Comparison(difference, math.nan, math.nan, TOO_FEW)
+    own = np.var(values, ddof=1) / len(values)
+    other = std**2 / n if std is not None and n is not None and n > 1 else 0.0
+    error = math.sqrt(own + other)
+    if error == 0:
+        half = 0.0
+    else:
+        freedom = error**4 / (own**2 / (len(values) - 1) + (other**2 / (n - 1) if other else 0))
+        half = float(stats.t.ppf(1 - ALPHA, freedom)) * error
+    low, high = difference - half, difference + half
+    if -margin < low and high < margin:
+        return Comparison(difference, low, high, "reproduced")
+    return Comparison(difference, low, high, "above" if low > 0 else "below" if high < 0 else TOO_FEW)
+
+
+def ranks(means: Mapping[str, float], higher_is_better: bool) -> dict[str, int]:
+    """Name -> place, 1 the best; equal means share the better place. Names whose mean is NaN have none."""
+    known = {name: value for name, value in means.items() if not math.isnan(value)}
+    better = (lambda a, b: a > b) if higher_is_better else (lambda a, b: a < b)
+    return {name: 1 + sum(better(other, value) for other in known.values()) for name, value in known.items()}
+
+
+def reversals(means: Mapping[str, Mapping[str, float]], higher_is_better: bool) -> list[tuple[str, str, str, str]]:
+    """The pairs whose order depends on the rule: (first, second, rule, other rule), first the better one under ``rule``.
+
+    ``means``: rule -> name -> mean. Of each pair the first two rules, in their order, that contradict each other.
+    """
+    places = {rule: ranks(values, higher_is_better) for rule, values in means.items()}
+    names = dict.fromkeys(itertools.chain.from_iterable(places.values()))
+    found = []
+    for one, two in itertools.combinations(names, 2):
+        signs = [(rule, np.sign(place[two] - place[one])) for rule, place in places.items() if one in place and two in place]
+        for (rule, sign), (other, opposite) in itertools.combinations(signs, 2):
+            if sign * opposite < 0:
+                found.append((one, two, rule, other) if sign > 0 else (two, one, rule, other))
+                break
+    return found
