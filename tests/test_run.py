@@ -1,6 +1,7 @@
 """Whole runs through main.py: what they leave, that they resume as if nothing had happened, and what goes wrong cleanly."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -481,3 +482,26 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_tensorboard_shows_what_metrics_csv_holds(run, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 15)
+        run("tensorboard=true", "model=cnn", "epochs=3")
+    code, directory, *_ = run("tensorboard=true", "model=cnn", "epochs=3")  # goes on
+    rows = pd.read_csv(directory / "metrics.csv")
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    assert code == 0 and set(events.Tags()["scalars"]) == set(rows) - {"epoch"}
+    for name in set(rows) - {"epoch"}:
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [0, 1, 2]
+        assert [scalar.value for scalar in scalars] == pytest.approx(rows[name].tolist(), rel=1e-4)
+
+
+def test_without_the_package_tensorboard_is_a_clear_error(run, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest))
+    code, directory, _, said = run("tensorboard=true", "model=cnn")
+    assert code == 2 and said == "error: tensorboard=true needs a package that is not here: pip install tensorboard\n"
+    assert not directory.exists()

@@ -25,6 +25,7 @@ YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KEY = ["config", "seed"]
 CELL = ["dataset", "noise", "fraction", "config"]
 DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
+OPTIONAL = ("model", "epochs", "realised", "best_epoch", "seconds", "processes", "device", *DETECTION)  # unknown: NaN
 HARD = 0.1  # the part of the test samples that count as hard
 
 
@@ -109,6 +110,8 @@ def collect(paths: list[Path]) -> Runs:
                     runs.directories[key] = row.pop("directory")
     runs.table = pd.DataFrame(rows)
     if rows:
+        for name in set(OPTIONAL) - set(runs.table):
+            runs.table[name] = np.nan
         runs.table["label"] = _labels(runs.table, runs.configs)
         runs.table = runs.table.sort_values(["dataset", "noise", "fraction", "label", "config", "seed"], ignore_index=True)
     return runs
@@ -243,11 +246,15 @@ def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
             for key in dict.fromkeys(key for config in here for key in config):
                 if any(config.get(key) != here[0].get(key) for config in here):
                     differing[key] = None
-        last = collections.Counter(key.rsplit(".", 1)[-1] for key in differing)
+        count = collections.Counter(key.rsplit(".", 1)[-1] for key in differing)
         for name in dict.fromkeys(group.config):
-            shown = [f"{key.rsplit('.', 1)[-1] if last[key.rsplit('.', 1)[-1]] == 1 else key}={flat[name][key]}"
-                     for key in differing if flat[name].get(key) is not None]
-            suffix[name] = "".join(f", {one}" for one in shown) if len(differing) <= 4 else f" [{name}]"
+            for key in differing:
+                value, short = flat[name].get(key), key.rsplit(".", 1)[-1]
+                if short == "name" and value is not None:
+                    suffix[name] += f", {value}"
+                elif value is not None and len(differing) <= 4:
+                    suffix[name] += f", {short if count[short] == 1 else key}={value}"
+            suffix[name] += f" [{name}]" if len(differing) > 4 else ""
     return table.method + table.config.map(suffix)
 
 
@@ -296,6 +303,8 @@ def _recipe(config: dict) -> str:
 
 
 def _tested(directory: Path, runs: Runs) -> dict[str, np.ndarray] | None:
+    if not (directory / "test.npz").exists():  # a run of an earlier version
+        return None
     try:
         with np.load(directory / "test.npz") as file:
             return {key: file[key] for key in ("target", "loss", "predicted")}

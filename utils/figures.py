@@ -60,24 +60,23 @@ def draw(runs: Runs, folder: Path) -> list[Picture]:
 
 
 def accuracy_by_epoch(logged: pd.DataFrame, part: pd.DataFrame, styles: dict) -> Figure:
-    """Test metric over the epochs, the mean over seeds in the range of all; best and last of the mean marked, and their gap."""
+    """Test metric over the epochs, the mean over seeds in the range of all; their mean best and last, and the gap between."""
     figure, axes = _axes()
-    higher = part.metric.iloc[0] == "accuracy"
     for label, rows in logged.groupby("label", sort=False):
         curve = rows.groupby("epoch").test_metric.agg(["mean", "min", "max"])
-        colour = styles[label][0]
-        best = curve["mean"].idxmax() if higher else curve["mean"].idxmin()
-        gap = abs(curve["mean"][best] - curve["mean"].iloc[-1])
-        axes.plot(curve.index, curve["mean"], color=colour, label=f"{label}: last {curve['mean'].iloc[-1]:.2f}, gap {gap:.2f}")
+        colour, of = styles[label][0], part[part.label == label]
+        best, last, end = of.best.mean(), of["last"].mean(), curve.index[-1]
+        axes.plot(curve.index, curve["mean"], color=colour, label=f"{label}: last {last:.2f}, best {best:.2f}")
         axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
-        axes.plot(best, curve["mean"][best], "o", color=colour, markerfacecolor="white")
-        axes.plot(curve.index[-1], curve["mean"].iloc[-1], "o", color=colour)
-        axes.plot([curve.index[-1]] * 2, [curve["mean"][best], curve["mean"].iloc[-1]], ":", color=colour, linewidth=1)
+        axes.plot(of.best_epoch.mean(), best, "o", color=colour, markerfacecolor="white")
+        axes.plot(end, last, "o", color=colour)
+        axes.plot([end, end], [best, last], ":", color=colour, linewidth=1.5)
     axes.set_ylim(*_fences(logged.groupby(["label", "epoch"]).test_metric.mean()))
     axes.set(xlabel="epoch", ylabel=AXIS[part.metric.iloc[0]])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = sorted(set(logged.groupby("label").seed.nunique()))
-    _legend(axes, f"best: ring, last: dot; seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}")
+    _legend(axes, f"last: dot; best of each run: ring; between them: dotted\n"
+                  f"mean and range of {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds")
     return figure
 
 
@@ -159,7 +158,7 @@ def scores(samples: dict[str, tuple], styles: dict) -> Figure:
     axes.set(xscale="log", xlim=(1e-4, 1), xlabel="part of the correct labels above the threshold",
              ylabel="part of the incorrect labels above it")
     axes.legend(frameon=False, fontsize="small", loc="best")
-    panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
+    panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower right", bbox_to_anchor=(1, 0.92))
     panels[-1].set_xlabel("score, from its lowest to its highest; samples: log scale")
     panels[-1].set_xticks([])
     return figure
@@ -183,7 +182,7 @@ def sheets(directory: Path, label: str) -> Figure:
 def _first(part: pd.DataFrame, runs: Runs) -> dict[str, Path]:
     """Label -> the directory of its first seed, where there is one."""
     found = {}
-    for config, seed, label in part.sort_values("seed")[["config", "seed", "label"]].itertuples(index=False):
+    for config, seed, label in part[["config", "seed", "label"]].itertuples(index=False):
         if (config, seed) in runs.directories:
             found.setdefault(label, runs.directories[config, seed])
     return found

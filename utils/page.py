@@ -17,7 +17,7 @@ from utils.statistics import RULES
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th, td { padding: 0.25rem 0.45rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 th { position: sticky; top: 0; background: #fff; cursor: pointer; border-bottom: 2px solid #888; }
 th:hover, a:hover { color: #d55e00; }
 th[aria-sort=ascending]::after { content: " \\25B2"; } th[aria-sort=descending]::after { content: " \\25BC"; }
@@ -130,13 +130,11 @@ def _results(table: pd.DataFrame) -> str:
             place = f" (#{int(of['rank'][rule])})" if known else ""
             cells.append(_cell(report.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
                                of["mean"][rule] if known else None, config))
-        one = compared.iloc[0] if len(compared) else None
+        one, shown = compared.iloc[0] if len(compared) else None, report.wide(cell).iloc[0]
         cells += [_cell(f"{first.gap:.2f}", first.gap, config)]
         cells += [_cell("-"), _cell("-"), _text("-")] if one is None else [
-            _cell(f"{one.published:.2f} ({one.published_rule})", one.published, config),
-            _cell(" / ".join(report.interval(row) for _, row in compared.iterrows()), one.difference, config),
-            _cell(" / ".join(f"{row['rule']}: {row.verdict}" if len(compared) > 1 else row.verdict
-                             for _, row in compared.iterrows()), one.verdict, kind=f"text long {one.verdict.split()[0]}")]
+            _cell(shown["published"], one.published, config), _cell(shown["difference"], one.difference, config),
+            _cell(shown["verdict"], one.verdict, kind=f"text long {one.verdict.split()[0]}")]
         cells += [_cell("unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %", first.realised),
                   _cell(f"{first.hours:.2f}", first.hours)]
         rows.append((_attributes(first, *FILTERS), cells))

@@ -39,14 +39,14 @@ def load(path: Path = PATH) -> pd.DataFrame:
 def matches(table: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Series, list[str]]]:
     """The published numbers for the dataset, noise, fraction and method of a cell, each with what is different there.
 
-    Those that differ least come first, and of these the ones that say most of their parameters.
+    Those that differ least come first, of these the ones that state their rule, and that say most of their parameters.
     """
     kind = (table.noise == cell["noise"]) | ((table.fraction == 0) & (cell["fraction"] == 0))
     found = table[(table.dataset == cell["dataset"]) & kind & ((table.fraction - cell["fraction"]).abs() < 1e-6)
                   & (table.method == cell["method"]) & (table.metric == cell["metric"])]
     flat = flatten(config)
     listed = [(row, _differences(row, flat)) for _, row in found.iterrows()]
-    return sorted(listed, key=lambda pair: (len(pair[1]), -pair[0].parameters.count("=")))
+    return sorted(listed, key=lambda pair: (len(pair[1]), pair[0]["rule"] == NOT_STATED, -pair[0].parameters.count("=")))
 
 
 def _differences(row: pd.Series, flat: dict) -> list[str]:

@@ -34,6 +34,8 @@ MARGINS = {"accuracy": 0.5, "mae": "5%"}
 METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
 HARD_COLUMNS = {"auroc": "AUROC", "hard_vs_incorrect_auroc": "AUROC, large losses", "average_precision": "average precision",
                 "mass_incorrect": "gradient of incorrect", "memorised_fraction": "memorised", "hard_test": "hard test samples"}
+NO_HARDNESS = ("Which test samples are hard is not known: that takes a finished run of Plain on the same dataset with the same "
+               "network without noise among those that are read, e.g. main.py params/<dataset>/plain.yaml noise.kind=none")
 MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
 
@@ -82,11 +84,12 @@ def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | st
 
 
 def _verdict(rule, values, found, margin) -> dict:
-    """What there is to say of the first published number that is of this rule, or of none that is stated."""
-    for row, different in found[:1]:
+    """What there is to say of the first published number of this rule, or of none that is stated; alike ones are preferred."""
+    alike = [pair for pair in found if not pair[1]] or found[:1]
+    for row, different in alike:
         shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}"}
         if rule not in published.COMPARED.get(row["rule"], ()):
-            return {}
+            continue
         if different:
             return shown | {"verdict": f"not compared: there {', '.join(different)}"}
         margin = absolute(margin, row.value)
@@ -120,13 +123,10 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
         row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
                "gap": f"{first.gap:.2f}", "published": "-", "difference": "-", "verdict": "-"}
         if len(compared):
-            one = compared.iloc[0]
-            row["published"] = f"{one.published:.2f} ({one.published_rule})"
-            verdicts = dict(zip(compared["rule"], compared.verdict, strict=True))
-            several = len(set(verdicts.values())) > 1
-            row["verdict"] = "; ".join(f"{rule}: {verdict}" for rule, verdict in verdicts.items()) if several else one.verdict
-            row["difference"] = "; ".join((f"{each['rule']}: " if len(compared) > 1 else "") + interval(each)
-                                          for _, each in compared.iterrows()) if compared.difference.notna().any() else "-"
+            row["published"] = "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in
+                                                       zip(compared.published, compared.published_rule, strict=True)))
+            row["verdict"] = _joined(compared["rule"], compared.verdict)
+            row["difference"] = _joined(compared["rule"], compared.apply(interval, axis=1))
         row["wrong labels"] = "unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %"
         row["hours" if not isinstance(first.device, str) else "CPU-hours" if first.device == "cpu" else "GPU-hours"] = (
             f"{first.hours:.2f}")
@@ -134,6 +134,12 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame([row for *_, row in sorted(rows, key=lambda entry: entry[:2])]).fillna("-")
     return shown[[name for name in shown if name not in ("validated", "published", "difference", "verdict")
                   or (shown[name] != "-").any()]]
+
+
+def _joined(rules, texts) -> str:
+    """ "last: below; best: reproduced", or the text alone where it is the same for all rules."""
+    several = len(set(texts)) > 1
+    return "; ".join(f"{rule}: {text}" for rule, text in zip(rules, texts, strict=True)) if several else next(iter(texts))
 
 
 def spread(mean: float, std: float, digits: int = 2) -> str:
@@ -156,12 +162,15 @@ def order_notes(table: pd.DataFrame) -> list[str]:
         if group.method.nunique() < 2:
             continue
         higher = group.metric.iloc[0] == "accuracy"
-        places = {rule: ranks(of, higher) for rule, of in means.items()}
-        notes.append(f"Order at {fraction:g}: " + "; ".join(f"{rule}: {' > '.join(sorted(of, key=of.get))}"
-                                                           for rule, of in places.items()))
-        notes += [f"Order at {fraction:g} depends on the rule: {one} before {two} by {rule} ({means[rule][one]:.2f}, "
-                  f"{means[rule][two]:.2f}), after it by {other} ({means[other][one]:.2f}, {means[other][two]:.2f})"
-                  for one, two, rule, other in reversals(means, higher)]
+        orders = {}
+        for rule, of in means.items():
+            places = ranks(of, higher)
+            orders.setdefault(" > ".join(sorted(places, key=places.get)), []).append(rule)
+        said = (f"by {', '.join(rules)}: {order}" for order, rules in orders.items())
+        notes.append(f"Order at {fraction:g} {'; '.join(said)}")
+        changed = [f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it by {other} "
+                   f"({means[other][one]:.2f}, {means[other][two]:.2f})" for one, two, rule, other in reversals(means, higher)]
+        notes += [f"Depends on the rule at {fraction:g}: {'; '.join(changed)}"] if changed else []
     return notes
 
 
@@ -199,7 +208,8 @@ def render(table: pd.DataFrame, form: str) -> str:
 def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
     """Everything that is printed of some runs."""
     if hard:
-        said = [(*names, hard_table(part), []) for names, part in runs.measured.groupby(["dataset", "noise"], sort=False)]
+        said = [(*names, hard_table(part), [] if part.hard_test.notna().any() else [NO_HARDNESS])
+                for names, part in runs.measured.groupby(["dataset", "noise"], sort=False)]
     else:
         table = compare_all(runs, published.load(), margins)
         if form == "csv":
