@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from datasets.base import IMAGENET, Dataset, Split, check_files, split_off
 
@@ -26,6 +25,7 @@ def folder(data_root: str = "data", root: str | None = None, image_size: int = 2
         FileNotFoundError: train/ is missing, or a class folder holds no image.
         ValueError: train/ and test/ have different classes; an argument out of range.
     """
+    from torchvision.datasets import ImageFolder  # torchvision takes seconds to import: only where it is used
     check_files(image_size, num_workers, crop_scale)
     parts = {}
     for part in ("train", "test"):

@@ -18,9 +18,6 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms import v2
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from datasets.base import Batch, Dataset, Split
@@ -233,6 +230,8 @@ def _leave_signals_to_the_main_process(worker):
 
 def decode(path: str) -> Tensor:
     """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
+    from torchvision.datasets.folder import default_loader  # torchvision takes seconds to import: only where it is used
+    from torchvision.transforms.functional import pil_to_tensor
     try:
         return pil_to_tensor(default_loader(path))  # torchvision.io's decoder crashes on a damaged PNG
     except UNREADABLE as error:
@@ -289,6 +288,7 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
 
 class _Files(torch.utils.data.Dataset):
     def __init__(self, paths, image_size, augment, crop_scale, flip):
+        from torchvision.transforms import v2
         self.images = paths
         self.paths = paths.paths if isinstance(paths, Decoded) else paths
         larger = v2.Resize(round(image_size * 256 / 224), antialias=True)

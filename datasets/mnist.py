@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torchvision
-
 from datasets.base import Dataset, Split, from_torchvision
 
 
@@ -13,6 +11,7 @@ def mnist(data_root: str = "data", crop_padding: int = 0) -> Dataset:
     ``crop_padding``: so many zeros are padded on each side before a random crop of the training images; 0 leaves them.
     Raises FileNotFoundError where the files are neither under ``data_root`` nor to be downloaded.
     """
+    import torchvision  # torchvision takes seconds to import: only where it is used
     files = "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte"
     parts = from_torchvision(torchvision.datasets.MNIST, Path(data_root), "MNIST/raw", files)
     splits = [Split(part.data.unsqueeze(1), part.targets) for part in parts]

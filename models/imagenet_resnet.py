@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 # Not torchvision's newer V2 weights of ResNet-50: published Clothing1M numbers start from these, and V2 is 4.7 points better
 # on ImageNet. Of ResNet-18 there are no others.
-WEIGHTS = {"resnet18": ResNet18_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+WEIGHTS = {"resnet18": "ResNet18_Weights.IMAGENET1K_V1", "resnet50": "ResNet50_Weights.IMAGENET1K_V1"}
 
 
 def resnet50(num_outputs: int, *, pretrained: bool = False) -> nn.Module:
@@ -40,6 +38,7 @@ def imagenet_resnet18(num_outputs: int, *, pretrained: bool = False) -> nn.Modul
 
 
 def _with_head(name, num_outputs, pretrained):
+    import torchvision  # torchvision takes seconds to import: only where it is used
     model = getattr(torchvision.models, name)(weights=None)
     if pretrained:
         model.load_state_dict(_imagenet_weights(name))
@@ -48,7 +47,8 @@ def _with_head(name, num_outputs, pretrained):
 
 
 def _imagenet_weights(name) -> dict[str, Tensor]:
-    weights = WEIGHTS[name]
+    import torchvision
+    weights = torchvision.models.get_weight(WEIGHTS[name])
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         # torch downloads to a temporary name and checks the hash before it renames: a broken download leaves no file.

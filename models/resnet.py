@@ -1,6 +1,5 @@
 """ResNet-18 and ResNet-34 for 32x32 images: torchvision's networks with another stem."""
 
-import torchvision
 from torch import nn
 
 
@@ -14,7 +13,7 @@ def resnet18(num_outputs: int, in_channels: int = 3) -> nn.Module:
     max-pool, which would leave 1x1 of a 32x32 image. The paper's own CIFAR networks are 16 to 64 channels wide. Shortcuts
     of changing shape are 1x1 convolutions with batch normalisation (its option B). Initialisation is torchvision's.
     """
-    return _cifar_form(torchvision.models.resnet18(weights=None, num_classes=num_outputs), in_channels)
+    return _cifar_form("resnet18", num_outputs, in_channels)
 
 
 def resnet34(num_outputs: int, in_channels: int = 3) -> nn.Module:
@@ -22,10 +21,12 @@ def resnet34(num_outputs: int, in_channels: int = 3) -> nn.Module:
 
     Shapes and deviations as for resnet18. 21,282,122 parameters with 10 outputs and 3 channels.
     """
-    return _cifar_form(torchvision.models.resnet34(weights=None, num_classes=num_outputs), in_channels)
+    return _cifar_form("resnet34", num_outputs, in_channels)
 
 
-def _cifar_form(model: torchvision.models.ResNet, in_channels: int) -> nn.Module:
+def _cifar_form(name: str, num_outputs: int, in_channels: int) -> nn.Module:
+    import torchvision  # torchvision takes seconds to import: only where it is used
+    model = getattr(torchvision.models, name)(weights=None, num_classes=num_outputs)
     model.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     # As torchvision draws its convolutions; it could not know of this one.
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

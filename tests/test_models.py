@@ -327,7 +327,7 @@ def test_pretrained_without_weights_says_what_to_place_where(hub, monkeypatch, u
     monkeypatch.setattr(torch.hub, "urlopen", urlopen)
     with pytest.raises(FileNotFoundError) as caught:
         models.resnet50(14, pretrained=True)
-    for part in (str(hub), WEIGHTS["resnet50"].url, cause, "pretrained: false"):
+    for part in (str(hub), torchvision.models.get_weight(WEIGHTS["resnet50"]).url, cause, "pretrained: false"):
         assert part in str(caught.value)
     assert list(hub.parent.iterdir()) == []
 

@@ -9,8 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms.functional import to_pil_image
 
 from utils.files import atomic_write
 from utils.metrics import wrong_labels
@@ -88,7 +86,7 @@ def draw_suspects(path: Path, table: dict[str, np.ndarray], name: Callable, imag
     drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for place, (index, given, predicted) in enumerate(zip(table["index"], table["given"], table["predicted"], strict=True)):
         left, top = place % columns * (size + 4) + 2, place // columns * (size + text + 4) + 2
-        image = default_loader(images[index]) if isinstance(images, list) else to_pil_image(images[index]).convert("RGB")
+        image = _picture(images[index])
         image = image.resize((size, size), Image.Resampling.NEAREST if max(image.size) < size else Image.Resampling.BILINEAR)
         sheet.paste(image, (left, top))
         names = [name(label).encode(errors="replace").decode()[:16] for label in (given, predicted)]
@@ -97,6 +95,13 @@ def draw_suspects(path: Path, table: dict[str, np.ndarray], name: Callable, imag
             drawing.text((left, top + size + text // 2), f"{names[1]}?", COLOURS["incorrect"], font)
     with atomic_write(path, "wb") as file:
         sheet.save(file, "PNG")
+
+
+def _picture(image: str | torch.Tensor) -> Image.Image:
+    if isinstance(image, str):
+        with Image.open(image) as file:
+            return file.convert("RGB")
+    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy(force=True))
 
 
 def _scores(axes, directory):

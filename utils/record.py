@@ -4,6 +4,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -18,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 import yaml
 from tqdm import tqdm
 
@@ -323,7 +323,7 @@ class RunDirectory:
             "error": None,
             "interrupted": None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "torchvision": torchvision.__version__, "numpy": np.__version__},
+                         "torchvision": importlib.metadata.version("torchvision"), "numpy": np.__version__},
             "commit": commit(),
         })
 

@@ -29,7 +29,8 @@ from utils.statistics import ALPHA, RULES, compare, ranks, reversals
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("dataset", "noise", "fraction", "method", "rule", "n", "mean", "std", "published", "published_rule", "source",
-           "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config")
+           "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config",
+           "convention", "selected")
 MARGINS = {"accuracy": 0.5, "mae": "5%"}
 METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
 HARD_COLUMNS = {"auroc": "AUROC", "hard_vs_incorrect_auroc": "AUROC, large losses", "average_precision": "average precision",
@@ -87,7 +88,8 @@ def _verdict(rule, values, found, margin) -> dict:
     """What there is to say of the first published number of this rule, or of none that is stated; alike ones are preferred."""
     alike = [pair for pair in found if not pair[1]] or found[:1]
     for row, different in alike:
-        shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}"}
+        shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}",
+                 "convention": row.convention, "selected": row.selected}
         if rule not in published.COMPARED.get(row["rule"], ()):
             continue
         if different:
@@ -235,7 +237,9 @@ def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
 def _sources(part: pd.DataFrame) -> list[str]:
     """Where the published numbers are from, and what the verdicts mean."""
     compared = part[part.published.notna()]
-    notes = [f"Published: {source}" for source in dict.fromkeys(compared.source)]
+    said = compared[["source", "convention", "selected"]].drop_duplicates().itertuples(index=False)
+    notes = [f"Published: {source}; noise: {convention}{f'; {selected}' if selected else ''}"
+             for source, convention, selected in said]
     margins = sorted(set(compared.margin.dropna()))
     if margins:
         notes.append(f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}"
