@@ -56,6 +56,18 @@ def first(fraction=0.4, kind="permute", **overrides):
     return (found[0][0].value, found[0][1]) if found else None
 
 
+def test_a_number_whose_protocol_or_noise_is_not_known_is_not_judged():
+    table = published.load()
+    for dataset, model, noise_kind, reason in (("cifar10", "resnet18", "symmetric", "a noise whose convention is not stated"),
+                                               ("cifar10", "resnet34", "human:worse", "a protocol that is not known here"),
+                                               ("clothing1m", "resnet50", "none", "model.pretrained=true")):
+        config = config_of(dataset={"name": dataset}, model={"name": model})
+        fraction = 0.4 if noise_kind == "symmetric" else 0.0
+        cell = {"dataset": dataset, "noise": noise_kind, "fraction": fraction, "method": "Plain", "metric": "accuracy"}
+        found = [different for row, different in published.matches(table, cell, config) if row.model == model]
+        assert found and all(found) and any(reason in different for different in found)
+
+
 def test_the_number_that_is_most_alike_comes_first():
     assert first() == (98.06, [])
     assert first(epochs=30, optimizer={"lr": 0.05}) == (98.36, [])  # the authors' earlier protocol

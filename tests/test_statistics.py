@@ -10,7 +10,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from utils.statistics import ALPHA, TOO_FEW, by_rule, compare, ranks, reversals
 
 SEEDS = {"near": [98.61, 98.70, 98.66, 98.59, 98.72], "above": [99.4, 99.5, 99.6, 99.3, 99.5], "below": [97.1, 97.3, 97.2],
-         "wide": [97.0, 99.5, 98.9], "two": [98.5, 98.9]}
+         "wide": [97.0, 99.5, 98.9]}
 
 
 def test_epochs_by_rule_where_higher_is_better():
@@ -30,6 +30,12 @@ def test_another_metric_is_reported_at_the_epochs_of_the_first():
     assert by_rule([50.0, 90, 60], [1.0, 2, 3], True, of=[7.0, 8, 9]) == {
         "last": 9, "mean_last_5": 8, "best": 8, "best_epoch": 1, "validated": 9}
     assert by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None  # which JSON has no word for
+
+
+def test_an_epoch_without_a_number_is_never_the_best():
+    assert by_rule([math.nan, 5.0, 2, math.nan], [1.0, math.nan, 3, 2], False) == {
+        "last": None, "mean_last_5": None, "best": 2, "best_epoch": 2, "validated": None}
+    assert by_rule([50.0, math.nan], None, True)["best"] == 50 and by_rule([math.nan] * 2, None, True)["best"] is None
 
 
 @pytest.mark.parametrize("validation", [None, []])
@@ -64,13 +70,15 @@ def test_tost_against_a_sampled_number_is_welchs(name, margin):
 
 
 def test_verdicts_by_hand():
-    assert compare([98.0, 98.2], 98.1, 2.0).verdict == "reproduced"  # the interval is 0 +- 0.1 * 6.31
-    assert compare([98.0, 98.2], 98.1, 0.5).verdict == TOO_FEW
+    said = compare([98.0, 98.2], 98.1, 2.0)
+    assert said.verdict == TOO_FEW and said.high == pytest.approx(0.1 * 6.3138, rel=1e-4)  # of two, whatever they say
+    assert compare([98.0, 98.2, 98.1], 98.1, 0.2).verdict == "reproduced"  # the interval is 0 +- 0.0577 * 2.92
+    assert compare([98.0, 98.2, 98.1], 98.1, 0.1).verdict == TOO_FEW
     assert compare([99.0, 99.1, 99.2], 98.1, 0.5).verdict == "above" and compare([5.0, 5.1, 5.2], 9, 0.5).verdict == "below"
     said = compare([98.5], 98.1, 0.5)
     assert said.verdict == TOO_FEW and said.difference == pytest.approx(0.4) and math.isnan(said.low)
-    assert compare([98.0, 98.0], 98.0, 0.1) == (0, 0, 0, "reproduced")  # nothing varies
-    assert compare([98.0, 98.0], 97.0, 0.1).verdict == "above"
+    assert compare([98.0] * 3, 98.0, 0.1) == (0, 0, 0, "reproduced")  # nothing varies
+    assert compare([98.0] * 3, 97.0, 0.1).verdict == "above"
     assert compare([98.2, 98.21, 98.22], 98.1, 0.5).verdict == "reproduced"  # not zero, and within the margin
 
 

@@ -9,6 +9,8 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from utils.sweep import FAILED
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KEY = ["config", "seed"]
+BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises for a damaged .npz
 CELL = ["dataset", "noise", "fraction", "config"]
 DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
-OPTIONAL = ("model", "epochs", "realised", "best_epoch", "seconds", "processes", "device", *DETECTION)  # unknown: NaN
+OPTIONAL = ("model", "epochs", "realised", "best_epoch", "seconds", "processes", "threads", "device", *DETECTION)  # or NaN
+NUMBERS = {*RULES, *OPTIONAL, "seed", "fraction"} - {"model", "device"}
 HARD = 0.1  # the part of the test samples that count as hard
 
 
@@ -34,13 +38,14 @@ class Runs:
     """What was found.
 
     ``table``: a row per run; ``configs``: by hash, without what says where a run was executed; ``directories``: by (config,
-    seed), of those that are no compact logs; ``unfinished`` and ``skipped``: path -> why.
+    seed), of those that are no compact logs; ``logs``: which (config, seed) each of these gave; ``unfinished`` and
+    ``skipped``: path -> why.
     """
 
     table: pd.DataFrame
     configs: dict[str, dict]
     directories: dict[tuple[str, int], Path] = field(default_factory=dict)
-    logs: list[Path] = field(default_factory=list)
+    logs: dict[Path, set] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -57,10 +62,14 @@ class Runs:
                     parts.append(part.assign(config=config, seed=seed))
             except (OSError, ValueError) as error:
                 self.skipped[str(directory / "metrics.csv")] = f"cannot be read, its epochs are left out: {error}"
-        for log in self.logs:
-            if (log / "epochs.csv").exists():
-                part = pd.read_csv(log / "epochs.csv", dtype={"config": str})
-                parts.append(part[[pair in known for pair in zip(part.config, part.seed, strict=True)]])
+        for log, counted in self.logs.items():
+            try:
+                if (log / "epochs.csv").exists():
+                    part = pd.read_csv(log / "epochs.csv", dtype={"config": str})
+                    keep = [pair in known and pair in counted for pair in zip(part["config"], part["seed"], strict=True)]
+                    parts.append(part[keep].astype({"test_metric": float}))
+            except (OSError, ValueError, KeyError) as error:
+                self.skipped[str(log / "epochs.csv")] = f"cannot be read, its epochs are left out: {error}"
         if not parts:
             return pd.DataFrame(columns=[*KEY, "epoch", "test_metric"])
         joined = pd.concat(parts, ignore_index=True)
@@ -78,11 +87,19 @@ def collect(paths: list[Path]) -> Runs:
     Never raises over what a folder holds: what is no finished run is named in ``unfinished`` or ``skipped``. Raises
     FileNotFoundError where a path does not exist.
     """
-    runs, rows, counted = Runs(pd.DataFrame(), {}), [], {}
+    runs, rows, counted, visited = Runs(pd.DataFrame(), {}), [], {}, set()
+
+    def unreadable(error):
+        runs.skipped[str(error.filename)] = f"cannot be read: {error.strerror}"
+
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}")
-        for folder, names, files in sorted(os.walk(path)):
+        for folder, names, files in os.walk(path, followlinks=True, onerror=unreadable):
+            if os.path.realpath(folder) in visited:  # a link, or a folder that was named twice
+                names.clear()
+                continue
+            visited.add(os.path.realpath(folder))
             names.sort()
             found, here = set(files), Path(folder)
             try:
@@ -95,7 +112,7 @@ def collect(paths: list[Path]) -> Runs:
             except _Unfinished as error:
                 runs.unfinished[str(here)] = str(error)
                 continue
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
                 told = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
                 runs.skipped[str(here)] = f"not the files of a run: {told or type(error).__name__}"
                 continue
@@ -108,6 +125,8 @@ def collect(paths: list[Path]) -> Runs:
                 counted[key] = row["path"]
                 if "directory" in row:
                     runs.directories[key] = row.pop("directory")
+                else:
+                    runs.logs.setdefault(here, set()).add(key)
     runs.table = pd.DataFrame(rows)
     if rows:
         for name in set(OPTIONAL) - set(runs.table):
@@ -136,15 +155,25 @@ def _read_run(directory: Path, runs: Runs) -> dict:
     row = {"config": name, "seed": seed, **identity(config), "metric": str(said["metric"]), "epochs": int(said["epochs"]),
            "realised": said["noise"]["realised"]}
     row |= {rule: said["test"][rule] for rule in ("last", "mean_last_5", "best", "best_epoch", "validated")}
-    if not all(isinstance(row[rule], (int, float)) for rule in ("last", "mean_last_5", "best")):
-        raise ValueError("summary.json has no test metric")
     row |= {f"{key}_{rule}": values[rule] for key, values in (said.get("at_the_same_epochs") or {}).items()
             for rule in ("last", "best", "validated")}
     row |= {key: (said["detection"] or {}).get(key) for key in DETECTION}
     row |= {f"selection_{key}": (said.get("selection") or {}).get(key) for key in ("precision", "recall")}
-    row |= {"seconds": said["seconds"], "processes": said.get("processes", 1), "device": said.get("device"),
-            "commit": said.get("commit")}
+    row |= {"seconds": said["seconds"], "processes": said.get("processes", 1), "threads": config.get("threads"),
+            "device": said.get("device"), "commit": said.get("commit")}
+    _check([row], {name: config})
     return row | {"path": str(directory), "directory": directory}
+
+
+def _check(rows: list[dict], configs: dict[str, dict]):
+    """Raise ValueError, TypeError or KeyError where something in a row, or in its configuration, is not what it is called."""
+    for row in rows:
+        if row["metric"] not in ("accuracy", "mae"):
+            raise ValueError(f"the metric {row['metric']!r} is not known")
+        for name in NUMBERS & set(row):
+            if row[name] is not None and not isinstance(row[name], (int, float)):
+                raise ValueError(f"{name} is {row[name]!r}, no number")
+        identity(configs[row["config"]]), configs[row["config"]]["task"]
 
 
 def _read_log(folder: Path, runs: Runs) -> list[dict]:
@@ -157,10 +186,11 @@ def _read_log(folder: Path, runs: Runs) -> list[dict]:
     unknown = set(table.config) - set(configs)
     if unknown:
         raise ValueError(f"configs.yaml lacks {', '.join(sorted(unknown))}")
+    rows = table.to_dict("records")
+    _check(rows, configs)
     for name in dict.fromkeys(table.config):
         runs.configs.setdefault(name, configs[name])
-    runs.logs.append(folder)
-    return [{**row, "path": f"{folder}/runs.csv, {row['config']} seed {row['seed']}"} for row in table.to_dict("records")]
+    return [{**row, "path": f"{folder}/runs.csv, {row['config']} seed {row['seed']}"} for row in rows]
 
 
 def write_log(runs: Runs, folder: Path) -> list[Path]:
@@ -190,12 +220,12 @@ def _kept(table: pd.DataFrame) -> list[str]:
 
 
 def without_place(config: dict) -> dict:
-    """A configuration without its seed and without what only says where a run is executed; of a full path, its last part."""
-    gone = {"seed", *EXECUTION} | ({"noise.seed"} if config["noise"].get("seed") == config["seed"] else set())
+    """A configuration without its seeds and what only says where a run is executed; of a full path, its last two parts."""
+    gone = {"seed", "noise.seed", *EXECUTION}
 
     def strip(part, prefix=""):
         return {key: strip(value, f"{prefix}{key}.") if isinstance(value, dict) else
-                Path(value).name if isinstance(value, str) and value.startswith("/") else value
+                "/".join(Path(value).parts[-2:]) if isinstance(value, str) and value.startswith("/") else value
                 for key, value in part.items() if f"{prefix}{key}" not in gone}
     return strip(config)
 
@@ -211,9 +241,9 @@ def config_hash(config: dict) -> str:
 
 
 def identity(config: dict) -> dict:
-    """What a run is called in tables: dataset, noise, fraction, method, model."""
+    """What a run is called in tables: dataset, noise, fraction, method, model. The fraction is 0 where none is read."""
     kind = config["noise"]["kind"]
-    fraction = 0.0 if kind == "none" else float(config["noise"]["fraction"])
+    fraction = 0.0 if kind == "none" or ":" in kind else float(config["noise"]["fraction"])
     return {"dataset": dataset_name(config), "noise": kind, "fraction": fraction, "method": method_name(config),
             "model": config["model"]["name"]}
 
@@ -269,14 +299,16 @@ def add_mass(table: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 def add_hardness(table: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     """With the column hard_test: the metric on the HARD part of the test samples, hardest after training on clean labels.
 
-    Hardness is that of the runs of Plain without noise on the same dataset with the same network: the mean of their test
-    losses. NaN where there is none, or a run left no test.npz.
+    Hardness is that of the runs of Plain without noise on the same dataset with the same network, of those configured in
+    most runs: the mean of their test losses, for one of these itself that of the others. NaN where there is none, or a run
+    left no test.npz.
     """
-    hard, values = _hard_samples(runs), {}
+    losses, values = _clean_losses(table, runs), {}
     for (config, seed), directory in runs.directories.items():
-        rows = hard.get(_recipe(runs.configs[config]))
-        tested = _tested(directory, runs) if rows is not None else None
-        if tested is not None and len(tested["loss"]) > rows.max():
+        others = [loss for key, loss in losses.get(_recipe(runs.configs[config]), {}).items() if key != (config, seed)]
+        tested = _tested(directory, runs) if others else None
+        if tested is not None and len(tested["loss"]) == len(others[0]):
+            rows = np.argsort(-np.mean(others, axis=0), kind="stable")[:max(1, round(HARD * len(others[0])))]
             target, predicted = tested["target"][rows], tested["predicted"][rows]
             numbers = runs.configs[config]["task"] == "regression"
             values[config, seed] = float(np.abs(target - predicted).mean() if numbers else 100 * (target == predicted).mean())
@@ -284,16 +316,17 @@ def add_hardness(table: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     return table.assign(hard_test=known.fillna(table.hard_test) if "hard_test" in table else known)
 
 
-def _hard_samples(runs: Runs) -> dict[str, np.ndarray]:
-    """Recipe -> the rows of its test set that are hard."""
-    losses = collections.defaultdict(list)
-    for (config, _), directory in runs.directories.items():
-        said = runs.configs[config]
-        clean = method_name(said) == "Plain" and identity(said)["fraction"] == 0
-        if clean and (tested := _tested(directory, runs)) is not None:
-            losses[_recipe(said)].append(tested["loss"])
-    return {recipe: np.argsort(-np.mean(found, axis=0), kind="stable")[:max(1, round(HARD * len(found[0])))]
-            for recipe, found in losses.items()}
+def _clean_losses(table: pd.DataFrame, runs: Runs) -> dict[str, dict[tuple, np.ndarray]]:
+    """Recipe -> (config, seed) -> test losses [n] of the runs that say what is hard."""
+    clean = table[(table.method == "Plain") & (table.fraction == 0) & (table.realised.astype(float) == 0)]
+    found = collections.defaultdict(dict)
+    for config in clean.config.value_counts(sort=True, ascending=True).index:  # the last one of a recipe stays
+        tested = {key: _tested(runs.directories[key], runs) for key in zip(clean.config, clean.seed, strict=True)
+                  if key[0] == config and key in runs.directories}
+        losses = {key: values["loss"] for key, values in tested.items() if values is not None}
+        if losses and len({len(values) for values in losses.values()}) == 1:
+            found[_recipe(runs.configs[config])] = losses
+    return found
 
 
 def _recipe(config: dict) -> str:
@@ -308,6 +341,6 @@ def _tested(directory: Path, runs: Runs) -> dict[str, np.ndarray] | None:
     try:
         with np.load(directory / "test.npz") as file:
             return {key: file[key] for key in ("target", "loss", "predicted")}
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN as error:
         runs.skipped[str(directory / "test.npz")] = f"cannot be read: {error}"
         return None

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils import published
-from utils.collect import Runs
+from utils.collect import BROKEN, Runs
 from utils.files import atomic_write
 
 KINDS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe; and so are these
@@ -28,19 +29,20 @@ class Picture(NamedTuple):
     title: str
 
 
-def draw(runs: Runs, folder: Path) -> list[Picture]:
+def draw(runs: Runs, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> list[Picture]:
     """All pictures that these runs have the files for."""
     folder.mkdir(parents=True, exist_ok=True)
     epochs, drawn = runs.epochs, []
     styles = {label: (METHODS[place % len(METHODS)], MARKERS[place % len(MARKERS)])
               for place, label in enumerate(dict.fromkeys(runs.table.label))}
-    for (dataset, noise), condition in runs.table.groupby(["dataset", "noise"], sort=False):
-        def keep(figure, name, title, dataset=dataset, noise=noise):
-            safe = re.sub(r"[^\w.-]+", "-", f"{dataset}-{noise}")
-            drawn.append(Picture(save(figure, folder / f"{name.format(safe)}.png"), dataset, noise, title))
+    several = runs.table.groupby(["dataset", "noise"]).metric.nunique()
+    for (dataset, noise, metric), condition in runs.table.groupby(["dataset", "noise", "metric"], sort=False):
+        def keep(figure, name, title, dataset=dataset, noise=noise, metric=metric):
+            safe = re.sub(r"[^\w.-]+", "-", f"{dataset}-{noise}" + (f"-{metric}" if several[dataset, noise] > 1 else ""))
+            drawn.append(Picture(save(figure, folder / f"{name.format(safe)}.png", forms), dataset, noise, title))
 
         if condition.fraction.nunique() > 1:
-            keep(accuracy_by_noise(condition, styles), "noise-{}", "test metric by noise fraction")
+            keep(accuracy_by_noise(condition, runs.configs, styles), "noise-{}", "test metric by noise fraction")
         for fraction, part in condition.groupby("fraction"):
             logged = epochs.merge(part[["config", "seed", "label"]], on=["config", "seed"])
             logged = logged.sort_values(["label", "seed", "epoch"])
@@ -54,24 +56,28 @@ def draw(runs: Runs, folder: Path) -> list[Picture]:
             sign = -1 if part.metric.iloc[0] == "accuracy" else 1
             for label in (sign * part.groupby("label")["last"].mean()).sort_values().index[:1]:  # the best one
                 directory = _first(part, runs).get(label)
-                if directory and (directory / "suspects.png").exists():
-                    keep(sheets(directory, label), f"sheet-{{}}-{fraction:g}", f"{fraction:g}: suspects and hard samples")
+                found = directory and _sheets(directory, runs)
+                if found:
+                    keep(sheets(found, label), f"sheet-{{}}-{fraction:g}", f"{fraction:g}: suspects and hard samples")
     return drawn
 
 
 def accuracy_by_epoch(logged: pd.DataFrame, part: pd.DataFrame, styles: dict) -> Figure:
     """Test metric over the epochs, the mean over seeds in the range of all; their mean best and last, and the gap between."""
     figure, axes = _axes()
-    for label, rows in logged.groupby("label", sort=False):
+    low, high = _fences(logged.groupby(["label", "epoch"]).test_metric.mean())
+    step = 0.012 * logged.epoch.max()
+    for place, (label, rows) in enumerate(logged.groupby("label", sort=False)):
         curve = rows.groupby("epoch").test_metric.agg(["mean", "min", "max"])
         colour, of = styles[label][0], part[part.label == label]
-        best, last, end = of.best.mean(), of["last"].mean(), curve.index[-1]
-        axes.plot(curve.index, curve["mean"], color=colour, label=f"{label}: last {last:.2f}, best {best:.2f}")
+        best, last, end = of.best.mean(), of["last"].mean(), curve.index[-1] + step * place  # side by side
+        outside = "" if low <= last <= high else " (off the axis)"
+        axes.plot(curve.index, curve["mean"], color=colour, label=f"{label}: last {last:.2f}, best {best:.2f}{outside}")
         axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
         axes.plot(of.best_epoch.mean(), best, "o", color=colour, markerfacecolor="white")
         axes.plot(end, last, "o", color=colour)
         axes.plot([end, end], [best, last], ":", color=colour, linewidth=1.5)
-    axes.set_ylim(*_fences(logged.groupby(["label", "epoch"]).test_metric.mean()))
+    axes.set_ylim(low, high)
     axes.set(xlabel="epoch", ylabel=AXIS[part.metric.iloc[0]])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = sorted(set(logged.groupby("label").seed.nunique()))
@@ -88,8 +94,8 @@ def _fences(values: pd.Series) -> tuple[float, float]:
     return low - space, high + space
 
 
-def accuracy_by_noise(condition: pd.DataFrame, styles: dict) -> Figure:
-    """Last (filled) and best (hollow) test metric against the noise fraction, with published numbers as crosses."""
+def accuracy_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figure:
+    """Last (filled) and best (hollow) test metric against the noise fraction, with the published numbers that compare."""
     figure, axes = _axes()
     numbers = published.load()
     for label, rows in condition.groupby("label", sort=False):
@@ -98,15 +104,16 @@ def accuracy_by_noise(condition: pd.DataFrame, styles: dict) -> Figure:
             points = rows.groupby("fraction")[rule].agg(["mean", "std"])
             axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, linestyle=line, marker=marker,
                           markerfacecolor=face, capsize=2, linewidth=1.2, label=label if rule == "last" else None)
-        first = rows.iloc[0]
-        known = numbers[(numbers.dataset == first.dataset) & (numbers.method == first.method) & (numbers.model == first.model)
-                        & ((numbers.noise == first.noise) | (numbers.fraction == 0)) & (numbers.metric == first.metric)]
-        known = known.drop_duplicates("fraction")  # the preferred one
-        axes.plot(known.fraction, known.value, "x", color=colour, markersize=9, markeredgewidth=2)
+        for cell in rows.drop_duplicates("fraction").to_dict("records"):
+            alike = {number["rule"]: number.value for number, different in
+                     reversed(published.matches(numbers, cell, configs[cell["config"]])) if not different}
+            for rule, value in alike.items():  # of each rule the preferred one
+                cross = "+" if rule == "last" else "x"
+                axes.plot(cell["fraction"], value, cross, color=colour, markersize=9, markeredgewidth=2)
     axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]])
     axes.set_xticks(sorted(condition.fraction.unique()))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(axes, "last: filled; best: hollow; published: cross")
+    _legend(axes, "last: filled; best: hollow\npublished: + last, x best or another rule")
     return figure
 
 
@@ -164,19 +171,27 @@ def scores(samples: dict[str, tuple], styles: dict) -> Figure:
     return figure
 
 
-def sheets(directory: Path, label: str) -> Figure:
+def sheets(found: dict[str, np.ndarray], label: str) -> Figure:
     """The contact sheets of one run: the most suspicious labels, and the correct ones that the network finds hardest."""
-    from matplotlib.image import imread
-    found = [(name, imread(directory / file)) for name, file in (
-        ("most suspicious labels", "suspects.png"), ("correct labels with the largest loss", "hardest.png"))
-        if (directory / file).exists()]
-    tallest = max(image.shape[0] / image.shape[1] for _, image in found)
+    tallest = max(image.shape[0] / image.shape[1] for image in found.values())
     figure = Figure(figsize=(WIDTH * len(found) / 2 * 1.4, WIDTH / 2 * 1.4 * tallest + 0.4), layout="constrained")
-    for axes, (name, image) in zip(np.atleast_1d(figure.subplots(1, len(found))), found, strict=True):
+    for axes, (name, image) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
         axes.imshow(image, interpolation="none")
         axes.set_title(f"{label}: {name}", fontsize="medium")
         axes.set_axis_off()
     return figure
+
+
+def _sheets(directory: Path, runs: Runs) -> dict[str, np.ndarray]:
+    """What is shown -> picture, of those that a run has left."""
+    found = {}
+    for name, file in (("most suspicious labels", "suspects.png"), ("correct labels with the largest loss", "hardest.png")):
+        if (directory / file).exists():
+            try:
+                found[name] = imread(directory / file)
+            except (OSError, ValueError, SyntaxError) as error:
+                runs.skipped[str(directory / file)] = f"cannot be read: {error}"
+    return found
 
 
 def _first(part: pd.DataFrame, runs: Runs) -> dict[str, Path]:
@@ -192,10 +207,12 @@ def _samples(part: pd.DataFrame, runs: Runs) -> dict[str, tuple[np.ndarray, np.n
     """Label -> score and incorrect [N] of its first seed, where both kinds are there and known."""
     found = {}
     for label, directory in _first(part, runs).items():
+        if not (directory / "samples.npz").exists():
+            continue
         try:
             with np.load(directory / "samples.npz") as file:
                 score, given, true = (file[key] for key in ("score", "given", "true"))
-        except (OSError, ValueError, KeyError) as error:
+        except BROKEN as error:
             runs.skipped[str(directory / "samples.npz")] = f"cannot be read: {error}"
             continue
         unknown = np.isnan(true).any() if true.dtype.kind == "f" else (true < 0).any()
@@ -215,11 +232,11 @@ def _legend(axes, title):
                 bbox_to_anchor=(1, 0.5), alignment="left")
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write .png and .svg without the frame lines that carry nothing, the same bytes for the same runs."""
+def save(figure: Figure, path: Path, forms: tuple[str, ...] = ("png", "svg")) -> Path:
+    """Write the figure in these forms, without the frame lines that carry nothing, the same bytes for the same runs."""
     for axes in figure.get_axes():
         axes.spines[["top", "right"]].set_visible(False)
-    for form, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
-        with atomic_write(path.with_suffix(f".{form}"), "wb") as file:
-            figure.savefig(file, dpi=150, format=form, **extra)
+    for form in forms:
+        with atomic_write(path.with_name(f"{path.stem}.{form}"), "wb") as file:
+            figure.savefig(file, dpi=150, format=form, **({"metadata": {"Date": None}} if form == "svg" else {}))
     return path

@@ -57,10 +57,11 @@ FILTERS = ("dataset", "noise", "method")
 
 def write(runs: Runs, path: Path, margins: dict):
     """Write the page of these runs, as a whole or not at all."""
-    table, numbers = report.compare_all(runs, published.load(), margins), published.load()
+    numbers = published.load()
+    table = report.compare_all(runs, numbers, margins)
     with tempfile.TemporaryDirectory() as folder:
         pictures = [(picture, base64.b64encode(picture.path.read_bytes()).decode())
-                    for picture in figures.draw(runs, Path(folder))]
+                    for picture in figures.draw(runs, Path(folder), forms=("png",))]
     sections = [
         ("Results", "Mean +- standard deviation (ddof 1) over n seeds, under every rule for the epoch; beside it the published "
          "number under its own rule. Click a heading to sort, a number to see its configuration.", _results(table)),
@@ -117,33 +118,33 @@ def _table(heads: list[str], rows: list[tuple[str, list[str]]], texts: int) -> s
 
 
 def _results(table: pd.DataFrame) -> str:
-    heads = ["dataset", "noise", "method", "fraction", "n", *RULES, "best - last", "published", "difference", "verdict",
+    heads = ["dataset", "noise", "method", "fraction", "n", *RULES, "gap", "published", "difference", "verdict",
              "wrong labels", "hours"]
     rows = []
     for config, cell in table.groupby("config", sort=False):
         of, first = cell.set_index("rule"), cell.iloc[0]
         compared = cell[cell.published.notna()]
-        cells = [_text(first.dataset), _text(first.noise), _text(first.method), _cell(f"{first.fraction:g}", first.fraction),
-                 _cell(cell.n.max(), cell.n.max())]
+        cells = [_text(first.dataset), _text(first.noise), _text(first.method),
+                 _cell(f"{first.fraction:g}", first.fraction, config), _cell(cell.n.max(), cell.n.max(), config)]
         for rule in RULES:
             known = rule in of.index
             place = f" (#{int(of['rank'][rule])})" if known else ""
             cells.append(_cell(report.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
                                of["mean"][rule] if known else None, config))
-        one, shown = compared.iloc[0] if len(compared) else None, report.wide(cell).iloc[0]
-        cells += [_cell(f"{first.gap:.2f}", first.gap, config)]
+        one, shown = compared.iloc[0] if len(compared) else None, report.wide(cell, whole=True).iloc[0]
+        cells.append(_cell(shown["gap"], first.gap, config))
         cells += [_cell("-"), _cell("-"), _text("-")] if one is None else [
             _cell(shown["published"], one.published, config), _cell(shown["difference"], one.difference, config),
             _cell(shown["verdict"], one.verdict, kind=f"text long {one.verdict.split()[0]}")]
-        cells += [_cell("unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %", first.realised),
-                  _cell(f"{first.hours:.2f}", first.hours)]
+        cells += [_cell(shown["wrong labels"], first.realised, config),
+                  _cell(f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}", first.hours, config)]
         rows.append((_attributes(first, *FILTERS), cells))
     return _table(heads, rows, 3)
 
 
 def _orders(table: pd.DataFrame) -> str:
     items = []
-    for (dataset, noise), part in table.groupby(["dataset", "noise"], sort=False):
+    for (dataset, noise, _), part in table.groupby(report.TABLE, sort=False):
         items += [f'<li data-dataset="{escape(dataset)}" data-noise="{escape(noise)}">{escape(dataset)}, {escape(noise)}: '
                   f'{escape(note)}</li>\n' for note in report.order_notes(part)]
     return f"<ul>\n{''.join(items)}</ul>" if items else ""
@@ -151,13 +152,14 @@ def _orders(table: pd.DataFrame) -> str:
 
 def _hard(runs: Runs) -> str:
     rows, heads = [], []
-    for (dataset, noise), part in runs.measured.groupby(["dataset", "noise"], sort=False):
+    for (dataset, noise, _), part in runs.measured.groupby(report.TABLE, sort=False):
         part = report.hard_table(part)
-        heads = ["dataset", "noise", "method", "fraction", "n", *list(part)[3:]]
+        heads = ["dataset", "noise", "method", "fraction", "n", *list(part)[3:-1]]
         for _, row in part.iterrows():
             row = {"dataset": dataset, "noise": noise, **row}
-            rows.append((_attributes(row, *FILTERS), [
-                _text(row[name]) if name in FILTERS else _cell(row[name], _number(row[name])) for name in heads]))
+            cells = [_text(row[name]) for name in heads[:3]]
+            cells += [_cell(row[name], _number(row[name]), row["config"]) for name in heads[3:]]
+            rows.append((_attributes(row, *FILTERS), cells))
     return _table(heads, rows, 3)
 
 
@@ -174,8 +176,8 @@ def _numbers(runs: Runs, numbers: pd.DataFrame) -> str:
             address, _, where = row.source.partition(" ")
             shown = cell | {"method": first.label}
             rows.append((_attributes(shown, *FILTERS), [
-                _text(dataset), _text(noise), _text(first.label), _cell(f"{fraction:g}", fraction),
-                _cell(report.spread(row.value, row["std"]), row.value), _cell("" if np.isnan(row.n) else int(row.n)),
+                _text(dataset), _text(noise), _text(first.label), _cell(f"{fraction:g}", fraction, config),
+                _cell(report.spread(row.value, row["std"]), row.value, config), _cell("" if np.isnan(row.n) else int(row.n)),
                 _text(row["rule"]), *(_text(said, "long") for said in (row.selected, row.convention, ", ".join(different))),
                 f'<td class="text long"><a href="{escape(address)}">{escape(row.paper)}</a> {escape(where)}</td>',
                 _text(row.confidence)]))
@@ -188,9 +190,10 @@ def _runs(runs: Runs) -> str:
     for _, row in runs.table.iterrows():
         shown = {"dataset": row.dataset, "noise": row.noise, "method": row.label}
         rows.append((_attributes(shown, *FILTERS), [
-            _text(row.dataset), _text(row.noise), _text(row.label), _cell(f"{row.fraction:g}", row.fraction),
-            _cell(row.seed, row.seed), *(_cell("-" if pd.isna(row[rule]) else f"{row[rule]:.2f}", row[rule], row.config)
-                                         for rule in RULES), _cell(row.best_epoch, row.best_epoch), _text(row.path)]))
+            _text(row.dataset), _text(row.noise), _text(row.label), _cell(f"{row.fraction:g}", row.fraction, row.config),
+            _cell(row.seed, row.seed, row.config),
+            *(_cell("-" if pd.isna(row[rule]) else f"{row[rule]:.2f}", row[rule], row.config) for rule in RULES),
+            _cell("-" if pd.isna(row.best_epoch) else int(row.best_epoch), row.best_epoch, row.config), _text(row.path)]))
     return _table(["dataset", "noise", "method", "fraction", "seed", *RULES, "best epoch", "where"], rows, 3)
 
 

@@ -41,9 +41,12 @@ def matches(table: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Seri
 
     Those that differ least come first, of these the ones that state their rule, and that say most of their parameters.
     """
-    kind = (table.noise == cell["noise"]) | ((table.fraction == 0) & (cell["fraction"] == 0))
-    found = table[(table.dataset == cell["dataset"]) & kind & ((table.fraction - cell["fraction"]).abs() < 1e-6)
-                  & (table.method == cell["method"]) & (table.metric == cell["metric"])]
+    if ":" in cell["noise"]:  # labels as they are: no fraction was asked for
+        kind = table.noise == cell["noise"]
+    else:
+        kind = ((table.noise == cell["noise"]) | (cell["fraction"] == 0)) & ((table.fraction - cell["fraction"]).abs() < 1e-6)
+    same = (table[["dataset", "method", "metric"]] == [cell[key] for key in ("dataset", "method", "metric")]).all(axis=1)
+    found = table[kind & same]
     flat = flatten(config)
     listed = [(row, _differences(row, flat)) for _, row in found.iterrows()]
     return sorted(listed, key=lambda pair: (len(pair[1]), pair[0]["rule"] == NOT_STATED, -pair[0].parameters.count("=")))
@@ -51,6 +54,10 @@ def matches(table: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Seri
 
 def _differences(row: pd.Series, flat: dict) -> list[str]:
     different = [] if row.model == flat["model.name"] else [f"network {row.model}"]
+    if NOT_STATED in row.convention:
+        different.append("a noise whose convention is not stated")
+    if "epochs=" not in row.parameters:
+        different.append("a protocol that is not known here")
     for text in filter(None, row.parameters.split("; ")):
         key, _, value = text.partition("=")
         here = flat.get(key)

@@ -25,12 +25,13 @@ import pandas as pd
 from utils import published
 from utils.collect import CELL, Runs, collect, write_log
 from utils.files import atomic_write
-from utils.statistics import ALPHA, RULES, compare, ranks, reversals
+from utils.statistics import ALPHA, RULES, compare, half_interval, ranks, reversals
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("dataset", "noise", "fraction", "method", "rule", "n", "mean", "std", "published", "published_rule", "source",
            "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config",
-           "convention", "selected")
+           "convention", "selected", "confidence")
+TABLE = ["dataset", "noise", "metric"]  # what the rows of one table share
 MARGINS = {"accuracy": 0.5, "mae": "5%"}
 METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
 HARD_COLUMNS = {"auroc": "AUROC", "hard_vs_incorrect_auroc": "AUROC, large losses", "average_precision": "average precision",
@@ -41,7 +42,7 @@ MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of repo
 
 
 def choose(runs: Runs, name: str | None) -> Runs:
-    """The runs of one table: a dataset, or "rsl", those that selected samples or recorded losses to select by.
+    """The runs of one table: those of a dataset, or, for "rsl", all on the data and noise on which samples were selected.
 
     Raises ValueError, naming the tables there are, where it has none.
     """
@@ -69,8 +70,7 @@ def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | st
         found = published.matches(numbers, cell, runs.configs[config])
         sign = 1 if first.metric == "accuracy" else -1
         shared = cell | {"method": first.label, "config": config, "gap": sign * (runs_of.best - runs_of["last"]).mean(),
-                         "realised": runs_of.realised.astype(float).mean(),
-                         "hours": (runs_of.seconds * runs_of.processes).sum() / 3600, "device": first.device}
+                         "realised": runs_of.realised.astype(float).mean(), **_cost(runs_of)}
         for rule in RULES:
             values = runs_of[rule].dropna().astype(float).tolist()
             if values:
@@ -78,10 +78,22 @@ def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | st
                                       "std": np.std(values, ddof=1) if len(values) > 1 else np.nan}
                             | _verdict(rule, values, found, margins[first.metric]))
     table = pd.DataFrame(rows, columns=COLUMNS)
-    for _, group in table.groupby(["dataset", "noise", "fraction", "rule"], sort=False):
+    for _, group in table.groupby([*TABLE, "fraction", "rule"], sort=False):
         places = ranks(dict(zip(group.index, group["mean"], strict=True)), group.metric.iloc[0] == "accuracy")
         table.loc[group.index, "rank"] = [places[index] for index in group.index]
     return table
+
+
+def _cost(runs_of: pd.DataFrame) -> dict:
+    """The hours of training of all runs together; "device": what they are hours of, "" where that is not known or differs."""
+    hours, devices = runs_of.seconds * runs_of.processes / 3600, set(runs_of.device)
+    if len(devices) > 1 or not all(isinstance(name, str) for name in devices):
+        return {"hours": hours.sum(), "device": ""}
+    if devices != {"cpu"}:
+        return {"hours": hours.sum(), "device": "GPU"}
+    if runs_of.threads.isna().any():
+        return {"hours": hours.sum(), "device": ""}
+    return {"hours": (hours * runs_of.threads.astype(float)).sum(), "device": "CPU"}
 
 
 def _verdict(rule, values, found, margin) -> dict:
@@ -89,7 +101,7 @@ def _verdict(rule, values, found, margin) -> dict:
     alike = [pair for pair in found if not pair[1]] or found[:1]
     for row, different in alike:
         shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}",
-                 "convention": row.convention, "selected": row.selected}
+                 "convention": row.convention, "selected": row.selected, "confidence": row.confidence}
         if rule not in published.COMPARED.get(row["rule"], ()):
             continue
         if different:
@@ -115,25 +127,29 @@ def parse_margin(text: str) -> tuple[str, float | str]:
     return found[1], found[2] + found[3] if found[3] else float(found[2])
 
 
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell, as it is shown: the rules side by side, the gap, and the published number. Best ``last`` first."""
+def wide(table: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+    """A row per cell, as it is shown: the rules side by side, the gap, and the published number. Best ``last`` first.
+
+    Columns that say nothing here are left out, unless the ``whole`` is asked for.
+    """
     rows = []
     for _, cell in table.groupby(["fraction", "config"], sort=True):
         of, first = cell.set_index("rule"), cell.iloc[0]
         shown = {rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-" for rule in RULES}
         compared = cell[cell.published.notna()]
         row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
-               "gap": f"{first.gap:.2f}", "published": "-", "difference": "-", "verdict": "-"}
+               "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"), "published": "-", "difference": "-", "verdict": "-"}
         if len(compared):
             row["published"] = "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in
                                                        zip(compared.published, compared.published_rule, strict=True)))
             row["verdict"] = _joined(compared["rule"], compared.verdict)
             row["difference"] = _joined(compared["rule"], compared.apply(interval, axis=1))
         row["wrong labels"] = "unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %"
-        row["hours" if not isinstance(first.device, str) else "CPU-hours" if first.device == "cpu" else "GPU-hours"] = (
-            f"{first.hours:.2f}")
+        row[f"{first.device}-hours" if first.device else "hours"] = f"{first.hours:.2f}"
         rows.append((first.fraction, of["rank"].get("last", np.inf), row))
     shown = pd.DataFrame([row for *_, row in sorted(rows, key=lambda entry: entry[:2])]).fillna("-")
+    if whole:
+        return shown
     return shown[[name for name in shown if name not in ("validated", "published", "difference", "verdict")
                   or (shown[name] != "-").any()]]
 
@@ -171,22 +187,38 @@ def order_notes(table: pd.DataFrame) -> list[str]:
         said = (f"by {', '.join(rules)}: {order}" for order, rules in orders.items())
         notes.append(f"Order at {fraction:g} {'; '.join(said)}")
         changed = [f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it by {other} "
-                   f"({means[other][one]:.2f}, {means[other][two]:.2f})" for one, two, rule, other in reversals(means, higher)]
+                   f"({means[other][one]:.2f}, {means[other][two]:.2f}){_doubt(group, one, two, (rule, other))}"
+                   for one, two, rule, other in reversals(means, higher)]
         notes += [f"Depends on the rule at {fraction:g}: {'; '.join(changed)}"] if changed else []
     return notes
 
 
+def _doubt(group, one, two, rules) -> str:
+    """ "" where the two methods differ under both rules by more than their seeds let expect (Welch, as the verdicts)."""
+    found = group.set_index(["rule", "method"])
+    for rule in rules:
+        first, second = found.loc[(rule, one)], found.loc[(rule, two)]
+        if min(first.n, second.n) < 2:
+            return ", of too few seeds"
+        if abs(first["mean"] - second["mean"]) <= half_interval(first["std"], first.n, second["std"], second.n):
+            return ", within the spread of the seeds"
+    return ""
+
+
 def hard_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell of ``Runs.measured``: how far hard and incorrect samples are told apart; README defines the columns."""
+    """A row per cell of ``Runs.measured``: how far hard and incorrect samples are told apart; README defines the columns.
+
+    The last column is the hash of its configuration.
+    """
     rows = []
-    for (_, _, fraction, _), cell in table.groupby(CELL, sort=False):
+    for (_, _, fraction, config), cell in table.groupby(CELL, sort=False):
         row = {"fraction": f"{fraction:g}", "method": cell.label.iloc[0], "n": str(len(cell))}
         for key, name in HARD_COLUMNS.items():
             values = cell[key].dropna().astype(float) if key in cell else pd.Series(dtype=float)
             percent = key in ("mass_incorrect", "memorised_fraction")
             factor, digits = 100 if percent else 1, 4 if "auroc" in key else 3 if "precision" in key else 1
             row[name] = "-" if values.empty else spread(factor * values.mean(), factor * values.std(), digits) + " %" * percent
-        rows.append((fraction, row))
+        rows.append((fraction, row | {"config": config}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda entry: entry[0])])
 
 
@@ -199,34 +231,39 @@ def render(table: pd.DataFrame, form: str) -> str:
     if form == "markdown":
         lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
         return "".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |\n" for line in lines)
-    special = {"%": r"\%", "_": r"\_", "+-": r"$\pm$", "&": r"\&", "#": r"\#"}
-    lines = ["".join(f"{value} & " for value in line)[:-3] + r" \\" for line in [list(table), *table.to_numpy().tolist()]]
-    lines = [re.sub(r"\+-|[%_#]", lambda found: special[found[0]], line) for line in lines]
+    lines = [" & ".join(_tex(value) for value in line) + r" \\" for line in [list(table), *table.to_numpy().tolist()]]
     lines.insert(1, r"\midrule")
     return "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", *lines, r"\bottomrule",
                       r"\end{tabular}"]) + "\n"
 
 
+def _tex(text) -> str:
+    """A text as LaTeX prints it; a leading bracket would be taken for an argument of the line before."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$", ">": "$>$"}
+    escaped = re.sub(r"\+-|[\\~^&%$#_{}>]", lambda found: special.get(found[0], f"\\{found[0]}"), str(text))
+    return "{}" + escaped if escaped.startswith("[") else escaped
+
+
 def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
     """Everything that is printed of some runs."""
     if hard:
-        said = [(*names, hard_table(part), [] if part.hard_test.notna().any() else [NO_HARDNESS])
-                for names, part in runs.measured.groupby(["dataset", "noise"], sort=False)]
+        said = [(dataset, noise, hard_table(part).drop(columns="config"), [] if part.hard_test.notna().any() else [NO_HARDNESS])
+                for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False)]
     else:
         table = compare_all(runs, published.load(), margins)
         if form == "csv":
             return render(table, form)
         said = []
-        for (dataset, noise), part in table.groupby(["dataset", "noise"], sort=False):
-            notes = order_notes(part) + _sources(part)
-            said.append((f"{dataset}, {METRIC_NAMES[part.metric.iloc[0]]}", noise, wide(part), notes))
+        for (dataset, noise, metric), part in table.groupby(TABLE, sort=False):
+            said.append((f"{dataset}, {METRIC_NAMES[metric]}", noise, wide(part), order_notes(part) + _sources(part)))
     if form == "csv":
         return render(pd.concat([part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]), form)
     blocks = []
     for dataset, noise, part, notes in said:
         title = f"{dataset}, noise {noise}, mean +- standard deviation over n seeds (ddof 1)"
         if form == "latex":
-            blocks.append("\n".join(f"% {line}" for line in [title, *notes]) + "\n" + render(part, form))
+            blocks.append("\n".join([r"\begin{table}", rf"\caption{{{_tex(title)}}}", render(part, form) + r"\end{table}",
+                                     *(f"% {note}" for note in notes)]) + "\n")
         elif form == "markdown":
             blocks.append(f"{title}:\n\n{render(part, form)}" + "".join(f"\n* {note}" for note in notes) + "\n" * bool(notes))
         else:
@@ -237,9 +274,9 @@ def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
 def _sources(part: pd.DataFrame) -> list[str]:
     """Where the published numbers are from, and what the verdicts mean."""
     compared = part[part.published.notna()]
-    said = compared[["source", "convention", "selected"]].drop_duplicates().itertuples(index=False)
-    notes = [f"Published: {source}; noise: {convention}{f'; {selected}' if selected else ''}"
-             for source, convention, selected in said]
+    said = compared[["source", "convention", "selected", "confidence"]].drop_duplicates().itertuples(index=False)
+    notes = [f"Published: {source}; noise: {convention}; {f'{selected}; ' if selected else ''}{confidence}"
+             for source, convention, selected, confidence in said]
     margins = sorted(set(compared.margin.dropna()))
     if margins:
         notes.append(f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}"
@@ -255,6 +292,8 @@ def summarise(path: Path, by: list[str], columns: list[str]) -> pd.DataFrame:
 
     Raises ValueError naming a column that is not there.
     """
+    if not by or not columns:
+        raise ValueError("--summary needs --by and --columns")
     table = pd.read_csv(path)
     wanted = [(name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)]
     missing = [name for name in [*by, *(name for name, _ in wanted)] if name not in table]
@@ -277,8 +316,13 @@ def left_out(runs: Runs) -> str:
 
 
 def update(path: Path) -> bool:
-    """Rewrite what stands between ``<!-- report ARGUMENTS -->`` and ``<!-- end of report -->``; whether that changed it."""
+    """Rewrite what stands between ``<!-- report ARGUMENTS -->`` and ``<!-- end of report -->``; whether that changed it.
+
+    Raises ValueError where a marker lacks its other half.
+    """
     before = path.read_text()
+    if re.findall(r"<!-- (report|end of report)\b", before) != ["report", "end of report"] * len(MARKER.findall(before)):
+        raise ValueError(f"{path}: each <!-- report ARGUMENTS --> needs its <!-- end of report --> before the next one")
     after = MARKER.sub(renewed, before)
     if after != before:
         with atomic_write(path) as file:
@@ -296,7 +340,10 @@ def produce(arguments: list[str]) -> str:
     options = parser().parse_args(arguments)
     if options.summary:
         return render(summarise(ROOT / options.summary, options.by, options.columns), "markdown")
-    runs = choose(collect([ROOT / path for path in options.runs]), options.table)
+    runs = collect([ROOT / path for path in options.runs])
+    if runs.skipped or runs.unfinished:
+        raise ValueError(f"a table of this page is to hold all of its log, but\n{left_out(runs)}")
+    runs = choose(runs, options.table)
     return tables(runs, "markdown", MARGINS | dict(options.margin), options.hard)
 
 
@@ -335,7 +382,7 @@ def main(arguments: list[str]) -> int:
         if runs.table.empty:
             print(left_out(runs), end="", file=sys.stderr)
             raise ValueError(f"there is no finished run in {', '.join(map(str, options.runs))}")
-        runs = choose(runs, options.table)
+        whole, runs = runs, choose(runs, options.table)
         print(tables(runs, options.format, MARGINS | dict(options.margin), options.hard), end="")
         if options.log:
             print("written:", *write_log(runs, options.log), file=sys.stderr)
@@ -347,7 +394,7 @@ def main(arguments: list[str]) -> int:
                 from utils import page
                 page.write(runs, options.html, MARGINS | dict(options.margin))
                 print(f"written: {options.html}", file=sys.stderr)
-        print(left_out(runs), end="", file=sys.stderr)
+        print(left_out(whole), end="", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from scipy.special import stdtrit  # scipy.stats takes ten times as long to impo
 
 RULES = ("last", "mean_last_5", "best", "validated")
 ALPHA = 0.05  # of each of the two one-sided tests: the interval is one of 1 - 2 ALPHA
+ENOUGH = 3  # seeds: two may agree by chance, to the last digit
 TOO_FEW = "too few seeds to tell"
 
 
@@ -24,11 +25,16 @@ def by_rule(values: list[float], validated_on: list[float] | None, higher_is_bet
     """
     if not values:
         return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
-    choose = np.argmax if higher_is_better else np.argmin
-    best, shown = int(choose(values)), values if of is None else of
+    best, shown = _best(values, higher_is_better), values if of is None else of
     found = {"last": shown[-1], "mean_last_5": float(np.mean(shown[-5:])), "best": shown[best], "best_epoch": best,
-             "validated": shown[int(choose(validated_on))] if validated_on else None}
+             "validated": shown[_best(validated_on, higher_is_better)] if validated_on else None}
     return {rule: None if value is None or math.isnan(value) else value for rule, value in found.items()}
+
+
+def _best(values, higher_is_better):
+    """The first place of the best value; NaN is worse than any."""
+    values = np.asarray(values, float)
+    return int(np.argmax(np.nan_to_num(values if higher_is_better else -values, nan=-np.inf)))
 
 
 class Comparison(NamedTuple):
@@ -46,7 +52,7 @@ def compare(values: list[float], published: float, margin: float, std: float | N
 
     Two one-sided t tests (TOST): "reproduced" where both reject that the difference is ``margin`` or more, up or down, at
     ALPHA. Otherwise "above" or "below" where the difference is not zero (0 outside the interval), else "too few seeds to
-    tell", as with a single seed. A difference may be both other than zero and within the margin: that is reproduced.
+    tell", as with fewer than three. A difference may be both other than zero and within the margin: that is reproduced.
 
     The published number is taken as exact, or, where its own ``std`` (ddof 1) and ``n`` > 1 are given, as the mean of a
     sample: Welch's degrees of freedom.
@@ -56,20 +62,30 @@ def compare(values: list[float], published: float, margin: float, std: float | N
     if not len(values) or not margin > 0:
         raise ValueError(f"compare needs at least one value and a margin greater than 0, got {values} and {margin}")
     difference = float(np.mean(values) - published)
-    if len(values) == 1:
+    if len(values) < 2:
         return Comparison(difference, math.nan, math.nan, TOO_FEW)
-    own = np.var(values, ddof=1) / len(values)
-    other = std**2 / n if std is not None and n is not None and n > 1 else 0.0
-    error = math.sqrt(own + other)
-    if error == 0:
-        half = 0.0
-    else:
-        freedom = error**4 / (own**2 / (len(values) - 1) + (other**2 / (n - 1) if other else 0))
-        half = float(stdtrit(freedom, 1 - ALPHA)) * error
+    half = half_interval(float(np.std(values, ddof=1)), len(values), std, n)
     low, high = difference - half, difference + half
-    if -margin < low and high < margin:
-        return Comparison(difference, low, high, "reproduced")
-    return Comparison(difference, low, high, "above" if low > 0 else "below" if high < 0 else TOO_FEW)
+    if len(values) < ENOUGH:
+        verdict = TOO_FEW
+    elif -margin < low and high < margin:
+        verdict = "reproduced"
+    else:
+        verdict = "above" if low > 0 else "below" if high < 0 else TOO_FEW
+    return Comparison(difference, low, high, verdict)
+
+
+def half_interval(std: float, n: int, other_std: float | None = None, other_n: int | None = None) -> float:
+    """Half the interval of confidence 1 - 2 ALPHA of the difference of two means (Welch), or of one mean and an exact number.
+
+    The other mean counts as exact where its standard deviation (ddof 1) is not known, or its n not above 1.
+    """
+    own = std**2 / n
+    other = other_std**2 / other_n if other_std is not None and other_n is not None and other_n > 1 else 0.0
+    if own + other == 0:
+        return 0.0
+    freedom = (own + other)**2 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
+    return float(stdtrit(freedom, 1 - ALPHA)) * math.sqrt(own + other)
 
 
 def ranks(means: Mapping[str, float], higher_is_better: bool) -> dict[str, int]:
