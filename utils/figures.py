@@ -1,6 +1,7 @@
 """Pictures of many runs: each drawn as .png and .svg, from run directories or compact logs."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def draw(runs: Runs, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> l
             logged = logged.sort_values(["label", "seed", "epoch"])
             if len(logged):
                 keep(accuracy_by_epoch(logged, part, styles), f"epochs-{{}}-{fraction:g}", f"{fraction:g}: metric by epoch")
-            if "weight_incorrect" in logged and logged.weight_incorrect.notna().any():
+            if _weighs(logged):
                 keep(weights_by_epoch(logged), f"weights-{{}}-{fraction:g}", f"{fraction:g}: weights by epoch")
             samples = _samples(part, runs)
             if samples:
@@ -118,10 +119,10 @@ def accuracy_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles:
 
 
 def weights_by_epoch(logged: pd.DataFrame) -> Figure:
-    """The weights of easy, hard and incorrect samples over the epochs, a panel a method, the mean over seeds."""
-    shown = [(label, rows) for label, rows in logged.groupby("label", sort=False) if rows.weight_incorrect.notna().any()]
-    columns = min(4, len(shown))
-    lines = -(-len(shown) // columns)
+    """The weights of easy, hard and incorrect samples over the epochs, a panel a method that gives any, the mean over seeds."""
+    shown = [(label, rows) for label, rows in logged.groupby("label", sort=False) if _weighs(rows)]
+    lines = -(-len(shown) // 4)
+    columns = -(-len(shown) // lines)
     figure = Figure(figsize=(max(4.5, WIDTH * columns / 4 if columns > 2 else WIDTH * columns / 2), 2.6 * lines + 0.4),
                     layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, squeeze=False)
@@ -129,7 +130,7 @@ def weights_by_epoch(logged: pd.DataFrame) -> Figure:
         means = rows.groupby("epoch")[[f"weight_{kind}" for kind in KINDS]].mean()
         for kind, colour in KINDS.items():
             axes.plot(means.index, means[f"weight_{kind}"], color=colour, label=kind)
-        axes.set_title(label, fontsize="medium")
+        axes.set_title(textwrap.fill(label, 24), fontsize="medium")
         axes.set_ylim(0, None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels.flat[len(shown):]:
@@ -138,6 +139,12 @@ def weights_by_epoch(logged: pd.DataFrame) -> Figure:
     figure.supxlabel("epoch", fontsize="medium")
     figure.supylabel("weight (the task loss alone: 1)", fontsize="medium")
     return figure
+
+
+def _weighs(logged: pd.DataFrame) -> bool:
+    """Whether any sample counted for more or less than under the task loss alone."""
+    weights = logged.filter(regex=f"^weight_(?:{'|'.join(KINDS)})$")
+    return bool(((weights - 1).abs() > 1e-3).any(axis=None))
 
 
 def scores(samples: dict[str, tuple], styles: dict) -> Figure:
@@ -160,11 +167,12 @@ def scores(samples: dict[str, tuple], styles: dict) -> Figure:
         panel.set_yticks([])
         panel.minorticks_off()
         panel.spines[["left", "top", "right"]].set_visible(False)
-    chance = np.geomspace(1e-4, 1, 50)
+    fewest = 1 / max((~incorrect).sum() for _, incorrect in samples.values())  # a single one
+    chance = np.geomspace(fewest, 1, 50)
     axes.plot(chance, chance, color="#cccccc", linewidth=1, zorder=0)
-    axes.set(xscale="log", xlim=(1e-4, 1), xlabel="part of the correct labels above the threshold",
+    axes.set(xscale="log", xlim=(fewest, 1), xlabel="part of the correct labels above the threshold",
              ylabel="part of the incorrect labels above it")
-    axes.legend(frameon=False, fontsize="small", loc="best")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
     panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower right", bbox_to_anchor=(1, 0.92))
     panels[-1].set_xlabel("score, from its lowest to its highest; samples: log scale")
     panels[-1].set_xticks([])

@@ -307,7 +307,7 @@ def summarise(path: Path, by: list[str], columns: list[str]) -> pd.DataFrame:
 
 
 def left_out(runs: Runs) -> str:
-    """What was not counted, and why; "" if nothing."""
+    """What was not counted, and why, in lines; the last one says how many were."""
     lines = [f"not finished, not counted: {path} ({why})" for path, why in runs.unfinished.items()]
     lines += [f"skipped: {path} ({why})" for path, why in runs.skipped.items()]
     more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
@@ -341,8 +341,9 @@ def produce(arguments: list[str]) -> str:
     if options.summary:
         return render(summarise(ROOT / options.summary, options.by, options.columns), "markdown")
     runs = collect([ROOT / path for path in options.runs])
-    if runs.skipped or runs.unfinished:
-        raise ValueError(f"a table of this page is to hold all of its log, but\n{left_out(runs)}")
+    if runs.skipped or runs.unfinished or runs.table.empty:
+        named = ", ".join(map(str, options.runs))
+        raise ValueError(f"{named}: a table is to show all of a log, but there are\n{left_out(runs)}")
     runs = choose(runs, options.table)
     return tables(runs, "markdown", MARGINS | dict(options.margin), options.hard)
 
