@@ -24,7 +24,7 @@ from utils.metrics import TrainingRecord
 from utils.record import RunDirectory
 
 ROOT = Path(__file__).parents[1]
-METHODS = sorted(path.stem for path in (ROOT / "params/digits").glob("*.yaml") if path.stem != "base")
+METHODS = sorted(path.stem for path in (ROOT / "params/digits").glob("*.yaml") if path.stem not in ("base", "plain_slow"))
 
 
 def weights(directory):
