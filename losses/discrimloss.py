@@ -89,8 +89,13 @@ class DiscrimLoss(SampleLoss):
         self.register_buffer("history", torch.zeros(num_samples))
         self.register_buffer("threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold)))
         self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))  # samples that the threshold has seen
+        self._unset = True  # whether that is 0, known without a look at the device
         if bias_correction == "visits":
             self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
+
+    def _load_from_state_dict(self, state, prefix, *arguments):
+        super()._load_from_state_dict(state, prefix, *arguments)
+        self._unset = not int(self.num_seen)
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
@@ -113,9 +118,10 @@ class DiscrimLoss(SampleLoss):
             correction = 1 - self.beta ** visits
         else:
             correction = 1 - self.beta ** (self.epoch + 1)
-        average = self.beta / correction * self.history[index] + (1 - self.beta) / correction * losses
+        history = self.history.index_select(0, index)
+        average = self.beta / correction * history + (1 - self.beta) / correction * losses
         if self.training:
-            self.history[index] = (average.detach() * correction).to(self.history.dtype)
+            self.history.index_copy_(0, index, (average.detach() * correction).to(self.history.dtype))
             if self.bias_correction == "visits":
                 self.visits[index] = visits
         return average
@@ -124,9 +130,15 @@ class DiscrimLoss(SampleLoss):
     def _update_threshold(self, average):
         if not isinstance(self.threshold_rule, str):
             return
-        share = 1 - self.rho if self.threshold_rule == "ema" else len(average) / (self.num_seen + len(average))
-        self.threshold.lerp_(average.mean().to(self.threshold.dtype), torch.where(self.num_seen == 0, 1.0, share))
+        mean = average.mean().to(self.threshold.dtype)
+        if self.threshold_rule == "mean":
+            self.threshold.lerp_(mean, len(average) / (self.num_seen + len(average)).to(mean.dtype))
+        elif self._unset:
+            self.threshold.copy_(mean)
+        else:
+            self.threshold.lerp_(mean, 1 - self.rho)
         self.num_seen += len(average)
+        self._unset = False
 
     def sample_score(self) -> Tensor:
         """log sigma + average loss, [N]: what the method distrusts, and, among the many at a bound of sigma, how much."""

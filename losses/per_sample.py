@@ -34,17 +34,18 @@ class PerSampleParameter(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Values [B] of the samples ``index [B]``."""
-        return self.value[index]
+        return self.value.index_select(0, index)  # half the time of [index] on a CPU
 
     @torch.no_grad()
     def step(self, index: Tensor, grad: Tensor):
         """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``."""
-        value, velocity, grad = self.value[index], self.velocity[index], grad.to(self.velocity.dtype)
+        value, velocity = self.value.index_select(0, index), self.velocity.index_select(0, index)
+        grad = grad.to(self.velocity.dtype)
         moved = grad != 0
         velocity = torch.where(moved, self.momentum * velocity + grad, velocity)
         value = torch.where(moved, value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high), value)
-        self.velocity[index] = velocity
-        self.value[index] = value
+        self.velocity.index_copy_(0, index, velocity)
+        self.value.index_copy_(0, index, value)
         if not self._all_within_bounds:
             self.value.clamp_(self.low, self.high)
             self._all_within_bounds = True
