@@ -82,15 +82,16 @@ def accuracy_by_epoch(logged: pd.DataFrame, part: pd.DataFrame, styles: dict) ->
     axes.set(xlabel="epoch", ylabel=AXIS[part.metric.iloc[0]])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = sorted(set(logged.groupby("label").seed.nunique()))
-    _legend(axes, f"last: dot; best of each run: ring; between them: dotted\n"
-                  f"mean and range of {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds")
+    count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    _legend(axes, "last: dot; best of each run: ring; between them: dotted" + (
+        "\none seed" if count == "1" else f"\nmean and range of {count} seeds"))
     return figure
 
 
-def _fences(values: pd.Series) -> tuple[float, float]:
-    """Limits of an axis that leave out what would squeeze the rest: three times the span of the quartiles beyond these."""
+def _fences(values: pd.Series, span: float = 3) -> tuple[float, float]:
+    """Limits of an axis that leave out what would squeeze the rest: ``span`` times the range of the quartiles beyond these."""
     low, high = values.quantile([0.25, 0.75])
-    low, high = max(values.min(), low - 3 * (high - low)), min(values.max(), high + 3 * (high - low))
+    low, high = max(values.min(), low - span * (high - low)), min(values.max(), high + span * (high - low))
     space = 0.05 * (high - low) or 1
     return low - space, high + space
 
@@ -99,19 +100,21 @@ def accuracy_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles:
     """Last (filled) and best (hollow) test metric against the noise fraction, with the published numbers that compare."""
     figure, axes = _axes()
     numbers = published.load()
+    low, high = _fences(pd.concat([condition["last"], condition.best]).dropna(), span=5)
     for label, rows in condition.groupby("label", sort=False):
         colour, marker = styles[label]
+        outside = "" if rows["last"].between(low, high).any() else " (off the axis)"
         for rule, line, face in (("last", "-", colour), ("best", ":", "white")):
             points = rows.groupby("fraction")[rule].agg(["mean", "std"])
             axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, linestyle=line, marker=marker,
-                          markerfacecolor=face, capsize=2, linewidth=1.2, label=label if rule == "last" else None)
+                          markerfacecolor=face, capsize=2, linewidth=1.2, label=label + outside if rule == "last" else None)
         for cell in rows.drop_duplicates("fraction").to_dict("records"):
             alike = {number["rule"]: number.value for number, different in
                      reversed(published.matches(numbers, cell, configs[cell["config"]])) if not different}
             for rule, value in alike.items():  # of each rule the preferred one
                 cross = "+" if rule == "last" else "x"
                 axes.plot(cell["fraction"], value, cross, color=colour, markersize=9, markeredgewidth=2)
-    axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]])
+    axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]], ylim=(low, high))
     axes.set_xticks(sorted(condition.fraction.unique()))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend(axes, "last: filled; best: hollow\npublished: + last, x best or another rule")
