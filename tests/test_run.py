@@ -466,7 +466,7 @@ def test_discrimloss_beats_plain_and_finds_the_wrong_labels(run):
 
 
 def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
-    config = {"run_dir": str(tmp_path)}
+    config = {"run_dir": str(tmp_path), "tensorboard": False}
     with RunDirectory(config):
         child = os.fork()
         if child == 0:
