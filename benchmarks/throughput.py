@@ -1,106 +1,226 @@
-"""Images per second of training on MNIST: the bare model, an epoch of ours, and a plain PyTorch loop, side by side.
+"""Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side by side.
 
-    python -m benchmarks.throughput data_root=<folder with MNIST> --rounds 5 --out results/mnist/throughput.csv
+    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out results/mnist/throughput.csv
+    python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 compile=true channels_last=true
 
-bare    forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
-ours    main.py's own train_epoch with the given method, data path, records and all
-usual   torchvision's MNIST, ToTensor, Normalize, DataLoader(num_workers=0), the same method, and .item() at every step
-plain   the same loop under cross-entropy
+bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
+ours     main.py's own train_epoch with the given method: data path, records and all
+usual    the loop that most code has, with the same method: one image at a time through torchvision's transforms, a DataLoader
+         without workers, .item() at every step, and, of DiscrimLoss, an SGD over the parameters of all samples with a mask
+workers  the same with as many workers as there are cores
+plain    the loop without workers under cross-entropy alone
 
-Same model, batch size, precision and threads, taking turns in one process. Absolute numbers are the machine's; the ratios
-are taken within each round.
+Same model, batch size, precision and threads, taking turns in one process, but for --usual-precision. Absolute numbers are the
+machine's; the ratios are taken within each round. ``--synthetic N``: so many random images instead of the dataset's.
 """
 
 import argparse
+import contextlib
+import math
+import os
+import platform
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-import torchvision
+from PIL import Image
 from torchvision import transforms
 
+import datasets
 import main
+from datasets.base import Dataset, Split
 from losses import Plain
+from losses.discrimloss import DiscrimLoss, suppression_factor
 from losses.task import cross_entropy
 from utils.checkpoint import StopRequest
 from utils.config import load
+from utils.device import choose_device, device_name
+from utils.distributed import parallel
 from utils.record import RunDirectory, commit
+
+# channels, height = width, classes
+SHAPES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+
+
+class OneByOne(torch.utils.data.Dataset):
+    """Images as torchvision's datasets give them: each made into a PIL image and sent through the transforms when asked for."""
+
+    def __init__(self, data: Dataset):
+        crop = [transforms.RandomCrop(data.image_size, data.crop_padding)] if data.crop_padding else []
+        mirror = [transforms.RandomHorizontalFlip()] if data.flip else []
+        self.transform = transforms.Compose([*crop, *mirror, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
+        self.images = data.train.inputs.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()
+        self.targets = data.train.targets.tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.images[index])), self.targets[index], index
+
+
+class UsualDiscrimLoss:
+    """DiscrimLoss with its state as public code keeps it: a parameter for all samples, stepped and clamped as a whole."""
+
+    def __init__(self, loss: DiscrimLoss, device: torch.device):
+        self.loss, self.first = loss, True
+        self.log_sigma = torch.zeros(loss.num_samples, device=device, requires_grad=True)
+        self.velocity, self.history = torch.zeros_like(self.log_sigma), torch.zeros(loss.num_samples, device=device)
+
+    def __call__(self, output, target, index):
+        loss = self.loss
+        losses = torch.nn.functional.cross_entropy(output, target, reduction="none")
+        average = loss.beta * self.history[index] + (1 - loss.beta) * losses
+        self.history[index] = average.detach()
+        average = average / (1 - loss.beta ** (loss.epoch + 1))
+        batch_threshold = average.mean().item()
+        self.threshold = batch_threshold if self.first else loss.rho * self.threshold + (1 - loss.rho) * batch_threshold
+        self.first = False
+        gamma = loss.a * math.tanh(loss.p * (loss.epoch - loss.q)) + loss.a + 1
+        factor = suppression_factor(loss.suppression, loss.epoch, loss.suppression_epochs)
+        return factor * (average - gamma * self.threshold) / self.log_sigma[index].exp()
+
+    @torch.no_grad()
+    def step(self):
+        grad, parameter = self.log_sigma.grad, self.loss.log_sigma
+        drawn = grad != 0
+        velocity = self.velocity.clone()
+        velocity[drawn] = parameter.momentum * velocity[drawn] + grad[drawn]
+        value = self.log_sigma.detach().clone()
+        value[drawn] -= parameter.lr * velocity[drawn]
+        self.velocity.copy_(velocity)
+        self.log_sigma.copy_(value.clamp_(parameter.low, parameter.high))
+        self.log_sigma.grad = None
+
+
+def seconds_of(device: torch.device, work) -> float:
+    """How long some work takes, until the device has done it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 
 def bare(run: main.Run, steps: int) -> float:
     """Images per second of the model alone."""
-    run.model.train()
+    run.forward.train()
     batch = next(iter(run.loaders.train))
-    start = time.perf_counter()
-    for _ in range(steps):
-        loss = torch.nn.functional.cross_entropy(run.model(batch.input), batch.target)
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-    loss.item()
-    return steps * len(batch.target) / (time.perf_counter() - start)
+
+    def work():
+        for _ in range(steps):
+            with run.autocast():
+                loss = torch.nn.functional.cross_entropy(run.forward(batch.input), batch.target)
+            run.optimizer.zero_grad()
+            loss.backward()
+            run.optimizer.step()
+    return steps * len(batch.target) / seconds_of(run.device, work)
 
 
 def ours(run: main.Run) -> float:
     """Images per second of one epoch of main.py."""
     run.step = 0
-    start = time.perf_counter()
-    main.train_epoch(run, StopRequest())
+    spent = seconds_of(run.device, lambda: main.train_epoch(run, StopRequest()))
     run.epoch += 1
-    return len(run.loaders.train.rows) / (time.perf_counter() - start)
+    return len(run.loaders.train.rows) / spent
 
 
-def usual(run: main.Run, loader, steps: int, method) -> float:
+def usual(run: main.Run, loader, steps: int, method, autocast) -> float:
     """Images per second of the loop that most code has."""
     run.model.train()
-    start, images, total = time.perf_counter(), 0, 0.0
-    for step, (inputs, target, index) in enumerate(loader):
-        if step == steps:
-            break
-        inputs, target, index = inputs.to(run.device), target.to(run.device), index.to(run.device)
-        loss = method(run.model(inputs), target, index).mean()
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-        total += loss.item()
-        images += len(target)
-    return images / (time.perf_counter() - start)
+    images = 0
+
+    def work():
+        nonlocal images
+        total = 0.0
+        for step, (inputs, target, index) in enumerate(loader):
+            if step == steps:
+                break
+            inputs, target, index = inputs.to(run.device), target.to(run.device), index.to(run.device)
+            with autocast():
+                loss = method(run.model(inputs), target, index).mean()
+            run.optimizer.zero_grad()
+            loss.backward()
+            run.optimizer.step()
+            if isinstance(method, UsualDiscrimLoss):
+                method.step()
+            total += loss.item()
+            images += len(target)
+    spent = seconds_of(run.device, work)
+    return images / spent
 
 
-class MNIST(torchvision.datasets.MNIST):  # the name is that of the folder it reads
-    """MNIST that says which sample it gives: what methods with memory ask of a dataset."""
+def synthetic(name: str, count: int):
+    """A dataset function that gives ``count`` random images of the dataset's form."""
+    channels, size, classes = SHAPES[name]
+    real = getattr(datasets, name)
 
-    def __getitem__(self, index):
-        return *super().__getitem__(index), index
+    def made(data_root: str = "data") -> Dataset:
+        generator = np.random.default_rng(0)
+        splits = [Split(torch.from_numpy(generator.integers(0, 256, (n, channels, size, size), np.uint8)),
+                        torch.from_numpy(generator.integers(0, classes, n))) for n in (count, 1000)]
+        return Dataset(*splits, classes=[str(label) for label in range(classes)], in_channels=channels, image_size=size,
+                       mean=(0.5,) * channels, std=(0.25,) * channels, crop_padding=4 * (channels == 3), flip=channels == 3)
+    made.__name__ = real.__name__
+    return made
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was held so far, in MiB: of the GPU, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", default="params/mnist/discrimloss.yaml")
+    parser.add_argument("params", help="a params file of digits, mnist or a CIFAR")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=469, help="of bare, and at most of usual")
+    parser.add_argument("--steps", type=int, default=469, help="of bare, and at most of the loops")
+    parser.add_argument("--synthetic", type=int, metavar="N", help="random images instead of the dataset's")
+    parser.add_argument("--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours")
+    parser.add_argument("--only", nargs="+", default=["bare", "ours", "usual", "workers", "plain"],
+                        choices=["bare", "ours", "usual", "workers", "plain"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("options", nargs="*", help="overrides, e.g. data_root=/data threads=2")
     arguments = parser.parse_intermixed_args()
     rows = []
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
         config = load(arguments.params, [f"run_dir={directory}/run", "epochs=1000", *arguments.options], main.PACKAGES)
+        name = config["dataset"]["name"]
+        if arguments.synthetic:
+            setattr(datasets, name, synthetic(name, arguments.synthetic))
+            config["dataset"] = {"name": name}
+        data = main.build(datasets, {key: value for key, value in config["dataset"].items() if key != "selection"},
+                          data_root=config["data_root"])
         run = main.Run(config, RunDirectory(config))
-        transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-        files = MNIST(config["data_root"], train=True, transform=transform)
-        loader = torch.utils.data.DataLoader(files, batch_size=config["batch_size"], shuffle=True, num_workers=0)
+        run.epoch, run.step = 0, 0
+        run.forward = parallel(run.model, run.device, config["compile"])
+        _, autocast = choose_device(config["device"], arguments.usual_precision or config["precision"], config["threads"])
+        method = run.objective.loss
+        dense = UsualDiscrimLoss(method, run.device) if isinstance(method, DiscrimLoss) else method
+        loaders = {workers: torch.utils.data.DataLoader(OneByOne(data), batch_size=config["batch_size"], shuffle=True,
+                                                        num_workers=workers) for workers in (0, os.cpu_count())}
+        ways = {"bare": lambda: bare(run, arguments.steps), "ours": lambda: ours(run),
+                "usual": lambda: usual(run, loaders[0], arguments.steps, dense, autocast),
+                "workers": lambda: usual(run, loaders[os.cpu_count()], arguments.steps, dense, autocast),
+                "plain": lambda: usual(run, loaders[0], arguments.steps, Plain(cross_entropy), autocast)}
         for number in range(arguments.rounds + 1):
-            speeds = {"bare": bare(run, arguments.steps), "ours": ours(run),
-                      "usual": usual(run, loader, arguments.steps, run.objective.loss),
-                      "plain": usual(run, loader, arguments.steps, Plain(cross_entropy))}
-            if number:  # the first warms up
-                rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in ("bare", "usual", "plain")})
+            speeds = {way: ways[way]() for way in arguments.only}
+            if number:  # the first warms up, and compiles
+                rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in speeds if other != "ours"})
     table = pd.DataFrame(rows)
-    print(f"{arguments.params}, {run.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit()}")
+    where = {"params": arguments.params, "N": len(data.train), "batch_size": config["batch_size"],
+             **{key: config[key] for key in ("precision", "compile", "channels_last")}, "device": device_name(config["device"]),
+             "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+             "torch": torch.__version__, "commit": commit(), "peak_mib": round(peak_memory(run.device))}
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(table.describe(percentiles=[]).drop(["count", "std"]).rename({"50%": "median"}).round(2).to_string())
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        table.round(4).assign(device=str(run.device), threads=torch.get_num_threads(), torch=torch.__version__).to_csv(
-            arguments.out, index=False)
+        table.round(4).assign(**where).to_csv(arguments.out, index=False)
