@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from utils.build import unknown
-from utils.metrics import wrong_labels
+from utils.statistics import wrong_labels
 
 # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog; and, for
 # digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.

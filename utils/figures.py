@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from utils import published
 from utils.collect import BROKEN, Runs
 from utils.files import atomic_write
+from utils.statistics import wrong_labels
 
 KINDS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe; and so are these
 METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -226,9 +227,8 @@ def _samples(part: pd.DataFrame, runs: Runs) -> dict[str, tuple[np.ndarray, np.n
         except BROKEN as error:
             runs.skipped[str(directory / "samples.npz")] = f"cannot be read: {error}"
             continue
-        unknown = np.isnan(true).any() if true.dtype.kind == "f" else (true < 0).any()
-        incorrect = given != true
-        if not unknown and incorrect.any() and not incorrect.all() and np.isfinite(score).all():
+        incorrect = wrong_labels(given, true)
+        if incorrect is not None and incorrect.any() and not incorrect.all() and np.isfinite(score).all():
             found[label] = score, incorrect
     return found
 

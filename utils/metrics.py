@@ -11,6 +11,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from utils.distributed import gather, world_size
+from utils.statistics import wrong_labels
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -39,12 +40,6 @@ def further_metrics(output: Tensor, target: Tensor, metric: Callable) -> dict[st
     if output.shape[1] > 10:
         return {"top5": float(100 * (output.topk(5).indices == target.unsqueeze(1)).any(1).double().mean())}
     return {}
-
-
-def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
-    """Which given labels [N] are not the true ones; None where those are unknown: -1, or NaN if they are no class numbers."""
-    unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
-    return None if unknown.any() else given != true
 
 
 class TrainingRecord:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.files import atomic_write
-from utils.metrics import wrong_labels
+from utils.statistics import wrong_labels
 
 COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe
 

@@ -29,8 +29,9 @@ def load(path: Path = PATH) -> pd.DataFrame:
         raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(table)}")
     for name in ("fraction", "value", "std", "n"):
         table[name] = pd.to_numeric(table[name].where(table[name] != ""), errors="coerce").astype(float)
-    wrong = (~table.fraction.between(0, 1) | table.value.isna() | ~table.metric.isin(["accuracy", "mae"]) | (
-        table[["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]] == "").any(axis=1) | ~table.source.str.match(r"https://\S+"))
+    needed = ["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]
+    wrong = (~table.fraction.between(0, 1) | table.value.isna() | ~table.metric.isin(["accuracy", "mae"])
+             | (table[needed] == "").any(axis=1) | ~table.source.str.match(r"https://\S+"))
     if wrong.any():
         raise ValueError(f"{path}: lines {', '.join(str(line + 2) for line in table.index[wrong])} are not as its columns say")
     return table

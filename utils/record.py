@@ -26,9 +26,9 @@ from utils.config import differences
 from utils.device import device_name
 from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
 from utils.files import atomic_write
-from utils.metrics import detection, wrong_labels
+from utils.metrics import detection
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
-from utils.statistics import by_rule
+from utils.statistics import by_rule, wrong_labels
 from utils.sweep import FAILED, summary
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_metric", "test_metric", "seconds", "images_per_second")  # metrics.csv begins so

@@ -1,4 +1,4 @@
-"""What several runs say together: the rules for choosing the epoch, the verdict on a published number, the order of methods."""
+"""What runs say, without PyTorch: which labels are wrong, the rules for the epoch, verdicts, the order of methods."""
 
 import itertools
 import math
@@ -35,6 +35,12 @@ def _best(values, higher_is_better):
     """The first place of the best value; NaN is worse than any."""
     values = np.asarray(values, float)
     return int(np.argmax(np.nan_to_num(values if higher_is_better else -values, nan=-np.inf)))
+
+
+def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
+    """Which given labels [N] are not the true ones; None where those are unknown: -1, or NaN if they are no class numbers."""
+    unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
+    return None if unknown.any() else given != true
 
 
 class Comparison(NamedTuple):
