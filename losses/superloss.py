@@ -65,25 +65,22 @@ class SuperLoss(SampleLoss):
 
 
 def confidence(excess: Tensor) -> Tensor:
-    """sigma = exp(-W(max(-2/e, excess) / 2)), in (0, e], for excess = (l - tau) / lam in float64."""
-    return torch.exp(-lambert_w((0.5 * excess).clamp_min(-math.exp(-1))))
+    """sigma = exp(-W(max(-2/e, excess) / 2)), in (0, e], for excess = (l - tau) / lam in float64; W: Lambert's, w e^w = z.
 
-
-def lambert_w(z: Tensor) -> Tensor:
-    """Principal branch of the Lambert W function, w e^w = z, for float64 z >= -1/e (below: taken as -1/e).
-
-    Halley's iteration, a fixed number of steps, from the series around the branch point -1/e or, away from it, from
-    Winitzki's approximation (in Corless et al., "On the Lambert W function", 1996: series 4.22, iteration 5.9). Within
-    1e-7 of w = -1, where Halley divides by nearly 0, the series is already exact to float64.
+    With w = z sigma it is the root of ln sigma + z sigma = 0: two steps of fourth order (Fritsch, Shafer and Crowley,
+    "Algorithm 443", CACM 1973), written for sigma so that nothing is divided by z = 0, from Winitzki's approximation
+    ("Uniform approximations for transcendental functions", 2003), here with the constant that makes W exactly -1 at the branch
+    point z = -1/e. Relative error below 1e-13, and 1e-8 within 1e-6 of that point; already 3e-8 after one step.
     """
-    p = torch.sqrt((2 * (math.e * z + 1)).clamp_min(0))
-    near = -1 + p - p**2 / 3 + 11 * p**3 / 72 - 43 * p**4 / 540
-    log = torch.log1p(z.clamp_min(-0.3))
-    far = log * (1 - torch.log1p(log) / (2 + log))
-    w = torch.where(z < -0.25, near, far)
-    for _ in range(4):
-        error = w * torch.exp(w) - z
-        slope = torch.exp(w) * (w + 1)
-        step = error / (slope - (w + 2) * error / (2 * w + 2))
-        w = w - torch.where((w + 1).abs() < 1e-7, 0.0, step)
-    return w
+    z = (0.5 * excess).clamp_min(-math.exp(-1))
+    p = (2 * math.e * z + 2).clamp_min(0).sqrt()
+    log = torch.log1p(0.8842 * p)
+    double_log = torch.log1p(0.9294 * torch.log1p(0.5106 * p))
+    sigma = ((double_log - 2 * log + (1 + 0.5 / 2.344)) / (1 + 0.5 / (log + 2.344))).exp()
+    for _ in range(2):
+        w = z * sigma
+        error = -(sigma.log() + w)
+        slope = (w + 1).clamp_min(1e-7)  # 0 at the branch point, where the error is 0 too
+        curved = 2 * slope * torch.add(slope, error, alpha=2 / 3)
+        sigma = sigma * (1 + error / slope * (curved - error) / (curved - 2 * error))
+    return sigma

@@ -1,6 +1,7 @@
 """What must cost nothing: no wait for the device in a step, no work that grows with the dataset, no memory with the epochs."""
 
 import gc
+import re
 
 import pytest
 import torch
@@ -39,8 +40,8 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def made(name, num_samples):
-    spec = {"name": name} | ARGUMENTS.get(name, {})
+def made(name, num_samples, **arguments):
+    spec = {"name": name} | ARGUMENTS.get(name, {}) | arguments
     return build(losses, spec, task_loss=cross_entropy, num_samples=num_samples, num_outputs=5)
 
 
@@ -56,6 +57,16 @@ def test_a_step_of_a_loss_touches_the_batch_alone(name):
         counts.append(watch.count)
         assert step == 0 or not watch.large
     assert counts[1] == counts[2]
+
+
+@pytest.mark.parametrize(("name", "arguments", "said"), [
+    *((name, {}, r"(\d+) bytes a sample") for name in SCORING),
+    ("DiscrimLoss", {"bias_correction": "visits"}, r"(\d+) with ``bias_correction=\"visits\"``")])
+def test_the_docstring_says_how_many_bytes_a_sample_are_kept(name, arguments, said):
+    """And nothing is kept of each where it says nothing."""
+    sizes = [sum(state.nbytes for state in made(name, n, **arguments).buffers()) for n in (1000, 3000)]
+    stated = re.search(said, getattr(losses, name).__doc__)
+    assert sizes[1] - sizes[0] == 2000 * (int(stated[1]) if stated else 0)
 
 
 @pytest.mark.parametrize("name", SCORING)

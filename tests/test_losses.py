@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ import losses
 from losses import GCE, DataParameters, DiscrimLoss, GradientRescaling, Plain, SuperLoss
 from losses.base import SampleLoss, Supervised, as_objective
 from losses.per_sample import PerSampleParameter
-from losses.superloss import confidence, lambert_w
+from losses.superloss import confidence
 from losses.task import cross_entropy, get_task_loss, mse, smooth_l1
 from utils.build import build
 
@@ -318,15 +319,16 @@ def test_superloss_values(tau, lam, table):
         assert out.item() == pytest.approx(expected, abs=2e-6) and losses_in.grad.item() == pytest.approx(sigma, rel=1e-5)
 
 
-def test_lambert_w_against_scipy():
+def test_the_confidence_of_superloss_against_scipy():
     from scipy.special import lambertw
 
-    z = -math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64)
-    expected = torch.from_numpy(lambertw(z.numpy()).real)
-    torch.testing.assert_close(lambert_w(z), expected, rtol=1e-9, atol=1e-9)
+    z = torch.cat([-math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    expected = torch.from_numpy(np.exp(-lambertw(z.numpy()).real))
+    torch.testing.assert_close(confidence(2 * z), expected, rtol=1e-9, atol=0)
     away = z > -math.exp(-1) + 1e-6
-    torch.testing.assert_close(lambert_w(z)[away], expected[away], rtol=1e-13, atol=1e-13)
-    assert lambert_w(torch.tensor([-math.exp(-1), -1.0], dtype=torch.float64)).tolist() == pytest.approx([-1, -1], abs=1e-7)
+    torch.testing.assert_close(confidence(2 * z)[away], expected[away], rtol=1e-13, atol=0)
+    assert confidence(torch.tensor([-2 / math.e, -2.0], dtype=torch.float64)).tolist() == pytest.approx([math.e] * 2, rel=1e-7)
+    assert confidence(torch.zeros(1, dtype=torch.float64)).item() == 1
 
 
 def test_superloss_is_finite_at_and_around_the_branch_point():
