@@ -59,7 +59,7 @@ class Run:
         self.loaders = loader.make_loaders(data, self.noise.given, parts, self.selection, **self.objective.unlabelled,
                                            device=self.device, **{key: config[key] for key in LOADING})
         self.epochs = config["epochs"] * self.loaders.per_pass
-        self.optimizer = build(optimizers, config["optimizer"], params=self.model.parameters())
+        self.optimizer = optimizers.make(config["optimizer"], self.model.parameters())
         self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer,
                                                      epochs=config["epochs"], steps_per_epoch=self.loaders.steps_per_pass)
         self.record = TrainingRecord(len(data.train), self.task_loss, GRADIENT_NORMS[self.task_loss], self.metric, self.device)
@@ -77,8 +77,8 @@ def train(run: Run, stop: StopRequest) -> int:
         if run.step == len(run.loaders.train):
             end_epoch(run)
             run.epoch, run.step = run.epoch + 1, 0
-        run.checkpoint.save(run.epoch, run.step)
-        if (number := stop.agreed()) and run.epoch < run.epochs:
+        run.checkpoint.save(run.epoch, run.step, needed=(number := stop.agreed()) or run.epoch == run.epochs)
+        if number and run.epoch < run.epochs:
             run.directory.interrupted(number, run.epoch, run.step)
             return INTERRUPTED
     trained, tested = (prediction_table(*predict(run.objective.evaluated(run.forward), loader, run.autocast), run.task_loss)

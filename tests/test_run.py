@@ -224,6 +224,24 @@ def full_disk(after):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+def test_checkpoints_that_are_not_needed_take_two_percent_of_the_time(tmp_path, monkeypatch):
+    clock = 0.0
+    checkpoint = Checkpoint(tmp_path, model=torch.nn.Linear(2, 2))
+    monkeypatch.setattr("utils.checkpoint.time.monotonic", lambda: clock)
+
+    def write(*_):
+        nonlocal clock
+        clock += 3  # seconds that it takes
+        written.append(clock)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    written = []
+    for epoch in range(61):  # 151 seconds are due after 150 more
+        checkpoint.save(epoch, 0, needed=epoch in (40, 60))
+        clock += 5
+    assert written == [3, 3 + 150 + 3, 40 * 5 + 9, 60 * 5 + 12]
+
+
 def test_a_failed_write_leaves_the_checkpoint_before_it(tmp_path):
     checkpoint = Checkpoint(tmp_path, model=torch.nn.Linear(400, 400))
     checkpoint.save(1, 0)

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,14 +23,25 @@ class Checkpoint:
     several processes the first writes; the parts are the same in all, but for their random numbers, which are all saved.
     """
 
+    share = 0.02  # of the time, at most, that goes into checkpoints that are not needed
+
     def __init__(self, directory: Path, **parts):
+        self.saved, self.cost = -math.inf, 0.0  # when, and how many seconds it took
         self.newest, self.previous = directory / "checkpoint.pt", directory / "checkpoint.previous.pt"
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
-    def save(self, epoch: int, step: int):
-        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns when that is on disk."""
+    def save(self, epoch: int, step: int, needed: object = True):
+        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns when that is on disk.
+
+        What is not ``needed`` is saved unless that would take more than ``share`` of the time since the last one.
+        """
+        start = time.monotonic()
+        if not everyone(bool(needed) or self.share * (start - self.saved) >= self.cost)[0]:
+            return
         self._write(epoch, step, everyone(rng_state()))
         everyone(None)  # torchrun kills the others soon after the first that ends
+        self.saved = time.monotonic()
+        self.cost = self.saved - start
 
     @on_main
     def _write(self, epoch, step, random_states):
