@@ -47,8 +47,8 @@ class Dataset:
     ``trusted``: the labels that come with it are taken for true, so that injected noise can be told from them. ``true``:
     the true labels of the training part, where it comes with both. ``validation``: a part to choose the epoch on, where it
     comes with one; ``more_tests``: other test parts, by name. ``memory_limit``: the image files of a part are decoded once
-    and kept, if they take no more bytes. ``made_split``: files were split into training and test part here, which a run
-    writes down. ``note``: what else there is to say.
+    and kept, if they take no more bytes. ``cache``: a folder to keep them in, resized once and packed. ``made_split``:
+    files were split into training and test part here, which a run writes down. ``note``: what else there is to say.
     """
 
     train: Split
@@ -69,6 +69,7 @@ class Dataset:
     validation: Split | None = None
     more_tests: dict[str, Split] = field(default_factory=dict)
     memory_limit: int = 0
+    cache: Path | None = None
     made_split: bool = False
     note: str = ""
 
@@ -129,6 +130,11 @@ def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
     except ValueError as error:
         raise ValueError(f"a test part of {fraction} cannot be split off class by class: {error}") from None
     return sorted(train), sorted(test)
+
+
+def cache_folder(data_root: str, wanted: bool) -> Path | None:
+    """Where packed images are kept, if they are."""
+    return Path(data_root, "cache") if wanted else None
 
 
 def check_files(image_size: int, num_workers: int, crop_scale: float):

@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from datasets.base import IMAGENET, Dataset, Split, check_files, split_off
+from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
 
 
 def csv(file: str, data_root: str = "data", root: str | None = None, test_file: str | None = None, image_size: int = 224,
         num_workers: int = 2, test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True,
-        task: Literal["classification", "regression"] = "classification") -> Dataset:
+        cache: bool = False, task: Literal["classification", "regression"] = "classification") -> Dataset:
     """Images named in a CSV file with the columns ``path``, ``label`` and, if you know it, ``true_label``.
 
     Classes are the distinct labels, in the order of their names, or of their values if all are whole numbers; of a
@@ -23,7 +23,7 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
         root: what paths are relative to; ``data_root`` unless given.
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of ``file`` is split off. It is
             tested on true labels where they are known.
-        crop_scale, flip: as for ``folder``.
+        crop_scale, flip, cache: as for ``folder``.
         task: give the same to ``task`` of the run, and a task_loss of it.
 
     Raises:
@@ -61,7 +61,8 @@ def csv(file: str, data_root: str = "data", root: str | None = None, test_file: 
         rows, test_part = list(range(len(table))), Split(list(test.path), targets(test.label, test_file))
     return Dataset(Split([table.path[row] for row in rows], given[rows]), test_part, classes=classes, in_channels=3,
                    image_size=image_size, **IMAGENET, flip=flip, crop_scale=crop_scale, trusted=False,
-                   true=None if true is None else true[rows], num_workers=num_workers, made_split=test is None)
+                   true=None if true is None else true[rows], num_workers=num_workers, made_split=test is None,
+                   cache=cache_folder(data_root, cache))
 
 
 def read(key: str, file: str, root: Path) -> pd.DataFrame:

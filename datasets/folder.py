@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from datasets.base import IMAGENET, Dataset, Split, check_files, split_off
+from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
 
 
 def folder(data_root: str = "data", root: str | None = None, image_size: int = 224, num_workers: int = 2,
-           test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True) -> Dataset:
+           test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True, cache: bool = False) -> Dataset:
     """``root/train/<class>/*`` and ``root/test/<class>/*``, in any format that torchvision's ImageFolder reads.
 
     Training images are cropped at random and mirrored, test images resized to 256/224 of ``image_size`` and cropped in
@@ -20,6 +20,8 @@ def folder(data_root: str = "data", root: str | None = None, image_size: int = 2
         test_fraction: where there is no test/, this part of the training images is the test part, with labels as they are.
         crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves almost everything.
         flip: whether training images are mirrored with probability 1/2.
+        cache: keep all images, their shorter side resized to 256/224 of ``image_size``, in one file under ``data_root``/cache,
+            and read them from there. What is evaluated is the same; training crops come from the resized images.
 
     Raises:
         FileNotFoundError: train/ is missing, or a class folder holds no image.
@@ -45,4 +47,5 @@ def folder(data_root: str = "data", root: str | None = None, image_size: int = 2
     else:
         splits = [Split(paths, targets), Split([path for path, _ in test.samples], torch.tensor(test.targets))]
     return Dataset(*splits, classes=train.classes, in_channels=3, image_size=image_size, **IMAGENET, flip=flip,
-                   crop_scale=crop_scale, trusted=False, num_workers=num_workers, made_split=test is None)
+                   crop_scale=crop_scale, trusted=False, num_workers=num_workers, made_split=test is None,
+                   cache=cache_folder(data_root, cache))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from datasets.base import IMAGENET, Dataset, Split, check_files
+from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files
 
 
 def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 224, num_workers: int = 8,
-              crop_scale: float = 0.08) -> Dataset:
+              crop_scale: float = 0.08, cache: bool = False) -> Dataset:
     """Mini-WebVision (Jiang et al., ICML 2018): the Google images of the first 50 classes, about 66,000; 2,500 to test.
 
     Reads the release in ``data_root``/webvision: ``info/train_filelist_google.txt`` and ``info/val_filelist.txt``, a path and
@@ -18,6 +18,7 @@ def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 
 
     Args:
         num_classes: 50; 1000 is all of WebVision's Google part.
+        cache: as for ``folder``.
 
     Raises:
         FileNotFoundError: a list, or a class of ImageNet, that is not there.
@@ -36,7 +37,7 @@ def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 
     more = {"imagenet": _imagenet(imagenet, [synset[0] for synset in synsets])} if imagenet.is_dir() else {}
     return Dataset(train, test, classes=[synset[-1].split(",")[0] for synset in synsets], in_channels=3, image_size=image_size,
                    **IMAGENET, flip=True, crop_scale=crop_scale, trusted=False, num_workers=num_workers, more_tests=more,
-                   note="" if more else f"no ImageNet images in {imagenet}")
+                   cache=cache_folder(data_root, cache), note="" if more else f"no ImageNet images in {imagenet}")
 
 
 def read(path: Path, folder: Path, num_classes: int) -> Split:

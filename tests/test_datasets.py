@@ -398,8 +398,9 @@ def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
         list(loaders.train)
 
 
-@pytest.mark.parametrize("num_workers, memory_limit", [(0, 0), (2, 0), (0, 10**6), (2, 10**6)])
-def test_a_damaged_image_among_many_is_left_out_and_counted(num_workers, memory_limit, tmp_path, capsys):
+@pytest.mark.parametrize("num_workers, memory_limit, cache", [
+    (0, 0, None), (2, 0, None), (0, 10**6, None), (2, 10**6, None), (0, 0, "cache"), (2, 0, "cache")])
+def test_a_damaged_image_among_many_is_left_out_and_counted(num_workers, memory_limit, cache, tmp_path, capsys):
     paths = []
     for number in range(100):
         paths.append(str(tmp_path / f"{number}.png"))
@@ -407,7 +408,7 @@ def test_a_damaged_image_among_many_is_left_out_and_counted(num_workers, memory_
     Path(paths[17]).write_bytes(b"not an image")
     split = Split(paths, torch.arange(100) % 2)
     dataset = Dataset(split, split, classes=["a", "b"], in_channels=3, image_size=8, mean=(0.0,) * 3, std=(1 / 255,) * 3,
-                      num_workers=num_workers, memory_limit=memory_limit)
+                      num_workers=num_workers, memory_limit=memory_limit, cache=cache and tmp_path / cache)
     labels = split.targets.numpy()
     loaders = make_loaders(dataset, labels, all_of(labels), batch_size=30, device="cpu", seed=0)
     others = [row for row in range(100) if row != 17]

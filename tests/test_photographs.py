@@ -13,7 +13,8 @@ from torchvision.io import write_jpeg
 
 from datasets import clothing1m, utkface, webvision
 from datasets.clothing1m import balanced
-from datasets.loader import Decoded, Parts, decode_all, make_loaders
+from datasets.images import Decoded, decode_all
+from datasets.loader import Parts, make_loaders
 from utils import schedules
 
 

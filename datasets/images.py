@@ -1,0 +1,138 @@
+"""Image files as uint8: decoded when they are asked for, decoded once and kept, or resized once and packed into one file."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.files import atomic_write
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for an image file
+
+
+def decode(path: str) -> Tensor:
+    """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
+    from torchvision.datasets.folder import default_loader  # torchvision takes seconds to import: only where it is used
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms.functional import pil_to_tensor
+    try:
+        content = np.fromfile(path, np.uint8)
+        if content[:2].tolist() == [0xff, 0xd8]:  # JPEG: the same pixels as Pillow's in less time. On damaged PNGs it crashes
+            if len(content) > 2**20:
+                Image.open(path).close()  # raises where there are too many pixels
+            with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
+                return decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
+        return pil_to_tensor(default_loader(path))
+    except UNREADABLE as error:
+        raise OSError(str(error)) from None
+
+
+class Decoded:
+    """Images as uint8, one after another in one tensor, which worker processes share.
+
+    Those of shape (0, 0) could not be decoded; they are tried again whenever they are asked for, and raise OSError.
+    """
+
+    def __init__(self, paths: list[str], shapes: np.ndarray, pixels: Tensor | Path):
+        self.paths, self.shapes, self.pixels = paths, shapes, pixels
+        self.ends = np.cumsum(3 * shapes.astype(np.int64).prod(1))
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Tensor:
+        height, width = self.shapes[row].tolist()
+        if height == 0:
+            return decode(self.paths[row])
+        if isinstance(self.pixels, Path):  # mapped by each process for itself
+            self.pixels = torch.from_file(str(self.pixels), shared=False, size=int(self.ends[-1]), dtype=torch.uint8)
+        end = self.ends[row]
+        return self.pixels[end - 3 * height * width:end].view(3, height, width)
+
+
+def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
+    """The images decoded and kept in memory, if they take no more than ``memory_limit`` bytes; else the paths as they are."""
+    shapes, total = [], 0
+    for path in paths if memory_limit else ():
+        try:
+            with Image.open(path) as image:  # reads the header
+                shapes.append((image.height, image.width))
+        except UNREADABLE:
+            shapes.append((0, 0))
+        total += 3 * shapes[-1][0] * shapes[-1][1]
+        if total > memory_limit:
+            break
+    if not 0 < total <= memory_limit:
+        return paths
+    images = Decoded(paths, np.array(shapes), torch.empty(total, dtype=torch.uint8))
+    unreadable = []
+    for row, image in enumerate(_decoded(paths)):
+        if image is None:
+            unreadable.append(row)
+        else:
+            images[row].copy_(image)
+    images.shapes[unreadable] = 0
+    return images
+
+
+def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
+    """The images, those whose shorter side is longer than ``shorter`` resized to that, out of one memory-mapped file.
+
+    The file is made where ``folder`` holds none for these paths, sizes and times of change, while other processes that want
+    it wait: all pixels, then the shapes [N, 2], int32.
+    """
+    listing = hashlib.sha256(f"{shorter}\n".encode())
+    for path in paths:
+        try:
+            status = os.stat(path)
+            version = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            version = "missing"
+        listing.update(f"{os.path.abspath(path)}\n{version}\n".encode(errors="surrogateescape"))
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = folder / f"{listing.hexdigest()[:16]}.images"
+    with open(packed.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not packed.exists():
+            _write(packed, paths, shorter)
+    shapes = np.fromfile(packed, np.int32, offset=packed.stat().st_size - 8 * len(paths)).reshape(-1, 2)
+    images = Decoded(paths, shapes, packed)
+    if packed.stat().st_size != int(images.ends[-1]) + 8 * len(paths):
+        raise OSError(f"{packed} is damaged: remove it")
+    return images
+
+
+def _write(packed, paths, shorter):
+    from torchvision.transforms.v2.functional import resize
+    shapes = np.zeros((len(paths), 2), np.int32)
+    with atomic_write(packed, "wb") as file:
+        for row, image in enumerate(_decoded(paths, lambda image: resize(image, [shorter]) if min(image.shape[1:]) > shorter
+                                             else image, f"packing into {packed}")):
+            if image is not None:
+                shapes[row] = image.shape[1:]
+                file.write(image.contiguous().numpy())
+        file.write(shapes)
+
+
+def _decoded(paths, then=lambda image: image, what="decoding") -> Iterable[Tensor | None]:
+    """What ``then`` makes of each image, in order; None for one that cannot be decoded."""
+    def made(path):
+        try:
+            return then(decode(path))
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=what, unit=" images", leave=False, disable=None) as bar:
+        for first in range(0, len(paths), 1024):  # of which so many are held at once
+            for image in pool.map(made, paths[first:first + 1024]):  # the decoders work without the interpreter's lock
+                yield image
+                bar.update()
