@@ -177,6 +177,14 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def circumstances(config: dict, device: torch.device) -> dict:
+    """What a measurement depends on, as columns of its table."""
+    return {**{key: config[key] for key in ("batch_size", "precision", "compile", "channels_last")},
+            "model": config["model"]["name"], "device": device_name(config["device"]),
+            "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "commit": commit(), "peak_mib": round(peak_memory(device))}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("params", help="a params file of digits, mnist or a CIFAR")
@@ -215,12 +223,9 @@ if __name__ == "__main__":
             if number:  # the first warms up, and compiles
                 rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in speeds if other != "ours"})
     table = pd.DataFrame(rows)
-    where = {"params": arguments.params, "N": len(data.train), "batch_size": config["batch_size"],
-             **{key: config[key] for key in ("precision", "compile", "channels_last")}, "device": device_name(config["device"]),
-             "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-             "torch": torch.__version__, "commit": commit(), "peak_mib": round(peak_memory(run.device))}
+    where = {"params": arguments.params, "N": len(data.train), **circumstances(config, run.device)}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
-    print(table.describe(percentiles=[]).drop(["count", "std"]).rename({"50%": "median"}).round(2).to_string())
+    print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         table.round(4).assign(**where).to_csv(arguments.out, index=False)

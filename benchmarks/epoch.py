@@ -1,0 +1,95 @@
+"""What an epoch costs beside its training steps: evaluation, records, recorded losses, checkpoint.
+
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 channels_last=true compile=true        on a GPU
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 --steps 3 --out results/epoch.csv
+
+On random images, as many as the dataset has. Training, evaluation and recording are timed over so many steps and taken to the
+whole dataset by the number of images; records and checkpoint are those of the whole. Medians of rounds that take turns.
+"""
+
+import argparse
+import contextlib
+import itertools
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+
+import datasets
+import main
+from benchmarks.throughput import circumstances, seconds_of, synthetic
+from utils.checkpoint import StopRequest
+from utils.config import load
+from utils.distributed import parallel
+from utils.metrics import predict
+from utils.record import RunDirectory
+
+
+class Shortened:
+    """The first batches of a loader."""
+
+    def __init__(self, loader, steps: int):
+        self.loader, self.rows_of, self.set_epoch = loader, loader.rows_of, loader.set_epoch
+        self.steps = min(steps, len(loader))
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        return itertools.islice(self.loader, self.steps)
+
+
+def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
+    """Seconds of each part of an epoch, of the whole dataset."""
+    whole = run.loaders
+    train, plain = (Shortened(loader, steps) for loader in (whole.train, whole.train_plain))
+    evaluated = Shortened(whole.evaluation["test"], steps)
+    run.loaders, run.step = SimpleNamespace(train=train, set_epoch=whole.set_epoch), 0
+    model = run.objective.evaluated(run.forward)
+    seconds, images = {}, {}
+
+    def training():
+        main.train_epoch(run, StopRequest())
+
+    def forward(loader):
+        images[loader] = len(predict(model, loader, run.autocast)[2])
+
+    def records():
+        run.directory.add_row({"epoch": run.epoch, "test_metric": 50.0} | run.record.end_epoch(run.noise.corrupted))
+
+    seconds["training"] = seconds_of(run.device, training) / run.record.images * len(whole.train.rows)
+    seconds["evaluation"] = seconds_of(run.device, lambda: forward(evaluated)) / images[evaluated] * test
+    seconds["records"] = seconds_of(run.device, records)
+    seconds["checkpoint"] = seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0))
+    seconds["recorded losses"] = seconds_of(run.device, lambda: forward(plain)) / images[plain] * len(whole.train.rows)
+    run.loaders, run.epoch = whole, run.epoch + 1
+    return seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("params", help="a params file of digits, mnist or a CIFAR")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", type=int, default=50_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("options", nargs="*", help="overrides, e.g. threads=2")
+    arguments = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
+        config = load(arguments.params, [f"run_dir={directory}/run", "epochs=1000", *arguments.options], main.PACKAGES)
+        name = config["dataset"]["name"]
+        setattr(datasets, name, synthetic(name, arguments.train))
+        config["dataset"] = {"name": name}
+        run = main.Run(config, RunDirectory(config))
+        run.epoch, run.forward = 0, parallel(run.model, run.device, config["compile"])
+        rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][1:]  # the first warms up
+    table = pd.DataFrame(rows)
+    for part in table.columns.drop("training"):
+        table[f"{part}, % of training"] = 100 * table[part] / table["training"]
+    print(table.agg(["min", "median", "max"]).T.round(3).to_string())
+    if arguments.out:
+        where = {"params": arguments.params, "train": arguments.train, "test": arguments.test, "steps": arguments.steps,
+                 **circumstances(config, run.device)}
+        table.round(4).assign(**where).to_csv(arguments.out, index=False)
