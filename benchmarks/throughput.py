@@ -10,6 +10,9 @@ usual    the loop that most code has, with the same method: one image at a time 
 workers  the same with as many workers as there are cores
 plain    the loop without workers under cross-entropy alone
 
+utilisation: the arithmetic of a training step (torch.utils.flop_counter) at ours' images per second, over what the device does
+on the largest matrices in the same precision, measured here too.
+
 Same model, batch size, precision and threads, taking turns in one process, but for --usual-precision. Absolute numbers are the
 machine's; the ratios are taken within each round. ``--synthetic N``: so many random images instead of the dataset's.
 """
@@ -27,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import datasets
@@ -177,6 +181,24 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def flops_per_image(run: main.Run) -> float:
+    """Of forward and backward pass, a multiplication and an addition counted as two."""
+    batch = next(iter(run.loaders.train))
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.cross_entropy(run.model(batch.input), batch.target).backward()
+    return counter.get_total_flops() / len(batch.target)
+
+
+def ceiling(device: torch.device, autocast, size: int) -> float:
+    """The most operations per second that a product of two square matrices reaches."""
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    with autocast():
+        if torch.is_autocast_enabled(device.type):
+            left, right = left.bfloat16(), right.bfloat16()
+        spent = [seconds_of(device, lambda: left @ right) for _ in range(12)]
+    return 2 * size**3 / min(spent)
+
+
 def circumstances(config: dict, device: torch.device) -> dict:
     """What a measurement depends on, as columns of its table."""
     return {**{key: config[key] for key in ("batch_size", "precision", "compile", "channels_last")},
@@ -222,8 +244,12 @@ if __name__ == "__main__":
             speeds = {way: ways[way]() for way in arguments.only}
             if number:  # the first warms up, and compiles
                 rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in speeds if other != "ours"})
+        flops, most = flops_per_image(run), ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048)
     table = pd.DataFrame(rows)
-    where = {"params": arguments.params, "N": len(data.train), **circumstances(config, run.device)}
+    if "ours" in table:
+        table["utilisation"] = table["ours"] * flops / most
+    where = {"params": arguments.params, "N": len(data.train), "mflops_per_image": round(flops / 1e6, 3),
+             "ceiling_tflops": round(most / 1e12, 4), **circumstances(config, run.device)}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:

@@ -1,5 +1,6 @@
 """What must cost nothing: no wait for the device in a step, no work that grows with the dataset, no memory with the epochs."""
 
+import contextlib
 import gc
 import re
 
@@ -11,6 +12,7 @@ import losses
 import main
 from losses.base import SampleLoss
 from losses.task import cross_entropy
+from utils import optimizers
 from utils.build import build
 from utils.checkpoint import StopRequest
 from utils.config import load
@@ -99,6 +101,40 @@ def test_an_epoch_reads_from_the_device_only_where_it_looks_at_the_losses(tmp_pa
     looks = -(-len(run.loaders.train) // 10)
     assert len(run.loaders.train) == 41 and looks == 5
     assert watch.read <= looks + 1  # loss.item() of the progress bar; the losses themselves come home in one tensor
+
+
+@contextlib.contextmanager
+def no_waiting(device):
+    """Nothing may wait for the GPU, or on a CPU read what it would have to wait for."""
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    else:
+        with Watch() as watch:
+            yield
+        assert watch.read == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+@pytest.mark.parametrize("method", ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GCE"])
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
+    for module in ("discrimloss", "data_parameters"):
+        monkeypatch.setattr(f"losses.{module}.check_index", lambda *_: None)  # which looks at indices on a CPU alone
+    run = small_run(tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1")
+    run.loaders.set_epoch(0, 0)
+    batches = iter(run.loaders.train)
+    for step in range(6):
+        with no_waiting(device) if step else contextlib.nullcontext():  # the first allocates, and chooses algorithms
+            batch = next(batches)
+            loss = run.objective(run.forward, batch)
+            run.optimizer.zero_grad()
+            loss.backward()
+            optimizers.step(run.optimizer, 1.0)
+            run.objective.after_step(run.model)
+            run.record.update(step, loss, batch, run.objective.scored)
 
 
 def tensors():

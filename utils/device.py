@@ -36,6 +36,7 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
             raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # try the convolutions' algorithms; batches have one size, but for the last
     else:
         _keep_freed_memory()
     if precision == "fp32":
