@@ -1,6 +1,6 @@
 """The time of a whole run of the demo, against that of a script that trains the same model and does nothing else.
 
-    python -m benchmarks.demo --out results/digits/demo.csv
+    python -m benchmarks.demo --out results/speed/demo.csv
 
 Both are processes of their own, from the start of Python to its end, and take turns. A run of ours: configuration, noise, 60
 epochs of DiscrimLoss, the test set after each, metrics.csv, checkpoints, detection, tables and pictures in the end. The bare

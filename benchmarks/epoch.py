@@ -1,7 +1,7 @@
 """What an epoch costs beside its training steps: evaluation, records, recorded losses, checkpoint.
 
     python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 channels_last=true compile=true        on a GPU
-    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 --steps 3 --out results/epoch.csv
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 --steps 2 --rounds 3
 
 On random images, as many as the dataset has. Training, evaluation and recording are timed over so many steps and taken to the
 whole dataset by the number of images; records and checkpoint are those of the whole. Medians of rounds that take turns.

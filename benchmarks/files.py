@@ -1,6 +1,6 @@
 """Images per second out of JPEG files: this project's loader, with and without a cache, and torchvision's reference loader.
 
-    python -m benchmarks.files threads=1 --out results/files.csv
+    python -m benchmarks.files threads=1 --out results/speed/files.csv
     python -m benchmarks.files dataset.root=<folder with train/<class>/*> --workers 0 8 16
 
 ours       training batches as params/folder has them: decoded, a random part cropped and resized to 224x224, mirrored, bytes

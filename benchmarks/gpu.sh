@@ -18,12 +18,12 @@ for method in plain discrimloss superloss data_parameters; do
   ways="bare ours"
   if [[ $method == discrimloss ]]; then ways="bare ours usual plain"; fi
   "$PYTHON" -m benchmarks.throughput "params/cifar10/$method.yaml" --synthetic 50000 --steps 100 --usual-precision fp32 \
-    --only $ways --out "$out/wrn28_10_$method.csv" noise.fraction=0.4 $fast
+    --only $ways --out "$out/wrn28_10.csv" noise.fraction=0.4 $fast
 done
 "$PYTHON" -m benchmarks.throughput params/cifar10/plain.yaml --synthetic 50000 --only bare ours --out "$out/resnet18.csv" \
   model=resnet18 $fast
 for method in plain discrimloss; do
-  "$PYTHON" -m benchmarks.throughput "params/mnist/$method.yaml" --synthetic 60000 --only bare ours --out "$out/lenet_$method.csv" $fast
+  "$PYTHON" -m benchmarks.throughput "params/mnist/$method.yaml" --synthetic 60000 --only bare ours --out "$out/lenet.csv" $fast
 done
 "$PYTHON" -m benchmarks.losses device=cuda --out "$out/losses.csv"
 "$PYTHON" -m benchmarks.epoch params/cifar10/discrimloss.yaml --out "$out/epoch.csv" noise.fraction=0.4 $fast

@@ -1,7 +1,7 @@
 """What a loss costs a step, by the batch and by the size of the training set, and SuperLoss against SciPy's Lambert W.
 
     python -m benchmarks.losses threads=1
-    python -m benchmarks.losses device=cuda --out results/losses_gpu.csv
+    python -m benchmarks.losses device=cuda --out results/gpu/losses.csv
 
 Forward in training mode on logits that are there already: task loss, weights, and the step of whatever the loss keeps of each
 sample; without the backward pass of the model, which all have. ``cross_entropy`` is F.cross_entropy alone; ``SuperLoss, SciPy``
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 4096])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", default="results/losses.csv")
+    parser.add_argument("--out", default="results/speed/losses.csv")
     parser.add_argument("options", nargs="*", help="device=cpu|cuda, threads=1")
     arguments = parser.parse_intermixed_args()
     options = {"device": "auto", "threads": "1"} | dict(option.split("=") for option in arguments.options)
@@ -93,7 +93,8 @@ if __name__ == "__main__":
     table = rounds.median()
     table.insert(1, "lowest", rounds["microseconds"].min())
     table.insert(2, "highest", rounds["microseconds"].max())
-    table = table.round(2).reset_index().astype({"N": "Int64"})
+    table = table.round(2).reset_index()
+    table["N"] = table["N"].astype("Int64").astype("string").fillna("any")
     print(table.to_string(index=False))
     table.assign(rounds=arguments.rounds, steps=arguments.steps, device=device_name(device.type),
                  threads=torch.get_num_threads(), torch=torch.__version__, commit=commit()).to_csv(arguments.out, index=False)

@@ -1,6 +1,6 @@
 """Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side by side.
 
-    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out results/mnist/throughput.csv
+    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out results/speed/throughput.csv
     python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 compile=true channels_last=true
 
 bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
@@ -216,7 +216,7 @@ if __name__ == "__main__":
     parser.add_argument("--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours")
     parser.add_argument("--only", nargs="+", default=["bare", "ours", "usual", "workers", "plain"],
                         choices=["bare", "ours", "usual", "workers", "plain"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a CSV file that the rounds are appended to")
     parser.add_argument("options", nargs="*", help="overrides, e.g. data_root=/data threads=2")
     arguments = parser.parse_intermixed_args()
     rows = []
@@ -254,4 +254,6 @@ if __name__ == "__main__":
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        table.round(4).assign(**where).to_csv(arguments.out, index=False)
+        table = table.round(4).assign(**where)
+        before = [pd.read_csv(arguments.out)] if arguments.out.exists() else []
+        pd.concat([*before, table]).to_csv(arguments.out, index=False)

@@ -21,7 +21,7 @@ from utils.config import load
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
 COUNTS = {"cifar10": 120, "cifar100": 120, "clothing1m": 15, "digitsum": 75, "mnist": 150, "mnist_ablations": 50,
-          "multi_node": 3, "rsl": 3, "sweep": 24, "utkface": 150, "wikihow": 18}
+          "multi_node": 3, "rsl": 3, "search": 56, "sweep": 24, "utkface": 150, "wikihow": 18}
 QUICK = ["model=mlp", "model.hidden=[8]", "threads=1", "device=cpu"]
 
 

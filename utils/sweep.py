@@ -31,7 +31,8 @@ INTERRUPTED = 75  # what a run exits with that was stopped and has saved, EX_TEM
 FAILED = "failed.txt"  # in a run's directory: how its last attempt ended, if that was neither done nor interrupted
 STATES = ("done", "running", "interrupted", "failed", "missing")
 ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}  # what --only chooses
-LISTED = ("DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS", "TASKS", "SELECTION", "PROCESSES")  # what a relaunch repeats
+LISTED = ("DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS", "TASKS", "SELECTION", "TRIALS", "STAGE",
+          "PROCESSES")  # what a relaunch repeats
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
