@@ -20,7 +20,7 @@ demo: $(VENV)/.runtime
 	$(PY) -m utils.report $(DEMO)/$(EPOCHS)-epochs --figures $(DEMO)/$(EPOCHS)-epochs/pictures
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 tables: $(VENV)/.runtime
 	$(PY) -m utils.report --update README.md

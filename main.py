@@ -77,7 +77,7 @@ def train(run: Run, stop: StopRequest) -> int:
         if run.step == len(run.loaders.train):
             end_epoch(run)
             run.epoch, run.step = run.epoch + 1, 0
-        run.checkpoint.save(run.epoch, run.step, needed=(number := stop.agreed()) or run.epoch == run.epochs)
+        run.checkpoint.save(run.epoch, run.step, needed=bool(number := stop.agreed()) or run.epoch == run.epochs)
         if number and run.epoch < run.epochs:
             run.directory.interrupted(number, run.epoch, run.step)
             return INTERRUPTED

@@ -59,6 +59,8 @@ if __name__ == "__main__":
 
     from utils.record import commit
     rows = []
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         for number in range(arguments.rounds + 1):
             row = {"ours": seconds("main.py", "params/digits/discrimloss.yaml", f"epochs={EPOCHS}", "device=cpu",

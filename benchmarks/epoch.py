@@ -1,6 +1,6 @@
 """What an epoch costs beside its training steps: evaluation, records, recorded losses, checkpoint.
 
-    python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 channels_last=true compile=true        on a GPU
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 compile=true       on a GPU
     python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 --steps 2 --rounds 3
 
 On random images, as many as the dataset has. Training, evaluation and recording are timed over so many steps and taken to the
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import torch
 
 import datasets
 import main
@@ -43,8 +44,9 @@ class Shortened:
 def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
     """Seconds of each part of an epoch, of the whole dataset."""
     whole = run.loaders
-    train, plain = (Shortened(loader, steps) for loader in (whole.train, whole.train_plain))
+    train, recorded = (Shortened(loader, steps) for loader in (whole.train, whole.recording))
     evaluated = Shortened(whole.evaluation["test"], steps)
+    outputs = torch.randn(len(whole.train.rows), 10), run.loaders.train.targets.cpu(), torch.arange(len(whole.train.rows))
     run.loaders, run.step = SimpleNamespace(train=train, set_epoch=whole.set_epoch), 0
     model = run.objective.evaluated(run.forward)
     seconds, images = {}, {}
@@ -62,7 +64,8 @@ def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
     seconds["evaluation"] = seconds_of(run.device, lambda: forward(evaluated)) / images[evaluated] * test
     seconds["records"] = seconds_of(run.device, records)
     seconds["checkpoint"] = seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0))
-    seconds["recorded losses"] = seconds_of(run.device, lambda: forward(plain)) / images[plain] * len(whole.train.rows)
+    seconds["recorded losses"] = seconds_of(run.device, lambda: forward(recorded)) / images[recorded] * len(whole.train.rows)
+    seconds["recorded losses"] += seconds_of(run.device, lambda: run.directory.add_losses(run.epoch, run.task_loss, *outputs))
     run.loaders, run.epoch = whole, run.epoch + 1
     return seconds
 
@@ -77,8 +80,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path)
     parser.add_argument("options", nargs="*", help="overrides, e.g. threads=2")
     arguments = parser.parse_intermixed_args()
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
-        config = load(arguments.params, [f"run_dir={directory}/run", "epochs=1000", *arguments.options], main.PACKAGES)
+        config = load(arguments.params, [f"run_dir={directory}/run", "epochs=100", "record_losses=true",
+                                         *arguments.options], main.PACKAGES)
         name = config["dataset"]["name"]
         setattr(datasets, name, synthetic(name, arguments.train))
         config["dataset"] = {"name": name}
@@ -91,5 +97,5 @@ if __name__ == "__main__":
     print(table.agg(["min", "median", "max"]).T.round(3).to_string())
     if arguments.out:
         where = {"params": arguments.params, "train": arguments.train, "test": arguments.test, "steps": arguments.steps,
-                 **circumstances(config, run.device)}
+                 **circumstances(config)}
         table.round(4).assign(**where).to_csv(arguments.out, index=False)

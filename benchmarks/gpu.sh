@@ -10,13 +10,13 @@ if [[ -z ${PYTHON:-} ]]; then
   PYTHON=python
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 fi
-fast="device=cuda precision=bf16 channels_last=true compile=true"
+fast="device=cuda precision=bf16 compile=true"
 out=results/gpu
 mkdir -p "$out"
 
 for method in plain discrimloss superloss data_parameters; do
   ways="bare ours"
-  if [[ $method == discrimloss ]]; then ways="bare ours usual plain"; fi
+  if [[ $method == discrimloss ]]; then ways="bare ours usual workers plain"; fi
   "$PYTHON" -m benchmarks.throughput "params/cifar10/$method.yaml" --synthetic 50000 --steps 100 --usual-precision fp32 \
     --only $ways --out "$out/wrn28_10.csv" noise.fraction=0.4 $fast
 done

@@ -14,6 +14,7 @@ import argparse
 import functools
 import math
 import time
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -44,12 +45,15 @@ def microseconds(loss, num_samples: int, batch_size: int, steps: int, device: to
     """Mean time of a forward pass over batches of samples drawn at random."""
     output = torch.randn(batch_size, NUM_OUTPUTS, device=device, requires_grad=True)
     target = torch.randint(NUM_OUTPUTS, (batch_size,), device=device)
-    indices = [torch.randint(num_samples, (batch_size,)).unique().to(device) for _ in range(steps)]
+    indices = []
+    for _ in range(steps):  # distinct ones in random order
+        drawn = torch.randint(num_samples, (2 * batch_size,)).unique()
+        indices.append(drawn[torch.randperm(len(drawn))[:batch_size]].to(device))
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     for index in indices:
-        loss(output[:len(index)], target[:len(index)], index)
+        loss(output, target, index)
     wait()
     return 1e6 * (time.perf_counter() - start) / steps
 
@@ -75,6 +79,7 @@ if __name__ == "__main__":
         for state in loss.buffers() if isinstance(loss, torch.nn.Module) else ():
             state.copy_(state.clone())  # memory that nothing has been written into yet is not there
     rows = []
+    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     for batch_size in arguments.batch_sizes:
         for number in range(arguments.rounds + 1):
             spent = {way: microseconds(loss, way[1] or largest, batch_size, arguments.steps, device)

@@ -1,7 +1,7 @@
 """Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side by side.
 
     python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out results/speed/throughput.csv
-    python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 compile=true channels_last=true
+    python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 compile=true
 
 bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
 ours     main.py's own train_epoch with the given method: data path, records and all
@@ -192,6 +192,7 @@ def flops_per_image(run: main.Run) -> float:
 def ceiling(device: torch.device, autocast, size: int) -> float:
     """The most operations per second that a product of two square matrices reaches."""
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as convolutions have it in fp32
     with autocast():
         if torch.is_autocast_enabled(device.type):
             left, right = left.bfloat16(), right.bfloat16()
@@ -199,12 +200,12 @@ def ceiling(device: torch.device, autocast, size: int) -> float:
     return 2 * size**3 / min(spent)
 
 
-def circumstances(config: dict, device: torch.device) -> dict:
+def circumstances(config: dict) -> dict:
     """What a measurement depends on, as columns of its table."""
     return {**{key: config[key] for key in ("batch_size", "precision", "compile", "channels_last")},
-            "model": config["model"]["name"], "device": device_name(config["device"]),
+            "tf32": torch.backends.cudnn.allow_tf32, "model": config["model"]["name"], "device": device_name(config["device"]),
             "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "commit": commit(), "peak_mib": round(peak_memory(device))}
+            "torch": torch.__version__, "commit": commit()}
 
 
 if __name__ == "__main__":
@@ -241,7 +242,11 @@ if __name__ == "__main__":
                 "workers": lambda: usual(run, loaders[os.cpu_count()], arguments.steps, dense, autocast),
                 "plain": lambda: usual(run, loaders[0], arguments.steps, Plain(cross_entropy), autocast)}
         for number in range(arguments.rounds + 1):
-            speeds = {way: ways[way]() for way in arguments.only}
+            speeds = {}
+            for way in arguments.only:
+                speeds[way] = ways[way]()
+                if number == 0 and way == "ours":
+                    peak = peak_memory(run.device)  # before the other loops take theirs
             if number:  # the first warms up, and compiles
                 rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in speeds if other != "ours"})
         flops, most = flops_per_image(run), ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048)
@@ -249,7 +254,8 @@ if __name__ == "__main__":
     if "ours" in table:
         table["utilisation"] = table["ours"] * flops / most
     where = {"params": arguments.params, "N": len(data.train), "mflops_per_image": round(flops / 1e6, 3),
-             "ceiling_tflops": round(most / 1e12, 4), **circumstances(config, run.device)}
+             "ceiling_tflops": round(most / 1e12, 4), **circumstances(config),
+             **({"peak_mib": round(peak)} if "ours" in table else {})}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:

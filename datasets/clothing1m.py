@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from datasets.base import Dataset, Split, cache_folder, check_files
+from datasets.base import Dataset, Split, check_files
 
 CLASSES = ["T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket", "Down Coat", "Suit",
            "Shawl", "Dress", "Vest", "Underwear"]
 
 
 def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 18_976, image_size: int = 224,
-               num_workers: int = 8, cache: bool = False) -> Dataset:
+               num_workers: int = 8) -> Dataset:
     """Xiao et al., CVPR 2015: 1,000,000 noisy training images in 14 classes, 14,313 to validate and 10,526 to test, both clean.
 
     Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt`` and ``clean_test_key_list.txt`` with a path a
@@ -24,7 +24,6 @@ def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 1
     Args:
         per_class: train on so many images of each label, drawn as the DiscrimLoss authors do: all are shuffled with ``seed``,
             the run's, and taken until each label is full. 18,976 is the smallest one's number. None: on all.
-        cache: as for ``folder``.
 
     Raises:
         FileNotFoundError: a list that is not there.
@@ -41,7 +40,7 @@ def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 1
         parts["noisy_train"] = Split([paths[row] for row in rows], targets[rows])
     return Dataset(parts["noisy_train"], parts["clean_test"], classes=CLASSES, in_channels=3, image_size=image_size,
                    mean=(0.6959, 0.6537, 0.6371), std=(0.3113, 0.3192, 0.3214), flip=True, crop_scale=None, trusted=False,
-                   num_workers=num_workers, cache=cache_folder(data_root, cache), validation=parts["clean_val"])
+                   num_workers=num_workers, validation=parts["clean_val"])
 
 
 def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +28,7 @@ def decode(path: str) -> Tensor:
     try:
         content = np.fromfile(path, np.uint8)
         if content[:2].tolist() == [0xff, 0xd8]:  # JPEG: the same pixels as Pillow's in less time. On damaged PNGs it crashes
-            if len(content) > 2**20:
-                Image.open(path).close()  # raises where there are too many pixels
+            Image.open(io.BytesIO(content)).close()  # raises where there are too many pixels to decode
             with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
                 return decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
         return pil_to_tensor(default_loader(path))
@@ -37,13 +37,13 @@ def decode(path: str) -> Tensor:
 
 
 class Decoded:
-    """Images as uint8, one after another in one tensor, which worker processes share.
+    """Images as uint8, one after another in a tensor, or in a file, which worker processes share.
 
     Those of shape (0, 0) could not be decoded; they are tried again whenever they are asked for, and raise OSError.
     """
 
     def __init__(self, paths: list[str], shapes: np.ndarray, pixels: Tensor | Path):
-        self.paths, self.shapes, self.pixels = paths, shapes, pixels
+        self.paths, self.shapes, self.pixels, self.map = paths, shapes, pixels, None
         self.ends = np.cumsum(3 * shapes.astype(np.int64).prod(1))
 
     def __len__(self):
@@ -53,10 +53,15 @@ class Decoded:
         height, width = self.shapes[row].tolist()
         if height == 0:
             return decode(self.paths[row])
-        if isinstance(self.pixels, Path):  # mapped by each process for itself
-            self.pixels = torch.from_file(str(self.pixels), shared=False, size=int(self.ends[-1]), dtype=torch.uint8)
-        end = self.ends[row]
-        return self.pixels[end - 3 * height * width:end].view(3, height, width)
+        part = slice(self.ends[row] - 3 * height * width, self.ends[row])
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[part].view(3, height, width)
+        if self.map is None:  # which may be larger than the memory
+            self.map = np.memmap(self.pixels, np.uint8, "r")
+        return torch.from_numpy(self.map[part].copy()).view(3, height, width)
+
+    def __getstate__(self):
+        return self.__dict__ | {"map": None}  # each process maps the file for itself
 
 
 def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
@@ -98,15 +103,17 @@ def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
         except OSError:
             version = "missing"
         listing.update(f"{os.path.abspath(path)}\n{version}\n".encode(errors="surrogateescape"))
-    folder.mkdir(parents=True, exist_ok=True)
     packed = folder / f"{listing.hexdigest()[:16]}.images"
-    with open(packed.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not packed.exists():
-            _write(packed, paths, shorter)
-    shapes = np.fromfile(packed, np.int32, offset=packed.stat().st_size - 8 * len(paths)).reshape(-1, 2)
+    if not packed.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(packed.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not packed.exists():
+                _write(packed, paths, shorter)
+    size = packed.stat().st_size
+    shapes = np.fromfile(packed, np.int32, offset=max(0, size - 8 * len(paths)))[:2 * len(paths)].reshape(-1, 2)
     images = Decoded(paths, shapes, packed)
-    if packed.stat().st_size != int(images.ends[-1]) + 8 * len(paths):
+    if len(shapes) != len(paths) or size != images.ends[-1] + 8 * len(paths):
         raise OSError(f"{packed} is damaged: remove it")
     return images
 

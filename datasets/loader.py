@@ -115,7 +115,7 @@ class MemoryLoader:
                                        mirrored=None if self.mirrored is None else self.mirrored[part])
             if self.normalisation:
                 scale, shift = self.normalisation
-                inputs = inputs.float().mul_(scale).add_(shift)  # half the time of inputs * scale, which mixes types, on a CPU
+                inputs = inputs.float().mul_(scale).add_(shift)  # on a CPU half the time of inputs * scale, which mixes types
             yield Batch(inputs, self.targets[index], index)
 
 
@@ -160,6 +160,7 @@ class FileLoader:
         self.device, self.draw, self.seed, self.num_workers = device, draw, seed, num_workers
         self.unreadable = {} if unreadable is None else unreadable
         self.scale, self.shift = (part.to(device) for part in _normalisation(mean, std))
+        self.start = "fork" if num_workers and sys.platform == "linux" else None  # Python 3.14's own way imports torch anew
         self.set_epoch(0)
 
     def __len__(self):
@@ -178,7 +179,7 @@ class FileLoader:
 
     def __iter__(self):
         shares = [batch[share(slice(0, len(batch)))] for batch in self.batches[self.first_batch:]]
-        loader = DataLoader(self.files, batch_sampler=shares, num_workers=self.num_workers,
+        loader = DataLoader(self.files, batch_sampler=shares, num_workers=self.num_workers, multiprocessing_context=self.start,
                             pin_memory=torch.device(self.device).type == "cuda", generator=torch.Generator(),
                             worker_init_fn=_leave_signals_to_the_main_process, collate_fn=_collate)
         for images, index, failed in loader:

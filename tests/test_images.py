@@ -2,6 +2,8 @@
 
 import io
 import multiprocessing
+import os
+import pickle
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import datasets.images
 from datasets import folder
-from datasets.images import decode, pack
+from datasets.images import Decoded, decode, pack
 from datasets.loader import Parts, make_loaders
 
 
@@ -60,11 +62,12 @@ def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_gives(how, tmp_path):
     assert seen == ({True, False} if how == "damaged" else {False})
 
 
-def test_a_jpeg_that_would_fill_the_memory_is_an_error(tmp_path):
+@pytest.mark.parametrize("more", [0, 2**20])
+def test_a_jpeg_that_would_fill_the_memory_is_an_error(tmp_path, more):
     content = bytearray(as_jpeg(picture()))
     sizes = content.index(b"\xff\xc0") + 5  # height and width
     content[sizes:sizes + 4] = b"\xff\x00\xff\x00"
-    (tmp_path / "bomb.jpg").write_bytes(content + bytes(2**20))
+    (tmp_path / "bomb.jpg").write_bytes(content + bytes(more))
     with pytest.raises(OSError, match="decompression bomb"):
         decode(str(tmp_path / "bomb.jpg"))
 
@@ -129,6 +132,24 @@ def test_a_cache_that_was_cut_off_is_an_error(tree):
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(OSError, match=f"{packed} is damaged: remove it"):
         pack(paths, 55, tree / "cache")
+
+
+def test_a_cache_that_is_there_needs_no_leave_to_write(tree, monkeypatch):
+    paths = [str(path) for path in sorted((tree / "train").rglob("*.jpg"))]
+    pack(paths, 55, tree / "cache")
+    monkeypatch.setattr(datasets.images.fcntl, "flock", lambda *_: pytest.fail("locked"))
+    monkeypatch.setattr(datasets.images.Path, "mkdir", lambda *_, **__: pytest.fail("made a folder"))
+    assert min(pack(paths, 55, tree / "cache")[3].shape[1:]) == 55
+
+
+def test_a_cache_may_be_larger_than_the_memory(tmp_path):
+    count = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 1.5 / (3 * 20_000**2)) + 1
+    with open(tmp_path / "large.images", "wb") as file:
+        file.truncate(count * 3 * 20_000**2)  # nothing but a hole
+    images = Decoded([""] * (count + 1), np.array([[20_000, 20_000]] * (count - 1) + [[10, 12]] * 2), tmp_path / "large.images")
+    assert images[count].shape == (3, 10, 12)
+    again = pickle.loads(pickle.dumps(images))
+    assert again.map is None and torch.equal(again[count - 1], images[count - 1])
 
 
 def slow_pack(paths, cache, results):

@@ -35,6 +35,11 @@ def cases():
                 yield name, {"tau": 1.0} if name == "SuperLoss" else {}, task_loss
 
 
+def name_of(value):
+    """In a test's id: the name of a function, not its address."""
+    return getattr(value, "__name__", str(value))
+
+
 def make(name, arguments, task_loss):
     return build(losses, {"name": name, **arguments}, task_loss=task_loss, num_samples=N, num_outputs=C,
                  model=torch.nn.Linear(3, C), epochs=5)
@@ -59,7 +64,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("name", "arguments", "task_loss"), list(cases()), ids=str)
+@pytest.mark.parametrize(("name", "arguments", "task_loss"), list(cases()), ids=name_of)
 class TestContract:
     def test_a_vector_with_a_gradient(self, name, arguments, task_loss):
         loss = make(name, arguments, task_loss)
@@ -203,7 +208,7 @@ def test_a_task_loss_of_another_task_is_unknown():
 
 
 @pytest.mark.parametrize(("name", "arguments", "task_loss"),
-                         [case for case in cases() if case[0] != "GradientRescaling"], ids=str)
+                         [case for case in cases() if case[0] != "GradientRescaling"], ids=name_of)
 def test_gradients_against_finite_differences(name, arguments, task_loss):
     loss = make(name, arguments, task_loss)
     list(loss(*batch) for batch in batches(task_loss, 3))

@@ -146,6 +146,27 @@ def test_resume_equals_no_interruption(run, monkeypatch, method):
     assert summary["restarts"] == 3 and summary["test"] == json.loads((whole / "summary.json").read_text())["test"]
 
 
+def test_a_run_that_was_killed_epochs_after_its_checkpoint_ends_as_if_nothing_had_been(run, monkeypatch):
+    options = ["epochs=6", "record_losses=true", "model=cnn", "model.width=2"]
+    _, whole, *_ = run(*options, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "budget", 1e-9)  # after the first epoch and at the end
+        end_epoch = main.end_epoch
+
+        def killed(training):
+            end_epoch(training)
+            if training.epoch == 3:
+                raise FloatingPointError("killed")
+        patch.setattr(main, "end_epoch", killed)
+        code, broken, *_ = run(*options)
+    assert code == 1 and weights(broken)["epoch"] == 1 and len(pd.read_csv(broken / "metrics.csv")) == 4
+    code, *_ = run(*options)
+    assert code == 0 and equal(weights(whole), weights(broken))
+    assert np.array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"), equal_nan=True)
+    first, second = (pd.read_csv(path / "metrics.csv") for path in (whole, broken))
+    pd.testing.assert_frame_equal(*(rows.drop(columns=["seconds", "images_per_second"]) for rows in (first, second)))
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_and_exit_75(run, monkeypatch, number):
     former = signal.getsignal(number)
@@ -464,7 +485,7 @@ def test_regression_task_losses_are_refused_by_a_classification_task(run):
     assert not (directory / "config.yaml").exists()  # so that the mended command does not meet another configuration
 
 
-@pytest.mark.parametrize("option", ["precision=bf16", "channels_last=true", "noise.kind=none", "noise.kind=pair"])
+@pytest.mark.parametrize("option", ["precision=bf16", "channels_last=false", "noise.kind=none", "noise.kind=pair"])
 def test_options_run(run, option):
     code, directory, *_ = run(option, "model=cnn", "model.width=4", "epochs=1", name=option)
     assert code == 0 and json.loads((directory / "summary.json").read_text())["finished"]

@@ -23,20 +23,21 @@ class Checkpoint:
     several processes the first writes; the parts are the same in all, but for their random numbers, which are all saved.
     """
 
-    share = 0.02  # of the time, at most, that goes into checkpoints that are not needed
+    budget = 0.02  # of the time, at most, that goes into checkpoints that are not needed
+    patience = 1800  # seconds that may pass without one, whatever it takes
 
     def __init__(self, directory: Path, **parts):
         self.saved, self.cost = -math.inf, 0.0  # when, and how many seconds it took
         self.newest, self.previous = directory / "checkpoint.pt", directory / "checkpoint.previous.pt"
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
-    def save(self, epoch: int, step: int, needed: object = True):
+    def save(self, epoch: int, step: int, needed: bool = True):
         """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns when that is on disk.
 
-        What is not ``needed`` is saved unless that would take more than ``share`` of the time since the last one.
+        What is not ``needed`` is saved unless that would take more than ``budget`` of the time since the last one.
         """
         start = time.monotonic()
-        if not everyone(bool(needed) or self.share * (start - self.saved) >= self.cost)[0]:
+        if not everyone(needed or start - self.saved >= min(self.cost / self.budget, self.patience))[0]:
             return
         self._write(epoch, step, everyone(rng_state()))
         everyone(None)  # torchrun kills the others soon after the first that ends

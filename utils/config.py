@@ -37,7 +37,7 @@ DEFAULTS = {
     "device": "auto",
     "precision": "fp32",
     "compile": False,
-    "channels_last": False,
+    "channels_last": True,
     "threads": None,
 }
 TYPES = {  # of everything that is not built from a package; these, and the ranges in check(), are the schema
@@ -50,8 +50,8 @@ TYPES = {  # of everything that is not built from a package; these, and the rang
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 # Where and on what a run goes on: free to change on resume.
-EXECUTION = ("data_root", "run_dir", "device", "threads", "tensorboard", "dataset.num_workers", "dataset.memory_limit",
-             "dataset.selection.history")
+EXECUTION = ("data_root", "run_dir", "device", "threads", "channels_last", "tensorboard", "dataset.num_workers",
+             "dataset.memory_limit", "dataset.selection.history")
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {
     "dataset": ("data_root", "seed", "device"),

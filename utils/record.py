@@ -38,8 +38,8 @@ NUM_SUSPECTS = 1000  # suspects.csv lists at least these many of the most suspic
 class RunDirectory:
     """The directory of one run: its lock, its configuration, and the rows of its metrics.csv.
 
-    The rows are part of the checkpoint (``state_dict``), so that metrics.csv never holds an epoch that is to be trained
-    again. Of several processes the first alone locks it and writes.
+    The rows are part of the checkpoint (``state_dict``): with the first row after a resumption, metrics.csv no longer holds
+    those of the epochs that are trained again. Of several processes the first alone locks it and writes.
 
     Raises:
         ValueError: it is the directory of a run with another configuration, or another process is writing it.

@@ -1,12 +1,13 @@
 """Hyper-parameters chosen without a look at the test set: as many random trials for each method, judged on noisy labels.
 
-    python -m utils.search trials mnist "plain gce" 0.4 8              the cells of a sweep: 8 trials of each method
-    python -m utils.search chosen mnist "plain gce" 0.4 8 "11 12"      the best of each, on all training samples, seeds 11, 12
-    python -m utils.search table runs/search/mnist --out trials.csv    every trial
+    python -m utils.search trials mnist permute 0.4 "plain gce" 8            the cells of a sweep: 8 trials of each method
+    python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"    the best of each, on all training samples, 2 seeds
+    python -m utils.search table runs/search/mnist --out trials.csv          every trial
 
 examples/search.sbatch runs the first two. A trial trains on 90 % of the training samples, and is judged by its accuracy on the
-other 10 %, with their labels as they are, noise and all, after the last epoch. Each is drawn from (method, trial) alone, so
-that more trials leave the first ones as they are; nothing of what a search on test images has put into a params file is tried.
+other 10 %, with their labels as they are, noise and all, after the last epoch. It is drawn from its number and the name of each
+key alone: all methods try the same learning rates and weight decays, and more trials leave the first ones as they are. Nothing
+of what a search on test images has put into a params file is tried.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from utils.config import resolve
 from utils.sweep import FAILED, summary
 
 SEED = 101  # of all trials: labels, split and initialisation are the same; not one of the reported seeds
-HELD_OUT = "validation.fraction=0.1"
+RECORDING = "rsl_recording"  # of the runs whose losses RSL selects by
 
 
 def log(low: float, high: float) -> Callable:
@@ -60,73 +61,97 @@ SPACES = {  # by the name of the params file; DiscrimLoss's are the ranges that 
 }
 
 
-def draw(dataset: str, method: str, fraction: str, trial: int) -> list[str]:
+def draw(dataset: str, method: str, trial: int) -> list[str]:
     """The overrides of a trial."""
     if method not in SPACES:
         raise ValueError(f"there is no search space for {method!r}; choose from {', '.join(SPACES)}")
-    epochs = resolve(f"params/{dataset}/{method}.yaml", [f"noise.fraction={fraction}"])["epochs"]
-    generator = random.Random(f"{method} {trial}")
-    return [f"{key}={draws(generator, epochs)}" for key, draws in (COMMON | SPACES[method]).items()]
+    epochs = resolve(f"params/{dataset}/{method}.yaml", [])["epochs"]
+    return [f"{key}={draws(random.Random(f'{key} {trial}'), epochs)}" for key, draws in (COMMON | SPACES[method]).items()]
 
 
-def cell(dataset: str, method: str, fraction: str, trial: int, seed: int, directory: Path, held_out: list[str]) -> str:
+def cell(dataset: str, method: str, trial: int, directory: Path, common: list[str]) -> str:
     """A line of a sweep: the arguments of main.py; of RSL, those of the recording run before it, at the same rates."""
-    overrides = draw(dataset, method, fraction, trial)
-    common = [f"noise.fraction={fraction}", f"seed={seed}", *held_out]
+    overrides = draw(dataset, method, trial)
     if method != "rsl":
         return " ".join([f"params/{dataset}/{method}.yaml", *common, *overrides, f"run_dir={directory}"])
-    record = directory.parents[2] / "rsl_recording" / directory.relative_to(directory.parents[1])
+    recording = recording_of(directory)
     rates = [text for text in overrides if text.startswith("optimizer.")]
-    return (f"params/{dataset}/plain.yaml {' '.join([*common, *rates])} record_losses=true run_dir={record} && "
+    return (f"params/{dataset}/plain.yaml {' '.join([*common, *rates])} record_losses=true run_dir={recording} && "
             f"params/{dataset}/rsl.yaml {' '.join([*common, *overrides])} dataset.selection.noise_rate=estimate "
-            f"dataset.selection.history={record}/losses.npy run_dir={directory}")
+            f"dataset.selection.history={recording}/losses.npy run_dir={directory}")
+
+
+def recording_of(directory: Path) -> Path:
+    """Where the losses are recorded for the run of RSL that writes ``directory``, <folder>/rsl/<noise>/<name>."""
+    return directory.parents[2] / RECORDING / directory.parent.name / directory.name
+
+
+def state(directory: Path) -> str:
+    """Of a trial: "finished", "diverged", which counts as the worst, or "" where it is still to be run."""
+    if summary(directory).get("finished"):
+        return "finished"
+    said = [path / FAILED for path in (directory, recording_of(directory)) if (path / FAILED).exists()]
+    return "diverged" if any("not finite" in path.read_text() for path in said) else ""
 
 
 def table(root: Path) -> pd.DataFrame:
-    """A row for each trial in a folder that is over, by the last epoch; one that failed, e.g. by diverging, has no accuracies.
+    """A row for each trial in a folder that is over, by the last epoch; one that diverged has no accuracies.
 
     Raises ValueError where there is none.
     """
     rows = []
-    for directory in root.glob("*/*/trial*"):
+    for found in {path.parent for name in ("summary.json", FAILED) for path in root.glob(f"*/*/trial*/{name}")}:
+        directory = root / "rsl" / found.relative_to(root / RECORDING) if RECORDING in found.parts else found
         method, noise, trial = directory.parts[-3:]
-        if method == "rsl_recording" or not (summary(directory).get("finished") or (directory / FAILED).exists()):
-            continue
-        number, fraction = int(trial.removeprefix("trial")), noise.rpartition("-")[2]
-        row = {"method": method, "fraction": fraction, "trial": number}
-        if summary(directory).get("finished"):
-            last = pd.read_csv(directory / "metrics.csv").iloc[-1]
-            row |= {"noisy_validation": last["validation_metric"], "test_last": last["test_metric"]}
-        rows.append(row | {"overrides": " ".join(draw(root.name, method, fraction, number))})
+        if state(directory):
+            row = {"method": method, "noise": noise, "trial": int(trial.removeprefix("trial")), "state": state(directory)}
+            if row["state"] == "finished":
+                last = pd.read_csv(directory / "metrics.csv").iloc[-1]
+                row |= {"noisy_validation": last["validation_metric"], "test_last": last["test_metric"]}
+            rows.append(row | {"overrides": " ".join(draw(root.name, method, row["trial"]))})
     if not rows:
         raise ValueError(f"there is no finished trial in {root}")
-    columns = ["method", "fraction", "trial", "noisy_validation", "test_last", "overrides"]
-    return pd.DataFrame(rows).reindex(columns=columns).sort_values(["fraction", "method", "trial"], ignore_index=True)
+    columns = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "overrides"]
+    return pd.DataFrame(rows).reindex(columns=columns).drop_duplicates().sort_values(["noise", "method", "trial"],
+                                                                                     ignore_index=True)
 
 
-def best(root: Path, method: str, fraction: str, trials: int) -> int:
+def best(root: Path, method: str, noise: str, trials: int) -> int:
     """The trial with the highest accuracy on the held-out labels; raises ValueError where one is not over."""
     rows = table(root)
-    rows = rows[(rows.method == method) & (rows.fraction == fraction) & (rows.trial < trials)]
+    rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
     if len(rows) < trials or rows.noisy_validation.isna().all():
-        raise ValueError(f"{len(rows)} of {trials} trials of {method} at {fraction} are over, "
-                         f"{rows.noisy_validation.notna().sum()} of them finished: run the others first")
+        raise ValueError(f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
+                         f"{(rows.state == 'diverged').sum()} of them diverged: run the others first, with --only missing and "
+                         f"--only failed")
     return int(rows.loc[rows.noisy_validation.idxmax(), "trial"])
 
 
-def cells(stage: str, dataset: str, methods: list[str], fractions: list[str], trials: int, seeds: list[int]) -> list[str]:
-    """The lines of a sweep of one stage, "trials" or "chosen"."""
+def cells(stage: str, dataset: str, kind: str, fractions: list[str], methods: list[str], trials: int,
+          seeds: list[int] = ()) -> list[str]:
+    """The lines of a sweep of one stage, "trials" or "chosen".
+
+    Raises ValueError where the methods do not share one protocol, or, of "chosen", a trial is not over.
+    """
+    protocols = {method: {key: config[key] for key in ("model", "epochs", "batch_size", "schedule")}
+                 for method, config in ((name, resolve(f"params/{dataset}/{name}.yaml", [])) for name in methods)}
+    strange = [method for method in methods if protocols[method] != protocols[methods[0]]]
+    if strange:
+        raise ValueError(f"{', '.join(strange)} of params/{dataset} differ from {methods[0]} in model, epochs, batch_size or "
+                         f"schedule: there is nothing to compare")
     lines = []
     for fraction in fractions:
-        for method in methods:
-            noise = f"{resolve(f'params/{dataset}/{method}.yaml', [])['noise']['kind']}-{fraction}"
-            if stage == "trials":
-                runs, numbers, held_out = Path("runs/search", dataset, method, noise), range(trials), [HELD_OUT]
-                lines += [cell(dataset, method, fraction, trial, SEED, runs / f"trial{trial}", held_out) for trial in numbers]
-            else:
-                runs = Path("runs/chosen", dataset, method, noise)
-                trial = best(Path("runs/search", dataset), method, fraction, trials)
-                lines += [cell(dataset, method, fraction, trial, seed, runs / f"seed{seed}", []) for seed in seeds]
+        noise = [f"noise.kind={kind}", f"noise.fraction={fraction}", "noise.seed=null", "validation.clean=false"]
+        folder = f"{kind}-{fraction}"
+        searched, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
+        if stage == "trials":
+            common = [*noise, f"seed={SEED}", "validation.fraction=0.1"]
+            lines += [cell(dataset, method, trial, searched / method / folder / f"trial{trial}", common)
+                      for trial in range(trials) for method in methods]
+        else:
+            chosen = {method: best(searched, method, folder, trials) for method in methods}
+            lines += [cell(dataset, method, chosen[method], repeated / method / folder / f"seed{seed}",
+                           [*noise, f"seed={seed}", "validation.fraction=0"]) for seed in seeds for method in methods]
     return lines
 
 
@@ -136,23 +161,23 @@ if __name__ == "__main__":
     for stage in ("trials", "chosen"):
         made = commands.add_parser(stage)
         made.add_argument("dataset")
-        made.add_argument("methods", type=str.split)
+        made.add_argument("kind", help="of noise")
         made.add_argument("fractions", type=str.split)
-        made.add_argument("number", type=int)
+        made.add_argument("methods", type=str.split)
+        made.add_argument("trials", type=int)
         if stage == "chosen":
             made.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
     made = commands.add_parser("table")
     made.add_argument("root", type=Path)
     made.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
     try:
-        if options.command == "table":
-            found = table(options.root)
+        if options["command"] == "table":
+            found = table(options["root"])
             print(found.to_string(index=False))
-            if options.out:
-                found.to_csv(options.out, index=False)
+            if options["out"]:
+                found.to_csv(options["out"], index=False)
         else:
-            print("\n".join(cells(options.command, options.dataset, options.methods, options.fractions, options.number,
-                                  getattr(options, "seeds", []))))
+            print("\n".join(cells(options.pop("command"), **options)))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
