@@ -67,22 +67,22 @@ class DataParameters(SampleLoss):
         instance = None if self.instance is None else self.instance(index)
         classes = None if self.classes is None else self.classes(target)
         temperature = sum(s.exp() for s in (instance, classes) if s is not None)
+        scaled = output / temperature.unsqueeze(1)
         if self.training:
-            grad = self._temperature_grad(output, target, temperature)
-            if instance is not None:
-                self.instance.step(index, grad * instance.exp() + self.instance_decay * instance)
-            if classes is not None:
-                per_class = torch.zeros_like(self.classes.value)
-                per_class.index_add_(0, target, grad * classes.exp() + self.class_decay * classes)
-                self.classes.step(torch.arange(len(per_class), device=per_class.device), per_class)
-        return self.task_loss(output / temperature.unsqueeze(1), target)
+            self._step(scaled.detach(), temperature, target, index, instance, classes)
+        return self.task_loss(scaled, target)
 
-    def _temperature_grad(self, output, target, temperature):
-        """d mean(loss) / d temperature, [B]."""
-        with torch.enable_grad():
-            temperature = temperature.clone().requires_grad_()
-            mean = self.task_loss(output.detach() / temperature.unsqueeze(1), target).mean()
-            return torch.autograd.grad(mean, temperature)[0]
+    @torch.no_grad()
+    def _step(self, scaled, temperature, target, index, instance, classes):
+        """Step the log temperatures: d mean(loss) / d temperature is (z_y - E z) / (B temperature), z the scaled logits."""
+        expected = (scaled.softmax(1) * scaled).sum(1)
+        grad = (scaled.gather(1, target.unsqueeze(1)).squeeze(1) - expected) / (len(scaled) * temperature)
+        if instance is not None:
+            self.instance.step(index, grad * instance.exp() + self.instance_decay * instance)
+        if classes is not None:
+            per_class = torch.zeros_like(self.classes.value)
+            per_class.index_add_(0, target, (grad * classes.exp() + self.class_decay * classes).to(per_class.dtype))
+            self.classes.step(torch.arange(len(per_class), device=per_class.device), per_class)
 
     def sample_score(self) -> Tensor | None:
         """Log temperature of each sample, [N]; None where only classes have one."""

@@ -88,7 +88,7 @@ class DiscrimLoss(SampleLoss):
                                             low=log_sigma_low, high=log_sigma_high)
         self.register_buffer("history", torch.zeros(num_samples))
         self.register_buffer("threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold)))
-        self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))  # samples that the threshold has seen
+        self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))  # 0 before the first batch
         self._unset = True  # whether that is 0, known without a look at the device
         if bias_correction == "visits":
             self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
@@ -99,34 +99,38 @@ class DiscrimLoss(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
-        average = self._average(self.task_loss(output, target), index)
-        if self.training:
-            self._update_threshold(average.detach())
-        gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
-        log_sigma = self.log_sigma(index)
-        weight = suppression_factor(self.suppression, self.epoch, self.suppression_epochs) / log_sigma.exp()
-        losses = weight * (average - gamma * self.threshold)
-        if self.training:
-            grad = losses.detach() / -len(losses)
-            self.log_sigma.step(index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad)
-        return losses
+        losses = self.task_loss(output, target)
+        with torch.no_grad():
+            average, share = self._average(losses, index)
+            if self.training:
+                self._update_threshold(average)
+            gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
+            log_sigma = self.log_sigma(index).to(losses.dtype)
+            weight = log_sigma.neg().exp_()
+            factor = suppression_factor(self.suppression, self.epoch, self.suppression_epochs)
+            if factor != 1:
+                weight *= factor
+            value = weight * torch.sub(average, self.threshold, alpha=gamma)
+            if self.training:
+                grad = value * (-1 / len(value))
+                self.log_sigma.step(index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad)
+        # the value, with its gradient: of the average, only the new loss has one
+        return torch.addcmul(value, weight * share, losses - losses.detach())
 
     def _average(self, losses, index):
-        """Bias-corrected moving average of each sample's loss, this one included."""
+        """Bias-corrected moving average of each sample's loss, this one included, and what part of it this one is."""
         if self.bias_correction == "visits":
             visits = self.visits[index] + 1
             correction = 1 - self.beta ** visits
         else:
             correction = 1 - self.beta ** (self.epoch + 1)
-        history = self.history.index_select(0, index)
-        average = self.beta / correction * history + (1 - self.beta) / correction * losses
+        average = torch.lerp(losses, self.history.index_select(0, index).to(losses.dtype), self.beta)
         if self.training:
-            self.history.index_copy_(0, index, (average.detach() * correction).to(self.history.dtype))
+            self.history.index_copy_(0, index, average.to(self.history.dtype))
             if self.bias_correction == "visits":
                 self.visits[index] = visits
-        return average
+        return average / correction, (1 - self.beta) / correction
 
-    @torch.no_grad()
     def _update_threshold(self, average):
         if not isinstance(self.threshold_rule, str):
             return
@@ -137,7 +141,8 @@ class DiscrimLoss(SampleLoss):
             self.threshold.copy_(mean)
         else:
             self.threshold.lerp_(mean, 1 - self.rho)
-        self.num_seen += len(average)
+        if self._unset or self.threshold_rule == "mean":
+            self.num_seen += len(average)
         self._unset = False
 
     def sample_score(self) -> Tensor:
