@@ -199,6 +199,23 @@ def test_a_table_is_a_dataset_or_the_selections(folder):
         report.choose(runs, "cifar10")
 
 
+def test_a_configuration_is_told_by_what_most_others_do_not_have(tmp_path):
+    usual = {"name": "DiscrimLoss", "q": 5, "a": 0.1, "threshold": "ema"}
+    variants = {"DiscrimLoss": {}, "DiscrimLoss, beta=0": {"beta": 0}, "DiscrimLoss, q=9, a=0": {"a": 0, "q": 9},
+                "DiscrimLoss, threshold=mean": {"threshold": "mean"}}
+    for name, loss in variants.items():
+        make_run(tmp_path / name, [97.0] * 3, **MNIST | {"loss": usual | loss})
+    found = collect([tmp_path]).table
+    assert set(found.label) == set(variants) == {Path(path).name for path in found.path}
+    assert all(Path(row.path).name == row.label for row in found.itertuples())
+    for lr in (0.1, 0.01):  # of two, neither is what most have
+        make_run(tmp_path / f"two/Plain, lr={lr}", [97.0] * 3, **MNIST | {"optimizer": {"name": "SGD", "lr": lr}})
+    assert set(collect([tmp_path / "two"]).table.label) == {"Plain, lr=0.1", "Plain, lr=0.01"}
+    make_run(tmp_path / "lacks", [97.0] * 3, **MNIST | {"loss": {"name": "DiscrimLoss", "q": 5, "a": 0.1}})
+    labels = collect([tmp_path]).table.label
+    assert labels.nunique() == len(labels) and labels.str.contains(r"DiscrimLoss \[.{10}\]$").sum() == 2
+
+
 def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
     config = {"seed": 1, "noise": {"kind": "pair", "fraction": 0.4, "seed": 1}, "dataset": {"name": "digits", "num_workers": 2},
               "model": {"name": "text_encoder", "path": "/home/somebody/bert"}, "loss": {"name": "Plain"}, "epochs": 20}
@@ -272,6 +289,8 @@ def test_any_csv_file_is_summarised():
     row = found[(found.noise == "pair 0.45") & (found.method == "RSL")].iloc[0]
     assert row["last"] == f"{rows['last'].mean():.2f} +- {rows['last'].std():.2f}" and row.n == "3"
     assert row.precision == f"{rows.precision.mean():.4f} +- {rows.precision.std():.4f}"
+    row = report.summarise(path, ["noise", "method"], ["last"], median=True).iloc[found.index[found["last"] == row["last"]][0]]
+    assert row["last"] == f"{rows['last'].median():.2f} [{rows['last'].min():.2f}, {rows['last'].max():.2f}]"
     with pytest.raises(ValueError, match="has no column recal; it has noise, seed"):
         report.summarise(path, ["noise"], ["recal"])
 

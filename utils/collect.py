@@ -265,26 +265,40 @@ def method_name(config: dict) -> str:
 
 
 def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
-    """The method of each run; where a method has several configurations at one noise, with the values in which they differ."""
+    """The method of each run; where it has several configurations at one noise, with the values in which one differs.
+
+    Differs, that is, from what more than half of them have, if there is such a value. A configuration that would need more
+    than four has its hash, and so have those that this leaves with one name.
+    """
     flat = {name: {key: value for key, value in flatten(config).items() if key != "noise.fraction"}
             for name, config in configs.items()}
     suffix = dict.fromkeys(flat, "")
     for _, group in table.groupby(["dataset", "noise", "method"], sort=False):
-        differing = {}
+        names, own = list(dict.fromkeys(group.config)), collections.defaultdict(dict)
         for _, cell in group.groupby("fraction"):
-            here = [flat[name] for name in dict.fromkeys(cell.config)]
-            for key in dict.fromkeys(key for config in here for key in config):
-                if any(config.get(key) != here[0].get(key) for config in here):
-                    differing[key] = None
-        count = collections.Counter(key.rsplit(".", 1)[-1] for key in differing)
-        for name in dict.fromkeys(group.config):
-            for key in differing:
-                value, short = flat[name].get(key), key.rsplit(".", 1)[-1]
-                if short == "name" and value is not None:
+            here = list(dict.fromkeys(cell.config))
+            for key in dict.fromkeys(key for name in here for key in flat[name]):
+                values = {name: repr(flat[name].get(key)) for name in here}
+                most, number = collections.Counter(values.values()).most_common(1)[0]
+                for name in here:
+                    if number < len(here) and (values[name] != most or 2 * number <= len(here)):
+                        own[name][key] = None
+        count = collections.Counter(key.rsplit(".", 1)[-1] for key in {key for keys in own.values() for key in keys})
+        for name in names:
+            known = {key: flat[name][key] for key in own[name] if flat[name].get(key) is not None}
+            for key, value in known.items():
+                short = key.rsplit(".", 1)[-1]
+                if short == "name":
                     suffix[name] += f", {value}"
-                elif value is not None and len(differing) <= 4:
+                elif len(known) <= 4:
                     suffix[name] += f", {short if count[short] == 1 else key}={value}"
-            suffix[name] += f" [{name}]" if len(differing) > 4 else ""
+            if len(known) > 4:
+                suffix[name] += f" [{name}]"
+        for _, cell in group.groupby("fraction"):
+            here = list(dict.fromkeys(cell.config))
+            alike = collections.Counter(suffix[name] for name in here)
+            for name in here:
+                suffix[name] += f" [{name}]" if alike[suffix[name]] > 1 else ""
     return table.method + table.config.map(suffix)
 
 

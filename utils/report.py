@@ -285,8 +285,8 @@ def _sources(part: pd.DataFrame) -> list[str]:
     return notes
 
 
-def summarise(path: Path, by: list[str], columns: list[str]) -> pd.DataFrame:
-    """Mean +- standard deviation (ddof 1) of columns of any CSV file, over the rows that agree in ``by``.
+def summarise(path: Path, by: list[str], columns: list[str], median: bool = False) -> pd.DataFrame:
+    """Columns of any CSV file over the rows that agree in ``by``: mean +- standard deviation (ddof 1), or median [low, high].
 
     ``columns``: "name" or "name:digits".
 
@@ -302,7 +302,12 @@ def summarise(path: Path, by: list[str], columns: list[str]) -> pd.DataFrame:
     rows = []
     for values, group in table.groupby(by, sort=False, dropna=False):
         row = dict(zip(by, map(str, values), strict=True)) | {"n": str(len(group))}
-        rows.append(row | {name: spread(group[name].mean(), group[name].std(), digits) for name, digits in wanted})
+        for name, digits in wanted:
+            values = group[name]
+            row[name] = spread(values.mean(), values.std(), digits)
+            if median and values.count() > 1:
+                row[name] = f"{values.median():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -339,7 +344,7 @@ def produce(arguments: list[str]) -> str:
     """The markdown table that these arguments of the command line ask for, of compact logs in this repository."""
     options = parser().parse_args(arguments)
     if options.summary:
-        return render(summarise(ROOT / options.summary, options.by, options.columns), "markdown")
+        return render(summarise(ROOT / options.summary, options.by, options.columns, options.median), "markdown")
     runs = collect([ROOT / path for path in options.runs])
     if runs.skipped or runs.unfinished or runs.table.empty:
         named = ", ".join(map(str, options.runs))
@@ -364,6 +369,7 @@ def parser() -> argparse.ArgumentParser:
                       help="instead of runs, any CSV file: its --columns, averaged over the rows that agree in --by")
     made.add_argument("--by", nargs="+", default=[], metavar="COLUMN")
     made.add_argument("--columns", nargs="+", default=[], metavar="COLUMN[:DIGITS]")
+    made.add_argument("--median", action="store_true", help="of a summary: median [lowest, highest]")
     made.add_argument("--update", type=Path, metavar="FILE", help="rewrite the tables between the markers of a markdown file")
     return made
 
@@ -375,7 +381,7 @@ def main(arguments: list[str]) -> int:
             print(f"{options.update}: {'rewritten' if update(options.update) else 'unchanged'}")
             return 0
         if options.summary:
-            print(render(summarise(options.summary, options.by, options.columns), options.format), end="")
+            print(render(summarise(options.summary, options.by, options.columns, options.median), options.format), end="")
             return 0
         if not options.runs:
             raise ValueError("say which folders to read, e.g. runs/ or results/mnist; --help says the rest")
