@@ -13,7 +13,6 @@ and the highest; the ratios are taken within each round.
 import argparse
 import functools
 import math
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +20,7 @@ import torch
 from scipy.special import lambertw
 
 import losses
+from benchmarks.throughput import seconds_of
 from losses.task import cross_entropy
 from utils.device import choose_device, device_name
 from utils.record import commit
@@ -49,13 +49,11 @@ def microseconds(loss, num_samples: int, batch_size: int, steps: int, device: to
     for _ in range(steps):  # distinct ones in random order
         drawn = torch.randint(num_samples, (2 * batch_size,)).unique()
         indices.append(drawn[torch.randperm(len(drawn))[:batch_size]].to(device))
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    for index in indices:
-        loss(output, target, index)
-    wait()
-    return 1e6 * (time.perf_counter() - start) / steps
+
+    def work():
+        for index in indices:
+            loss(output, target, index)
+    return 1e6 * seconds_of(device, work) / steps
 
 
 if __name__ == "__main__":

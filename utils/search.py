@@ -103,9 +103,10 @@ def table(root: Path) -> pd.DataFrame:
     for found in {path.parent for name in ("summary.json", FAILED) for path in root.glob(f"*/*/trial*/{name}")}:
         directory = root / "rsl" / found.relative_to(root / RECORDING) if RECORDING in found.parts else found
         method, noise, trial = directory.parts[-3:]
-        if state(directory):
-            row = {"method": method, "noise": noise, "trial": int(trial.removeprefix("trial")), "state": state(directory)}
-            if row["state"] == "finished":
+        over = state(directory)
+        if over:
+            row = {"method": method, "noise": noise, "trial": int(trial.removeprefix("trial")), "state": over}
+            if over == "finished":
                 last = pd.read_csv(directory / "metrics.csv").iloc[-1]
                 row |= {"noisy_validation": last["validation_metric"], "test_last": last["test_metric"]}
             rows.append(row | {"overrides": " ".join(draw(root.name, method, row["trial"]))})
