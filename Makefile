@@ -1,6 +1,6 @@
 # make demo   train the baseline and DiscrimLoss on real digits with 40 % wrong labels, compare, draw
 # make test   the whole test suite
-# make tables rewrite the tables of README.md from results/
+# make tables rewrite the tables of README.md and results/README.md from results/; make pictures: those that it suffices for
 # make lint   ruff
 # Each makes the environment .venv first, if it is not there. Needs Python >= 3.10 with its venv module.
 
@@ -12,7 +12,7 @@ EPOCHS ?= 60
 # where it is set, every start of Python compiles torch again: up to 20 s
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test tables lint
+.PHONY: demo test tables pictures lint
 
 demo: $(VENV)/.runtime
 	$(PY) main.py params/digits/plain.yaml epochs=$(EPOCHS) threads=2 run_dir=$(DEMO)/$(EPOCHS)-epochs/plain
@@ -23,7 +23,17 @@ test: $(VENV)/.dev
 	$(PY) -m pytest -q -n 2 --dist loadfile
 
 tables: $(VENV)/.runtime
-	$(PY) -m utils.report --update README.md
+	$(PY) -m utils.report --update README.md results/README.md
+
+pictures: $(VENV)/.runtime
+	$(PY) -m utils.report results/mnist --figures runs/pictures/mnist > /dev/null
+	$(PY) -m utils.report results/mnist results/mnist_ablations --where "fraction == 0.4" --figures runs/pictures/ablations > /dev/null
+	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
+	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
+	cp runs/pictures/mnist/detection-mnist-permute.png results/pictures/detection.png
+	cp runs/pictures/ablations/methods-mnist-permute-0.4.png results/pictures/ablations.png
+	cp runs/pictures/digits/epochs-digits-symmetric-0.4.png results/pictures/epochs.png
+	cp runs/pictures/digits/weights-digits-symmetric-0.4.png results/pictures/weights.png
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -130,6 +130,15 @@ def test_the_commands_of_the_readme_exist():
         assert any(candidate.exists() for candidate in candidates), command
 
 
-def test_files_that_the_readme_links_to_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_what_a_page_links_to_exists(name):
+    def anchors(path):
+        heads = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}  # as GitHub makes them
+
+    here = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", here.read_text()):
+        path, _, anchor = target.partition("#")
+        if not target.startswith("http"):
+            assert not path or (here.parent / path).exists(), target
+            assert not anchor or anchor in anchors(here.parent / path if path else here), target

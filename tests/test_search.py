@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import main
-from utils import search
+from utils import figures, search
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +54,10 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert len(run(cells("trials"))) == 4
     found = search.table(Path("runs/search/digits"))
     assert found.method.tolist() == ["plain"] * 2 + ["rsl"] * 2 and found.noisy_validation.between(1, 100).all()
+    assert found.groupby("method").chosen.sum().eq(1).all() and (found.seconds > 0).all()
+    assert found.noisy_validation[found.chosen].tolist() == found.groupby("method").noisy_validation.max().tolist()
+    figures.save(figures.trials(found), tmp_path / "trials.png", ("png",))
+    assert (tmp_path / "trials.png").stat().st_size > 10_000
     run_dir = Path("runs/search/digits/plain/symmetric-0.4/trial1")
     assert found.noisy_validation[1] == pd.read_csv(run_dir / "metrics.csv").validation_metric.iloc[-1]
     assert json.loads((run_dir / "summary.json").read_text())["validation"] == {"fraction": 0.1, "labels": "given"}

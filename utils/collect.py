@@ -189,7 +189,7 @@ def _read_log(folder: Path, runs: Runs) -> list[dict]:
     rows = table.to_dict("records")
     _check(rows, configs)
     for name in dict.fromkeys(table.config):
-        runs.configs.setdefault(name, configs[name])
+        runs.configs.setdefault(name, without_place(configs[name]))  # what says so may be more now than when it was written
     return [{**row, "path": f"{folder}/runs.csv, {row['config']} seed {row['seed']}"} for row in rows]
 
 

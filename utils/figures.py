@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils import published
@@ -20,6 +20,7 @@ from utils.statistics import wrong_labels
 KINDS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}  # Okabe and Ito: colour-blind safe; and so are these
 METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "os^Dv<>P"
+DETECTED = "hard_vs_incorrect_auroc"
 AXIS = {"accuracy": "test accuracy (%)", "mae": "test MAE"}
 WIDTH = 9  # inches: what README shows at about 900 pixels
 
@@ -45,11 +46,15 @@ def draw(runs: Runs, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> l
 
         if condition.fraction.nunique() > 1:
             keep(accuracy_by_noise(condition, runs.configs, styles), "noise-{}", "test metric by noise fraction")
+            if condition[DETECTED].astype(float).notna().any():
+                keep(detection_by_noise(condition, styles), "detection-{}", "hard against incorrect by noise fraction")
         for fraction, part in condition.groupby("fraction"):
             logged = epochs.merge(part[["config", "seed", "label"]], on=["config", "seed"])
             logged = logged.sort_values(["label", "seed", "epoch"])
             if len(logged):
                 keep(accuracy_by_epoch(logged, part, styles), f"epochs-{{}}-{fraction:g}", f"{fraction:g}: metric by epoch")
+            if part.label.nunique() > 2:
+                keep(methods(part, runs.configs), f"methods-{{}}-{fraction:g}", f"{fraction:g}: methods")
             if _weighs(logged):
                 keep(weights_by_epoch(logged), f"weights-{{}}-{fraction:g}", f"{fraction:g}: weights by epoch")
             samples = _samples(part, runs)
@@ -110,15 +115,85 @@ def accuracy_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles:
             axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, linestyle=line, marker=marker,
                           markerfacecolor=face, capsize=2, linewidth=1.2, label=label + outside if rule == "last" else None)
         for cell in rows.drop_duplicates("fraction").to_dict("records"):
-            alike = {number["rule"]: number.value for number, different in
-                     reversed(published.matches(numbers, cell, configs[cell["config"]])) if not different}
-            for rule, value in alike.items():  # of each rule the preferred one
-                cross = "+" if rule == "last" else "x"
+            for value, cross in _published(cell, configs, numbers):
                 axes.plot(cell["fraction"], value, cross, color=colour, markersize=9, markeredgewidth=2)
     axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]], ylim=(low, high))
     axes.set_xticks(sorted(condition.fraction.unique()))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend(axes, "last: filled; best: hollow\npublished: + last, x best or another rule")
+    return figure
+
+
+def detection_by_noise(condition: pd.DataFrame, styles: dict) -> Figure:
+    """AUROC of incorrect against hard samples, among the half with the largest losses, against the noise fraction."""
+    figure, axes = _axes()
+    for label, rows in condition[condition[DETECTED].notna()].groupby("label", sort=False):
+        colour, marker = styles[label]
+        points = rows.assign(auroc=rows[DETECTED].astype(float)).groupby("fraction").auroc.agg(["mean", "std"])
+        axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, marker=marker, capsize=2,
+                      linewidth=1.2, label=label)
+    axes.set(xlabel="noise fraction", ylabel="AUROC among the large losses")
+    axes.set_xticks(sorted(condition.fraction[condition[DETECTED].notna()].unique()))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(axes, "by the method's own score")
+    return figure
+
+
+def _published(cell: dict, configs: dict[str, dict], numbers: pd.DataFrame) -> list[tuple[float, str]]:
+    """The published numbers that compare, of each rule the preferred one, and the cross that stands for it."""
+    alike = {number["rule"]: number.value for number, different in
+             reversed(published.matches(numbers, cell, configs[cell["config"]])) if not different}
+    return [(value, "+" if rule == "last" else "x") for rule, value in alike.items()]
+
+
+def methods(part: pd.DataFrame, configs: dict[str, dict]) -> Figure:
+    """A line a method at one noise fraction: last (filled) and best (hollow), on average and of each run, best last on top."""
+    numbers, sign = published.load(), 1 if part.metric.iloc[0] == "accuracy" else -1
+    order = (sign * part.groupby("label")["last"].mean()).sort_values().index
+    figure = Figure(figsize=(WIDTH, 1 + 0.32 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    low, high = _fences(pd.concat([part["last"], part.best]).dropna())
+    names = []
+    for place, label in enumerate(order):
+        rows = part[part.label == label]
+        for rule, shift, face in (("last", 0.1, METHODS[0]), ("best", -0.2, "white")):
+            axes.plot(rows[rule], [place + shift] * len(rows), "|", color=METHODS[0], alpha=0.6, markersize=6)
+            axes.plot(rows[rule].mean(), place + shift, "o", color=METHODS[0], markerfacecolor=face, markersize=7)
+        for value, cross in _published(rows.iloc[0].to_dict(), configs, numbers):
+            axes.plot(value, place - 0.2, cross, color="black", markersize=8, markeredgewidth=1.5)
+        outside = "" if low <= rows["last"].mean() <= high else f", last {rows['last'].mean():.2f}: off the axis"
+        names.append(f"{label} ({len(rows)}){outside}")
+    axes.set_yticks(range(len(order)), names)
+    axes.set(xlim=(low, high), xlabel=f"{AXIS[part.metric.iloc[0]]}; (number of runs)\nlast: filled; best: hollow; each run: "
+                                      "bar\npublished: + last, x best or another rule")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def trials(table: pd.DataFrame) -> Figure:
+    """Of the trials of ``utils.search.table``: the test error by method, and against the one on the held-out noisy labels."""
+    table = table.assign(error=100 - table.test_last, noisy_error=100 - table.noisy_validation)
+    names = table.groupby("method").error.median().sort_values(ascending=False).index
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.35 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    ticks, ring = [], {"marker": "o", "linestyle": "", "color": "black", "markerfacecolor": "none", "markersize": 11}
+    for place, name in enumerate(names):
+        rows, lost = table[table.method == name], ((table.method == name) & (table.state == "diverged")).sum()
+        style = {"color": METHODS[place % len(METHODS)], "alpha": 0.7, "markersize": 6, "markeredgewidth": 0, "linestyle": "",
+                 "marker": MARKERS[place % len(MARKERS)]}
+        left.plot(rows.error, [place] * len(rows), **style)
+        left.plot(rows.error[rows.chosen], [place] * rows.chosen.sum(), **ring)
+        right.plot(rows.noisy_error, rows.error, **style)
+        right.plot(rows.noisy_error[rows.chosen], rows.error[rows.chosen], **ring)
+        ticks.append(name + (f" ({lost} diverged)" if lost else ""))
+    left.set_yticks(range(len(names)), ticks)
+    left.set(xscale="log", xlabel="test error after the last epoch (%)\na trial each; ring: the chosen one")
+    right.set(xscale="log", yscale="log", xlabel="error on held-out noisy labels (%)", ylabel="test error (%)")
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+    left.grid(axis="x", color="#dddddd", linewidth=0.6)
     return figure
 
 

@@ -3,9 +3,11 @@
     python -m utils.report runs/                                      all that is finished under runs/
     python -m utils.report runs/ --table mnist --format markdown      or latex, csv; --table rsl: the selections
     python -m utils.report runs/ --hard                               hard against incorrect samples
+    python -m utils.report runs/mnist --grid last                     methods by noise fractions, one rule for the epoch
+    python -m utils.report runs/ --where "fraction == 0.4" --against Plain
     python -m utils.report runs/ --figures pictures --html report.html
     python -m utils.report runs/mnist --log results/mnist             a compact log, which is read like runs/
-    python -m utils.report --update README.md                         rewrite the tables between its markers
+    python -m utils.report --update README.md results/README.md       rewrite the tables between their markers
 
 Means are over seeds, +- the standard deviation (ddof 1). The verdict on a published number is that of an equivalence test
 (TOST): "reproduced" where the difference of the means lies within the margin at 5 %; else "above" or "below" where it is not
@@ -31,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 COLUMNS = ("dataset", "noise", "fraction", "method", "rule", "n", "mean", "std", "published", "published_rule", "source",
            "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config",
            "convention", "selected", "confidence")
+LISTED = 8  # methods: the order of more is that of the table
+NAMED = 3  # pairs of methods: of more, only those whose order surely depends on the rule
 TABLE = ["dataset", "noise", "metric"]  # what the rows of one table share
 MARGINS = {"accuracy": 0.5, "mae": "5%"}
 METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
@@ -41,13 +45,14 @@ NO_HARDNESS = ("Which test samples are hard is not known: that takes a finished 
 MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
 
-def choose(runs: Runs, name: str | None) -> Runs:
-    """The runs of one table: those of a dataset, or, for "rsl", all on the data and noise on which samples were selected.
+def choose(runs: Runs, name: str | None, condition: str | None = None) -> Runs:
+    """The runs of one table: those of a dataset, or, for "rsl", all on the data and noise on which samples were selected;
+    of those, the ones for which a condition holds.
 
     Raises ValueError, naming the tables there are, where it has none.
     """
     if name is None or runs.table.empty:
-        return runs
+        return replace(runs, table=where(runs.table, condition))
     table = runs.table
     selecting = table.method.str.contains(r"^(?:RSL|small-loss)")
     noises = table[["dataset", "noise", "fraction"]].apply(tuple, axis=1)
@@ -55,7 +60,23 @@ def choose(runs: Runs, name: str | None) -> Runs:
     if not chosen.any():
         tables = [*dict.fromkeys(table.dataset), *(["rsl"] if selecting.any() else [])]
         raise ValueError(f"there is no finished run for the table {name!r}; there are some for {', '.join(tables)}")
-    return replace(runs, table=table[chosen])
+    return replace(runs, table=where(table[chosen], condition))
+
+
+def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
+    """The rows for which a condition on columns holds, as pandas' ``query`` reads it.
+
+    Raises ValueError where it cannot be read, or no row is left.
+    """
+    if condition is None or table.empty:
+        return table
+    try:
+        found = table.query(condition)
+    except Exception as error:  # whatever a text in the place of an expression may raise
+        raise ValueError(f"--where {condition!r}: {error}; the columns are {', '.join(table)}") from error
+    if not len(found):
+        raise ValueError(f"--where {condition!r}: there is no such row")
+    return found
 
 
 def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | str]) -> pd.DataFrame:
@@ -127,18 +148,27 @@ def parse_margin(text: str) -> tuple[str, float | str]:
     return found[1], found[2] + found[3] if found[3] else float(found[2])
 
 
-def wide(table: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+def wide(table: pd.DataFrame, whole: bool = False, against: str | None = None) -> pd.DataFrame:
     """A row per cell, as it is shown: the rules side by side, the gap, and the published number. Best ``last`` first.
 
-    Columns that say nothing here are left out, unless the ``whole`` is asked for.
+    Columns that say nothing here are left out, unless the ``whole`` is asked for. With a method to hold the others
+    ``against``, the difference of ``last`` to it at the same noise, and its interval of confidence (Welch).
+
+    Raises ValueError where there is no such method.
     """
+    if against is not None and against not in set(table.method):
+        raise ValueError(f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}")
+    base = table[(table.method == against) & (table["rule"] == "last")].set_index("fraction")
     rows = []
     for _, cell in table.groupby(["fraction", "config"], sort=True):
         of, first = cell.set_index("rule"), cell.iloc[0]
         shown = {rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-" for rule in RULES}
         compared = cell[cell.published.notna()]
+        other = base.loc[first.fraction] if first.fraction in base.index and first.method != against else None
+        beside = {} if against is None else {f"last, to {against}": "-" if other is None else to(of.loc["last"], other)}
         row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
-               "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"), "published": "-", "difference": "-", "verdict": "-"}
+               "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"), **beside,
+               "published": "-", "difference": "-", "verdict": "-"}
         if len(compared):
             row["published"] = "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in
                                                        zip(compared.published, compared.published_rule, strict=True)))
@@ -152,6 +182,31 @@ def wide(table: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
         return shown
     return shown[[name for name in shown if name not in ("validated", "published", "difference", "verdict")
                   or (shown[name] != "-").any()]]
+
+
+def to(own: pd.Series, other: pd.Series) -> str:
+    """The difference of two means, each of ``n`` seeds with a ``std``, and where both are known its interval."""
+    difference, half = own["mean"] - other["mean"], np.nan
+    if min(own.n, other.n) > 1:
+        half = half_interval(own["std"], own.n, other["std"], other.n)
+    return interval(pd.Series({"difference": difference, "low": difference - half, "high": difference + half}))
+
+
+def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """A row per method, a column per noise fraction: mean +- standard deviation (n seeds) under one rule, "-" where none.
+
+    Methods by their place at the fraction at which most were run.
+    """
+    of = table[table["rule"] == rule]
+    most = of.groupby("fraction").method.nunique().idxmax()
+    places = of[of.fraction == most].set_index("method")["rank"].to_dict()
+    rows = []
+    for method in sorted(dict.fromkeys(of.method), key=lambda name: places.get(name, np.inf)):
+        cells = {cell.fraction: f"{spread(cell['mean'], cell['std'])} ({cell.n})"
+                 for _, cell in of[of.method == method].iterrows()}
+        rows.append({"method": method} | {f"{100 * fraction:g} %": cells.get(fraction, "-")
+                                          for fraction in sorted(set(of.fraction))})
+    return pd.DataFrame(rows)
 
 
 def _joined(rules, texts) -> str:
@@ -185,11 +240,17 @@ def order_notes(table: pd.DataFrame) -> list[str]:
             places = ranks(of, higher)
             orders.setdefault(" > ".join(sorted(places, key=places.get)), []).append(rule)
         said = (f"by {', '.join(rules)}: {order}" for order, rules in orders.items())
-        notes.append(f"Order at {fraction:g} {'; '.join(said)}")
-        changed = [f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it by {other} "
-                   f"({means[other][one]:.2f}, {means[other][two]:.2f}){_doubt(group, one, two, (rule, other))}"
-                   for one, two, rule, other in reversals(means, higher)]
-        notes += [f"Depends on the rule at {fraction:g}: {'; '.join(changed)}"] if changed else []
+        if group.method.nunique() <= LISTED:
+            notes.append(f"Order at {fraction:g} {'; '.join(said)}")
+        changed = []
+        for one, two, rule, other in reversals(means, higher):
+            doubt = _doubt(group, one, two, (rule, other))
+            changed.append((doubt, f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it "
+                                   f"by {other} ({means[other][one]:.2f}, {means[other][two]:.2f}){doubt}"))
+        told = [text for doubt, text in changed if not doubt or len(changed) <= NAMED]
+        if len(told) < len(changed):
+            told.append(f"{len(changed) - len(told)} pairs, within the spread of the seeds or of too few")
+        notes += [f"Depends on the rule at {fraction:g}: {'; '.join(told)}"] if told else []
     return notes
 
 
@@ -244,18 +305,25 @@ def _tex(text) -> str:
     return "{}" + escaped if escaped.startswith("[") else escaped
 
 
-def tables(runs: Runs, form: str, margins: dict, hard: bool = False) -> str:
+def tables(runs: Runs, form: str, margins: dict, hard: bool = False, grid_of: str | None = None,
+           against: str | None = None) -> str:
     """Everything that is printed of some runs."""
     if hard:
         said = [(dataset, noise, hard_table(part).drop(columns="config"), [] if part.hard_test.notna().any() else [NO_HARDNESS])
                 for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False)]
     else:
         table = compare_all(runs, published.load(), margins)
-        if form == "csv":
+        if form == "csv" and not grid_of:
             return render(table, form)
         said = []
         for (dataset, noise, metric), part in table.groupby(TABLE, sort=False):
-            said.append((f"{dataset}, {METRIC_NAMES[metric]}", noise, wide(part), order_notes(part) + _sources(part)))
+            title = f"{dataset}, {METRIC_NAMES[metric]}"
+            if not grid_of:
+                said.append((title, noise, wide(part, against=against), order_notes(part) + _sources(part)))
+            elif (part["rule"] == grid_of).any():
+                said.append((f"{title}, {grid_of}", noise, grid(part, grid_of), []))
+        if not said:
+            raise ValueError(f"--grid {grid_of}: no run has it")
     if form == "csv":
         return render(pd.concat([part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]), form)
     blocks = []
@@ -285,7 +353,8 @@ def _sources(part: pd.DataFrame) -> list[str]:
     return notes
 
 
-def summarise(path: Path, by: list[str], columns: list[str], median: bool = False) -> pd.DataFrame:
+def summarise(path: Path, by: list[str], columns: list[str], median: bool = False,
+              condition: str | None = None) -> pd.DataFrame:
     """Columns of any CSV file over the rows that agree in ``by``: mean +- standard deviation (ddof 1), or median [low, high].
 
     ``columns``: "name" or "name:digits".
@@ -294,7 +363,7 @@ def summarise(path: Path, by: list[str], columns: list[str], median: bool = Fals
     """
     if not by or not columns:
         raise ValueError("--summary needs --by and --columns")
-    table = pd.read_csv(path)
+    table = where(pd.read_csv(path), condition)
     wanted = [(name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)]
     missing = [name for name in [*by, *(name for name, _ in wanted)] if name not in table]
     if missing:
@@ -344,13 +413,17 @@ def produce(arguments: list[str]) -> str:
     """The markdown table that these arguments of the command line ask for, of compact logs in this repository."""
     options = parser().parse_args(arguments)
     if options.summary:
-        return render(summarise(ROOT / options.summary, options.by, options.columns, options.median), "markdown")
+        return render(summarise(ROOT / options.summary, options.by, options.columns, options.median, options.where), "markdown")
     runs = collect([ROOT / path for path in options.runs])
     if runs.skipped or runs.unfinished or runs.table.empty:
         named = ", ".join(map(str, options.runs))
         raise ValueError(f"{named}: a table is to show all of a log, but there are\n{left_out(runs)}")
-    runs = choose(runs, options.table)
-    return tables(runs, "markdown", MARGINS | dict(options.margin), options.hard)
+    return asked(choose(runs, options.table, options.where), options, "markdown")
+
+
+def asked(runs: Runs, options: argparse.Namespace, form: str) -> str:
+    """The tables that these options ask for."""
+    return tables(runs, form, MARGINS | dict(options.margin), options.hard, options.grid, options.against)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -362,6 +435,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--margin", type=parse_margin, action="append", default=[], metavar="METRIC=MARGIN",
                       help="how far from the published number still counts as reproduced: accuracy=0.5 (points), mae=5%%")
     made.add_argument("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
+    made.add_argument("--grid", choices=RULES, help="a row a method, a column a noise fraction, by this rule for the epoch")
+    made.add_argument("--against", metavar="METHOD", help="how far the others' last epoch is from this one's")
+    made.add_argument("--where", metavar="CONDITION",
+                      help="only these rows of the runs, or of the file to summarise, e.g. \"fraction == 0.4\"")
     made.add_argument("--figures", type=Path, metavar="FOLDER", help="draw everything into this folder, .png and .svg")
     made.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")
     made.add_argument("--log", type=Path, metavar="FOLDER", help="write these runs as a compact log, small enough to commit")
@@ -370,7 +447,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--by", nargs="+", default=[], metavar="COLUMN")
     made.add_argument("--columns", nargs="+", default=[], metavar="COLUMN[:DIGITS]")
     made.add_argument("--median", action="store_true", help="of a summary: median [lowest, highest]")
-    made.add_argument("--update", type=Path, metavar="FILE", help="rewrite the tables between the markers of a markdown file")
+    made.add_argument("--update", type=Path, nargs="+", metavar="FILE",
+                      help="rewrite the tables between the markers of markdown files")
     return made
 
 
@@ -378,10 +456,12 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         if options.update:
-            print(f"{options.update}: {'rewritten' if update(options.update) else 'unchanged'}")
+            for path in options.update:
+                print(f"{path}: {'rewritten' if update(path) else 'unchanged'}")
             return 0
         if options.summary:
-            print(render(summarise(options.summary, options.by, options.columns, options.median), options.format), end="")
+            print(render(summarise(options.summary, options.by, options.columns, options.median, options.where),
+                         options.format), end="")
             return 0
         if not options.runs:
             raise ValueError("say which folders to read, e.g. runs/ or results/mnist; --help says the rest")
@@ -389,8 +469,8 @@ def main(arguments: list[str]) -> int:
         if runs.table.empty:
             print(left_out(runs), end="", file=sys.stderr)
             raise ValueError(f"there is no finished run in {', '.join(map(str, options.runs))}")
-        whole, runs = runs, choose(runs, options.table)
-        print(tables(runs, options.format, MARGINS | dict(options.margin), options.hard), end="")
+        whole, runs = runs, choose(runs, options.table, options.where)
+        print(asked(runs, options, options.format), end="")
         if options.log:
             print("written:", *write_log(runs, options.log), file=sys.stderr)
         if options.figures or options.html:

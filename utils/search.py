@@ -2,7 +2,7 @@
 
     python -m utils.search trials mnist permute 0.4 "plain gce" 8            the cells of a sweep: 8 trials of each method
     python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"    the best of each, on all training samples, 2 seeds
-    python -m utils.search table runs/search/mnist --out trials.csv          every trial
+    python -m utils.search table runs/search/mnist --out trials.csv --figure trials.png        every trial
 
 examples/search.sbatch runs the first two. A trial trains on 90 % of the training samples, and is judged by its accuracy on the
 other 10 %, with their labels as they are, noise and all, after the last epoch. It is drawn from its number and the name of each
@@ -97,6 +97,8 @@ def state(directory: Path) -> str:
 def table(root: Path) -> pd.DataFrame:
     """A row for each trial in a folder that is over, by the last epoch; one that diverged has no accuracies.
 
+    ``chosen``: the best of its method under its noise, by the held-out labels; ``seconds``: of training, of both runs of RSL.
+
     Raises ValueError where there is none.
     """
     rows = []
@@ -108,13 +110,17 @@ def table(root: Path) -> pd.DataFrame:
             row = {"method": method, "noise": noise, "trial": int(trial.removeprefix("trial")), "state": over}
             if over == "finished":
                 last = pd.read_csv(directory / "metrics.csv").iloc[-1]
-                row |= {"noisy_validation": last["validation_metric"], "test_last": last["test_metric"]}
+                runs = (directory, recording_of(directory)) if method == "rsl" else (directory,)
+                row |= {"noisy_validation": last["validation_metric"], "test_last": last["test_metric"],
+                        "seconds": sum(summary(run).get("seconds", float("nan")) for run in runs)}
             rows.append(row | {"overrides": " ".join(draw(root.name, method, row["trial"]))})
     if not rows:
         raise ValueError(f"there is no finished trial in {root}")
-    columns = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "overrides"]
-    return pd.DataFrame(rows).reindex(columns=columns).drop_duplicates().sort_values(["noise", "method", "trial"],
-                                                                                     ignore_index=True)
+    columns = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "seconds", "chosen", "overrides"]
+    found = pd.DataFrame(rows).reindex(columns=columns).drop_duplicates().sort_values(["noise", "method", "trial"],
+                                                                                      ignore_index=True)
+    found["chosen"] = found.index.isin(found.groupby(["noise", "method"]).noisy_validation.idxmax())
+    return found
 
 
 def best(root: Path, method: str, noise: str, trials: int) -> int:
@@ -170,14 +176,18 @@ if __name__ == "__main__":
             made.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
     made = commands.add_parser("table")
     made.add_argument("root", type=Path)
-    made.add_argument("--out", type=Path)
+    made.add_argument("--out", type=Path, metavar="FILE")
+    made.add_argument("--figure", type=Path, metavar="FILE.png")
     options = vars(parser.parse_args())
     try:
         if options["command"] == "table":
             found = table(options["root"])
             print(found.to_string(index=False))
             if options["out"]:
-                found.to_csv(options["out"], index=False)
+                found.to_csv(options["out"], index=False, float_format="%.6g")
+            if options["figure"]:
+                from utils import figures  # matplotlib takes its time
+                figures.save(figures.trials(found), options["figure"], ("png",))
         else:
             print("\n".join(cells(options.pop("command"), **options)))
     except (ValueError, FileNotFoundError) as error:
