@@ -1,6 +1,7 @@
 # make demo   train the baseline and DiscrimLoss on real digits with 40 % wrong labels, compare, draw
 # make test   the whole test suite
-# make tables rewrite the tables of README.md and results/README.md from results/; make pictures: those that it suffices for
+# make tables rewrite the tables of README.md and results/README.md from results/
+# make pictures redraw those of results/pictures for which the logs in results/ suffice
 # make lint   ruff
 # Each makes the environment .venv first, if it is not there. Needs Python >= 3.10 with its venv module.
 

@@ -133,7 +133,8 @@ def test_the_commands_of_the_readme_exist():
 @pytest.mark.parametrize("name", ["README.md", "results/README.md"])
 def test_what_a_page_links_to_exists(name):
     def anchors(path):
-        heads = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+        heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE),
+                           re.MULTILINE)
         return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}  # as GitHub makes them
 
     here = ROOT / name

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.report import make_run, make_sweep
-from utils import published, report
+from utils import figures, published, report
 from utils.collect import collect, config_hash, write_log
 from utils.statistics import TOO_FEW, by_rule
 
@@ -295,13 +295,13 @@ def test_any_csv_file_is_summarised():
         report.summarise(path, ["noise"], ["recal"])
 
 
-@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
-def test_the_tables_of_the_pages_are_those_of_the_results(name):
+@pytest.mark.parametrize("name, number", [("README.md", 1), ("results/README.md", 15)])
+def test_the_tables_of_the_pages_are_those_of_the_results(name, number):
     text = (ROOT / name).read_text()
     found = list(report.MARKER.finditer(text))
-    assert len(found) >= 1 and len(found) == text.count("<!-- report ") == text.count("<!-- end of report -->")
+    assert len(found) >= number and len(found) == text.count("<!-- report ") == text.count("<!-- end of report -->")
     assert report.MARKER.sub(report.renewed, text) == text, "make tables"
-    assert name in re.search("--update (.*)", (ROOT / "Makefile").read_text())[1]
+    assert name in re.search("--update (.*)", (ROOT / "Makefile").read_text())[1].split()
 
 
 def test_only_the_rows_that_are_asked_for_are_shown(folder):
@@ -311,7 +311,8 @@ def test_only_the_rows_that_are_asked_for_are_shown(folder):
     runs = collect([folder])
     assert len(report.choose(runs, "mnist", "seed == 1").table) == 3 == len(report.choose(runs, None, "seed == 1").table)
     for condition, complaint in (("fractoin == 0.4", "name 'fractoin' is not defined; the columns are config, seed"),
-                                 ("fraction ==", "the columns are"), ("fraction == 0.5", "there is no such row")):
+                                 ("fraction ==", "the columns are"), ("fraction == 0.5", "there is no such row"),
+                                 ("seed", "'seed' is no condition"), ("fraction + 1", "is no condition")):
         assert complaint in run_report(folder, "--where", condition, code=2)[1]
     path = ROOT / "results/mnist/small_loss.csv"
     found = report.summarise(path, ["method"], ["last"], condition="noise == 'pair 0.45' and method == 'RSL'")
@@ -324,7 +325,6 @@ def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(folder):
     assert "mnist, accuracy (%), last, noise permute" in said
     assert said.splitlines()[2:] == ["| method | 20 % | 40 % |", "| --- | --- | --- |", "| GCE | - | 97.70 +- 0.10 (3) |",
                                      "| Plain | 96.00 (1) | 97.00 +- 0.10 (3) |"]
-    assert run_report(folder, "--grid", "best", "--format", "csv")[0].startswith("method,20 %,40 %,dataset,noise\nPlain,")
     assert "--grid validated: no run has it" in run_report(folder, "--grid", "validated", code=2)[1]
 
 
@@ -335,6 +335,14 @@ def test_methods_are_held_against_one_of_them(folder):
     assert table["last, to Plain"].to_dict() == {"Plain": "-", "DataParameters": "-1.00",
                                                  "GCE": f"+0.70 [{0.7 - half:+.2f}, {0.7 + half:+.2f}]"}
     assert "--against 'Plan': there are DataParameters; GCE; Plain" in run_report(folder, "--against", "Plan", code=2)[1]
+    assert "not allowed with argument" in run_report(folder, "--against", "Plain", "--hard", code=2)[1]
+    for seed in (1, 2):  # another table, without that method, and a cell without this rule
+        make_run(folder / f"other/{seed}", [97.0, 96.0], seed=seed, **MNIST | {"dataset": {"name": "digits"}},
+                 loss={"name": "GCE"})
+    assert run_report(folder, "--against", "Plain")[0].count("last, to Plain") == 1
+    table = table_of(folder).query("dataset == 'mnist'")
+    table = table[(table.method != "GCE") | (table["rule"] != "last")]
+    assert report.wide(table, against="Plain").set_index("method")["last, to Plain"]["GCE"] == "-"
 
 
 def test_of_many_methods_only_sure_reversals_are_named(tmp_path):
@@ -445,6 +453,21 @@ def test_pictures_are_drawn_of_runs_and_of_logs(tmp_path):
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*.png")}
     assert set(again) == {name for name in files if name.endswith("png") and "scores" not in name}
     assert all(files[name].read_bytes() == content for name, content in again.items())
+
+
+def test_a_control_at_one_fraction_leaves_the_name_of_the_others(tmp_path):
+    for fraction in (0.2, 0.4, 0.6):
+        make_run(tmp_path / f"{fraction}", [97.0, 96.0], seed=1, **MNIST, noise={"kind": "permute", "fraction": fraction})
+    make_run(tmp_path / "slow", [98.0, 97.0], seed=1, **MNIST | {"optimizer": {"lr": 0.01}})
+    assert sorted(set(collect([tmp_path]).table.label)) == ["Plain", "Plain, lr=0.01"]
+
+
+def test_the_picture_of_the_methods_says_what_it_does_not_show(folder):
+    make_run(folder / "nan/1", [97.0, float("nan")], seed=1, **MNIST, loss={"name": "SuperLoss"})
+    make_run(folder / "low/1", [30.0, 10.0], seed=1, **MNIST, loss={"name": "DataParameters"})
+    runs = collect([folder])
+    names = [text.get_text() for text in figures.methods(runs.table, runs.configs).axes[0].get_yticklabels()]
+    assert names == ["SuperLoss (1, last nan)", "DataParameters (1, last 10.00, best 30.00)", "Plain (3)", "GCE (3)"]
 
 
 def test_the_report_starts_no_pytorch():

@@ -86,6 +86,7 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
         assert search.best(root, method, "permute-0.4", 4) == 1
         found = search.table(root)
         assert found[found.method == method].state.tolist() == ["finished", "finished", "diverged", "finished"]
+        assert found.chosen[found.method == method].tolist() == [False, True, False, False]
         (root / last / "permute-0.4/trial2/failed.txt").write_text("killed by SIGKILL\n")
         with pytest.raises(ValueError, match="3 of 4 trials"):
             search.best(root, method, "permute-0.4", 4)

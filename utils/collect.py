@@ -267,8 +267,8 @@ def method_name(config: dict) -> str:
 def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
     """The method of each run; where it has several configurations at one noise, with the values in which one differs.
 
-    Differs, that is, from what more than half of them have, if there is such a value. A configuration that would need more
-    than four has its hash, and so have those that this leaves with one name.
+    Differs, that is, from what more than half of them have, or, at all fractions together, if there is such a value. A
+    configuration that would need more than four has its hash, and so have those that this leaves with one name.
     """
     flat = {name: {key: value for key, value in flatten(config).items() if key != "noise.fraction"}
             for name, config in configs.items()}
@@ -278,10 +278,12 @@ def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
         for _, cell in group.groupby("fraction"):
             here = list(dict.fromkeys(cell.config))
             for key in dict.fromkeys(key for name in here for key in flat[name]):
-                values = {name: repr(flat[name].get(key)) for name in here}
-                most, number = collections.Counter(values.values()).most_common(1)[0]
+                values = {name: repr(flat[name].get(key)) for name in names}
+                if len({values[name] for name in here}) == 1:
+                    continue
+                usual = _majority([values[name] for name in here]) or _majority(list(values.values()))
                 for name in here:
-                    if number < len(here) and (values[name] != most or 2 * number <= len(here)):
+                    if values[name] != usual:
                         own[name][key] = None
         count = collections.Counter(key.rsplit(".", 1)[-1] for key in {key for keys in own.values() for key in keys})
         for name in names:
@@ -300,6 +302,12 @@ def _labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
             for name in here:
                 suffix[name] += f" [{name}]" if alike[suffix[name]] > 1 else ""
     return table.method + table.config.map(suffix)
+
+
+def _majority(values: list[str]) -> str | None:
+    """What more than half of them are."""
+    most, number = collections.Counter(values).most_common(1)[0]
+    return most if 2 * number > len(values) else None
 
 
 def add_mass(table: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:

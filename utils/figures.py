@@ -149,7 +149,7 @@ def _published(cell: dict, configs: dict[str, dict], numbers: pd.DataFrame) -> l
 def methods(part: pd.DataFrame, configs: dict[str, dict]) -> Figure:
     """A line a method at one noise fraction: last (filled) and best (hollow), on average and of each run, best last on top."""
     numbers, sign = published.load(), 1 if part.metric.iloc[0] == "accuracy" else -1
-    order = (sign * part.groupby("label")["last"].mean()).sort_values().index
+    order = (sign * part.groupby("label")["last"].mean()).sort_values(na_position="first").index
     figure = Figure(figsize=(WIDTH, 1 + 0.32 * len(order)), layout="constrained")
     axes = figure.subplots()
     low, high = _fences(pd.concat([part["last"], part.best]).dropna())
@@ -161,8 +161,8 @@ def methods(part: pd.DataFrame, configs: dict[str, dict]) -> Figure:
             axes.plot(rows[rule].mean(), place + shift, "o", color=METHODS[0], markerfacecolor=face, markersize=7)
         for value, cross in _published(rows.iloc[0].to_dict(), configs, numbers):
             axes.plot(value, place - 0.2, cross, color="black", markersize=8, markeredgewidth=1.5)
-        outside = "" if low <= rows["last"].mean() <= high else f", last {rows['last'].mean():.2f}: off the axis"
-        names.append(f"{label} ({len(rows)}){outside}")
+        away = [f", {rule} {rows[rule].mean():.2f}" for rule in ("last", "best") if not low <= rows[rule].mean() <= high]
+        names.append(f"{label} ({len(rows)}{''.join(away)})")
     axes.set_yticks(range(len(order)), names)
     axes.set(xlim=(low, high), xlabel=f"{AXIS[part.metric.iloc[0]]}; (number of runs)\nlast: filled; best: hollow; each run: "
                                       "bar\npublished: + last, x best or another rule")
@@ -172,7 +172,12 @@ def methods(part: pd.DataFrame, configs: dict[str, dict]) -> Figure:
 
 
 def trials(table: pd.DataFrame) -> Figure:
-    """Of the trials of ``utils.search.table``: the test error by method, and against the one on the held-out noisy labels."""
+    """Of the trials of ``utils.search.table``: the test error by method, and against the one on the held-out noisy labels.
+
+    Raises ValueError where they are of several noises, or were made by an earlier version.
+    """
+    if table.noise.nunique() > 1 or "chosen" not in table:
+        raise ValueError("a picture is of the trials under one noise, with the column chosen")
     table = table.assign(error=100 - table.test_last, noisy_error=100 - table.noisy_validation)
     names = table.groupby("method").error.median().sort_values(ascending=False).index
     figure = Figure(figsize=(WIDTH, 1.2 + 0.35 * len(names)), layout="constrained")

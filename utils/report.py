@@ -64,19 +64,21 @@ def choose(runs: Runs, name: str | None, condition: str | None = None) -> Runs:
 
 
 def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
-    """The rows for which a condition on columns holds, as pandas' ``query`` reads it.
+    """The rows for which a condition on columns holds, as pandas' ``eval`` reads it.
 
     Raises ValueError where it cannot be read, or no row is left.
     """
     if condition is None or table.empty:
         return table
     try:
-        found = table.query(condition)
+        mask = table.eval(condition)
     except Exception as error:  # whatever a text in the place of an expression may raise
         raise ValueError(f"--where {condition!r}: {error}; the columns are {', '.join(table)}") from error
-    if not len(found):
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise ValueError(f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\"")
+    if not mask.any():
         raise ValueError(f"--where {condition!r}: there is no such row")
-    return found
+    return table[mask]
 
 
 def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | str]) -> pd.DataFrame:
@@ -153,19 +155,16 @@ def wide(table: pd.DataFrame, whole: bool = False, against: str | None = None) -
 
     Columns that say nothing here are left out, unless the ``whole`` is asked for. With a method to hold the others
     ``against``, the difference of ``last`` to it at the same noise, and its interval of confidence (Welch).
-
-    Raises ValueError where there is no such method.
     """
-    if against is not None and against not in set(table.method):
-        raise ValueError(f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}")
     base = table[(table.method == against) & (table["rule"] == "last")].set_index("fraction")
     rows = []
     for _, cell in table.groupby(["fraction", "config"], sort=True):
         of, first = cell.set_index("rule"), cell.iloc[0]
         shown = {rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-" for rule in RULES}
         compared = cell[cell.published.notna()]
-        other = base.loc[first.fraction] if first.fraction in base.index and first.method != against else None
-        beside = {} if against is None else {f"last, to {against}": "-" if other is None else to(of.loc["last"], other)}
+        beside = {} if against is None else {f"last, to {against}": "-"}
+        if first.fraction in base.index and first.method != against and "last" in of.index:
+            beside = {f"last, to {against}": to(of.loc["last"], base.loc[first.fraction])}
         row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
                "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"), **beside,
                "published": "-", "difference": "-", "verdict": "-"}
@@ -180,8 +179,8 @@ def wide(table: pd.DataFrame, whole: bool = False, against: str | None = None) -
     shown = pd.DataFrame([row for *_, row in sorted(rows, key=lambda entry: entry[:2])]).fillna("-")
     if whole:
         return shown
-    return shown[[name for name in shown if name not in ("validated", "published", "difference", "verdict")
-                  or (shown[name] != "-").any()]]
+    sparse = {"validated", f"last, to {against}", "published", "difference", "verdict"}
+    return shown[[name for name in shown if name not in sparse or (shown[name] != "-").any()]]
 
 
 def to(own: pd.Series, other: pd.Series) -> str:
@@ -201,7 +200,7 @@ def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     most = of.groupby("fraction").method.nunique().idxmax()
     places = of[of.fraction == most].set_index("method")["rank"].to_dict()
     rows = []
-    for method in sorted(dict.fromkeys(of.method), key=lambda name: places.get(name, np.inf)):
+    for method in sorted(dict.fromkeys(table.method), key=lambda name: places.get(name, np.inf)):
         cells = {cell.fraction: f"{spread(cell['mean'], cell['std'])} ({cell.n})"
                  for _, cell in of[of.method == method].iterrows()}
         rows.append({"method": method} | {f"{100 * fraction:g} %": cells.get(fraction, "-")
@@ -224,7 +223,8 @@ def interval(row: pd.Series) -> str:
     """The difference with its interval of confidence, as far as there is one."""
     if np.isnan(row.difference):
         return "-"
-    return f"{row.difference:+.2f}" + ("" if np.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]")
+    difference, low, high = (f"{round(value, 2) + 0:+.2f}" for value in (row.difference, row.low, row.high))  # no -0.00
+    return difference + ("" if np.isnan(row.low) else f" [{low}, {high}]")
 
 
 def order_notes(table: pd.DataFrame) -> list[str]:
@@ -313,8 +313,10 @@ def tables(runs: Runs, form: str, margins: dict, hard: bool = False, grid_of: st
                 for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False)]
     else:
         table = compare_all(runs, published.load(), margins)
-        if form == "csv" and not grid_of:
+        if form == "csv":
             return render(table, form)
+        if against is not None and against not in set(table.method):
+            raise ValueError(f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}")
         said = []
         for (dataset, noise, metric), part in table.groupby(TABLE, sort=False):
             title = f"{dataset}, {METRIC_NAMES[metric]}"
@@ -322,7 +324,7 @@ def tables(runs: Runs, form: str, margins: dict, hard: bool = False, grid_of: st
                 said.append((title, noise, wide(part, against=against), order_notes(part) + _sources(part)))
             elif (part["rule"] == grid_of).any():
                 said.append((f"{title}, {grid_of}", noise, grid(part, grid_of), []))
-        if not said:
+        if grid_of and not said:
             raise ValueError(f"--grid {grid_of}: no run has it")
     if form == "csv":
         return render(pd.concat([part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]), form)
@@ -434,11 +436,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text")
     made.add_argument("--margin", type=parse_margin, action="append", default=[], metavar="METRIC=MARGIN",
                       help="how far from the published number still counts as reproduced: accuracy=0.5 (points), mae=5%%")
-    made.add_argument("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
-    made.add_argument("--grid", choices=RULES, help="a row a method, a column a noise fraction, by this rule for the epoch")
-    made.add_argument("--against", metavar="METHOD", help="how far the others' last epoch is from this one's")
+    instead = made.add_mutually_exclusive_group()
+    instead.add_argument("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
+    instead.add_argument("--grid", choices=RULES, help="a row a method, a column a noise fraction, by this rule for the epoch")
+    instead.add_argument("--against", metavar="METHOD",
+                         help="how far the others' last epoch is from this one's, in units of the metric; not in csv")
     made.add_argument("--where", metavar="CONDITION",
-                      help="only these rows of the runs, or of the file to summarise, e.g. \"fraction == 0.4\"")
+                      help="only these rows of the runs (by the columns of runs.csv, and label, the method as it is shown) or "
+                           "of the file to summarise, e.g. \"fraction == 0.4\"")
     made.add_argument("--figures", type=Path, metavar="FOLDER", help="draw everything into this folder, .png and .svg")
     made.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")
     made.add_argument("--log", type=Path, metavar="FOLDER", help="write these runs as a compact log, small enough to commit")

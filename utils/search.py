@@ -97,7 +97,8 @@ def state(directory: Path) -> str:
 def table(root: Path) -> pd.DataFrame:
     """A row for each trial in a folder that is over, by the last epoch; one that diverged has no accuracies.
 
-    ``chosen``: the best of its method under its noise, by the held-out labels; ``seconds``: of training, of both runs of RSL.
+    ``chosen``: the best of its method under its noise, of all trials in the folder, by the held-out labels; ``seconds``: of
+    training, of both runs of RSL.
 
     Raises ValueError where there is none.
     """
@@ -119,7 +120,8 @@ def table(root: Path) -> pd.DataFrame:
     columns = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "seconds", "chosen", "overrides"]
     found = pd.DataFrame(rows).reindex(columns=columns).drop_duplicates().sort_values(["noise", "method", "trial"],
                                                                                       ignore_index=True)
-    found["chosen"] = found.index.isin(found.groupby(["noise", "method"]).noisy_validation.idxmax())
+    judged = found.dropna(subset="noisy_validation")
+    found["chosen"] = found.index.isin(judged.groupby(["noise", "method"]).noisy_validation.idxmax())
     return found
 
 
@@ -175,13 +177,13 @@ if __name__ == "__main__":
         if stage == "chosen":
             made.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
     made = commands.add_parser("table")
-    made.add_argument("root", type=Path)
+    made.add_argument("root", type=Path, help="runs/search/<dataset>, or a file that --out wrote")
     made.add_argument("--out", type=Path, metavar="FILE")
     made.add_argument("--figure", type=Path, metavar="FILE.png")
     options = vars(parser.parse_args())
     try:
         if options["command"] == "table":
-            found = table(options["root"])
+            found = pd.read_csv(options["root"]) if options["root"].is_file() else table(options["root"])
             print(found.to_string(index=False))
             if options["out"]:
                 found.to_csv(options["out"], index=False, float_format="%.6g")
