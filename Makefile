@@ -30,6 +30,7 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/mnist --figures runs/pictures/mnist > /dev/null
 	$(PY) -m utils.report results/mnist results/mnist_ablations --where "fraction == 0.4" --figures runs/pictures/ablations > /dev/null
 	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
+	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
 	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
 	cp runs/pictures/mnist/detection-mnist-permute.png results/pictures/detection.png
 	cp runs/pictures/ablations/methods-mnist-permute-0.4.png results/pictures/ablations.png
