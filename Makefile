@@ -31,8 +31,10 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/mnist results/mnist_ablations --where "fraction == 0.4" --figures runs/pictures/ablations > /dev/null
 	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
+	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
 	cp runs/pictures/mnist/detection-mnist-permute.png results/pictures/detection.png
+	cp runs/pictures/chosen/methods-mnist-permute-0.4.png results/pictures/chosen.png
 	cp runs/pictures/ablations/methods-mnist-permute-0.4.png results/pictures/ablations.png
 	cp runs/pictures/digits/epochs-digits-symmetric-0.4.png results/pictures/epochs.png
 	cp runs/pictures/digits/weights-digits-symmetric-0.4.png results/pictures/weights.png
