@@ -179,7 +179,7 @@ def trials(table: pd.DataFrame) -> Figure:
     if table.noise.nunique() > 1 or "chosen" not in table:
         raise ValueError("a picture is of the trials under one noise, with the column chosen")
     table = table.assign(error=100 - table.test_last, noisy_error=100 - table.noisy_validation)
-    names = table.groupby("method").error.median().sort_values(ascending=False).index
+    names = table.groupby("method").error.median().sort_values(ascending=False, na_position="first").index
     figure = Figure(figsize=(WIDTH, 1.2 + 0.35 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     ticks, ring = [], {"marker": "o", "linestyle": "", "color": "black", "markerfacecolor": "none", "markersize": 11}
