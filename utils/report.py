@@ -199,12 +199,11 @@ def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     of = table[table["rule"] == rule]
     most = of.groupby("fraction").method.nunique().idxmax()
     places = of[of.fraction == most].set_index("method")["rank"].to_dict()
-    rows = []
+    rows, fractions = [], sorted(set(of.fraction))
     for method in sorted(dict.fromkeys(table.method), key=lambda name: places.get(name, np.inf)):
         cells = {cell.fraction: f"{spread(cell['mean'], cell['std'])} ({cell.n})"
                  for _, cell in of[of.method == method].iterrows()}
-        rows.append({"method": method} | {f"{100 * fraction:g} %": cells.get(fraction, "-")
-                                          for fraction in sorted(set(of.fraction))})
+        rows.append({"method": method} | {f"{100 * fraction:g} %": cells.get(fraction, "-") for fraction in fractions})
     return pd.DataFrame(rows)
 
 
