@@ -45,7 +45,7 @@ def draw(runs: Runs, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> l
             drawn.append(Picture(save(figure, folder / f"{name.format(safe)}.png", forms), dataset, noise, title))
 
         if condition.fraction.nunique() > 1:
-            keep(accuracy_by_noise(condition, runs.configs, styles), "noise-{}", "test metric by noise fraction")
+            keep(error_by_noise(condition, runs.configs, styles), "noise-{}", "test metric by noise fraction")
             if condition[DETECTED].astype(float).notna().any():
                 keep(detection_by_noise(condition, styles), "detection-{}", "hard against incorrect by noise fraction")
         for fraction, part in condition.groupby("fraction"):
@@ -102,23 +102,36 @@ def _fences(values: pd.Series, span: float = 3) -> tuple[float, float]:
     return low - space, high + space
 
 
-def accuracy_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figure:
-    """Last (filled) and best (hollow) test metric against the noise fraction, with the published numbers that compare."""
-    figure, axes = _axes()
-    numbers = published.load()
-    low, high = _fences(pd.concat([condition["last"], condition.best]).dropna(), span=5)
-    for label, rows in condition.groupby("label", sort=False):
+def error_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figure:
+    """Last (filled) and best (hollow) test error against the noise fraction, with the published numbers that compare.
+
+    100 - accuracy on a logarithmic scale, MAE on a linear one. The methods stand side by side at each fraction.
+    """
+    figure, axes = _axes(height=5)
+    numbers, labels = published.load(), list(dict.fromkeys(condition.label))
+    fractions, accuracy = sorted(condition.fraction.unique()), condition.metric.iloc[0] == "accuracy"
+    step = min(np.diff(fractions)) / 3 / len(labels)
+    condition = condition.assign(**{rule: 100 - condition[rule] if accuracy else condition[rule] for rule in ("last", "best")})
+    values = pd.concat([condition["last"], condition.best]).dropna()
+    low, high = np.exp(_fences(np.log(values.clip(lower=0.01)), span=1.5)) if accuracy else _fences(values, span=5)
+    for place, label in enumerate(labels):
         colour, marker = styles[label]
-        outside = "" if rows["last"].between(low, high).any() else " (off the axis)"
-        for rule, line, face in (("last", "-", colour), ("best", ":", "white")):
+        rows, aside = condition[condition.label == label], step * (place - (len(labels) - 1) / 2)
+        outside = "" if rows["last"].between(low, high).all() else " (partly off the axis)"
+        for rule, line, face in (("last", "-", colour), ("best", "", "white")):
             points = rows.groupby("fraction")[rule].agg(["mean", "std"])
-            axes.errorbar(points.index, points["mean"], points["std"].fillna(0), color=colour, linestyle=line, marker=marker,
-                          markerfacecolor=face, capsize=2, linewidth=1.2, label=label + outside if rule == "last" else None)
+            axes.errorbar(points.index + aside, points["mean"], points["std"].fillna(0), color=colour, linestyle=line,
+                          marker=marker, markerfacecolor=face, capsize=2, linewidth=1.2,
+                          label=label + outside if rule == "last" else None)
         for cell in rows.drop_duplicates("fraction").to_dict("records"):
             for value, cross in _published(cell, configs, numbers):
-                axes.plot(cell["fraction"], value, cross, color=colour, markersize=9, markeredgewidth=2)
-    axes.set(xlabel="noise fraction", ylabel=AXIS[condition.metric.iloc[0]], ylim=(low, high))
-    axes.set_xticks(sorted(condition.fraction.unique()))
+                axes.plot(cell["fraction"] + aside, 100 - value if accuracy else value, cross, color="black", markersize=7,
+                          markeredgewidth=1.5, zorder=3)
+    axes.set(xlabel="noise fraction", xticks=fractions, ylabel="test error (%)" if accuracy else AXIS["mae"],
+             yscale="log" if accuracy else "linear", ylim=(low, high))
+    if accuracy:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend(axes, "last: filled; best: hollow\npublished: + last, x best or another rule")
     return figure
@@ -313,8 +326,8 @@ def _samples(part: pd.DataFrame, runs: Runs) -> dict[str, tuple[np.ndarray, np.n
     return found
 
 
-def _axes():
-    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
+def _axes(height: float = 4):
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
