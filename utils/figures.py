@@ -111,7 +111,11 @@ def error_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles: di
     numbers, labels = published.load(), list(dict.fromkeys(condition.label))
     fractions, accuracy = sorted(condition.fraction.unique()), condition.metric.iloc[0] == "accuracy"
     step = min(np.diff(fractions)) / 3 / len(labels)
-    condition = condition.assign(**{rule: 100 - condition[rule] if accuracy else condition[rule] for rule in ("last", "best")})
+
+    def error(values):
+        return 100 - values if accuracy else values
+
+    condition = condition.assign(last=error(condition["last"]), best=error(condition.best))
     values = pd.concat([condition["last"], condition.best]).dropna()
     low, high = np.exp(_fences(np.log(values.clip(lower=0.01)), span=1.5)) if accuracy else _fences(values, span=5)
     for place, label in enumerate(labels):
@@ -125,8 +129,8 @@ def error_by_noise(condition: pd.DataFrame, configs: dict[str, dict], styles: di
                           label=label + outside if rule == "last" else None)
         for cell in rows.drop_duplicates("fraction").to_dict("records"):
             for value, cross in _published(cell, configs, numbers):
-                axes.plot(cell["fraction"] + aside, 100 - value if accuracy else value, cross, color="black", markersize=7,
-                          markeredgewidth=1.5, zorder=3)
+                axes.plot(cell["fraction"] + aside, error(value), cross, color="black", markersize=7, markeredgewidth=1.5,
+                          zorder=3)
     axes.set(xlabel="noise fraction", xticks=fractions, ylabel="test error (%)" if accuracy else AXIS["mae"],
              yscale="log" if accuracy else "linear", ylim=(low, high))
     if accuracy:
