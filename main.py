@@ -18,7 +18,7 @@ import losses
 import models
 from datasets import loader, noise, selection
 from losses.base import as_objective
-from losses.task import GRADIENT_NORMS, get_task_loss
+from losses.task import get_task_loss
 from utils import optimizers, schedules
 from utils.build import build
 from utils.checkpoint import Checkpoint, StopRequest
@@ -62,7 +62,7 @@ class Run:
         self.optimizer = optimizers.make(config["optimizer"], self.model.parameters())
         self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer,
                                                      epochs=config["epochs"], steps_per_epoch=self.loaders.steps_per_pass)
-        self.record = TrainingRecord(len(data.train), self.task_loss, GRADIENT_NORMS[self.task_loss], self.metric, self.device)
+        self.record = TrainingRecord(len(data.train), self.task_loss, self.metric, self.device)
         directory.begin(data, self.noise, self.metric.__name__, self.epochs, self.selection, self.loaders.unreadable)
         self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
                                      schedule=self.schedule, record=self.record, log=directory)

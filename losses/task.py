@@ -5,7 +5,6 @@ Each is called as ``task_loss(output, target) -> losses [B]`` and computes in fl
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,12 +26,6 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(*_regression(output, target), reduction="none")
 
 
-# The L1 norm of d loss / d output of a sample follows from its loss alone: 2 (1 - p), min(|d|, 1) and 2 |d|.
-GRADIENT_NORMS = {
-    cross_entropy: lambda losses: -2 * torch.expm1(-losses),
-    smooth_l1: lambda losses: (2 * losses).sqrt().clamp_max(1),
-    mse: lambda losses: 2 * losses.sqrt(),
-}
 TASK_LOSSES = {
     "classification": {"cross_entropy": cross_entropy},
     "regression": {"smooth_l1": smooth_l1, "mse": mse},

@@ -51,18 +51,18 @@ class TrainingRecord:
 
     Args:
         task_loss: ``(output, target) -> losses [B]``.
-        gradient_norm: from these losses to the L1 norms of their gradients with respect to the output.
         metric: ``(output, target) -> [B]``.
 
-    State, per sample: last loss, metric and gradient norm, the sum of all its losses, and whether this epoch has seen it:
-    17 bytes.
+    State, per sample: last loss, metric and both gradient norms, the sum of all its losses, and whether this epoch has seen
+    it: 21 bytes.
     """
 
     check_every = 50  # steps between two looks at the losses from the host: each waits for the device
 
-    def __init__(self, num_samples: int, task_loss: Callable, gradient_norm: Callable, metric: Callable, device: torch.device):
-        self.task_loss, self.gradient_norm, self.metric = task_loss, gradient_norm, metric
-        self.samples = {name: torch.zeros(num_samples, device=device) for name in ("loss", "metric", "pull", "loss_total")}
+    def __init__(self, num_samples: int, task_loss: Callable, metric: Callable, device: torch.device):
+        self.task_loss, self.metric = task_loss, metric
+        names = ("loss", "metric", "pull", "plain_pull", "loss_total")
+        self.samples = {name: torch.zeros(num_samples, device=device) for name in names}
         self.samples["seen"] = torch.zeros(num_samples, dtype=torch.bool, device=device)
         self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, math.nan
         self.recent: list[tuple] = []  # steps that are not in the sums yet
@@ -105,9 +105,13 @@ class TrainingRecord:
         self.observed = bool(known)
         if known:
             output, grad, target, index = (torch.cat(part) for part in known)
-            self.samples["loss"][index] = self.task_loss(output, target)
+            with torch.enable_grad():
+                losses = self.task_loss(output.requires_grad_(), target)
+                plain_grad, = torch.autograd.grad(losses.sum(), output)
+            self.samples["loss"][index] = losses.detach()
             self.samples["metric"][index] = self.metric(output, target)
-            self.samples["pull"][index] = grad.float().abs().reshape(len(index), -1).sum(1)
+            for name, gradient in (("pull", grad), ("plain_pull", plain_grad)):
+                self.samples[name][index] = gradient.float().abs().reshape(len(index), -1).sum(1)
             self.samples["loss_total"][index] += self.samples["loss"][index]
             self.samples["seen"][index] = True
         for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
@@ -135,10 +139,10 @@ class TrainingRecord:
         if not self.observed:
             return row
         seen = self.samples["seen"]
-        loss, metric, pull = (self.samples[name][seen] for name in ("loss", "metric", "pull"))
+        loss, metric, pull, plain = (self.samples[name][seen] for name in ("loss", "metric", "pull", "plain_pull"))
         row["train_metric"] = float(metric.double().mean())
         if corrupted is not None:
-            plain, pull = self.gradient_norm(loss).cpu().numpy(), pull.cpu().numpy()
+            plain, pull = plain.cpu().numpy(), pull.cpu().numpy()
             groups = easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()])
             for name, mask in groups.items():
                 row[f"weight_{name}"] = float(pull[mask].sum() / plain[mask].sum()) if plain[mask].any() else float("nan")
@@ -155,7 +159,7 @@ class TrainingRecord:
 
     def load_state_dict(self, state: dict):
         self.loss_sum, self.seconds, self.images = state["loss_sum"], state["seconds"], state["images"]
-        self.lr = state.get("lr", math.nan)  # older checkpoints lack it, and "seen"
+        self.lr = state.get("lr", math.nan)  # older checkpoints lack it, "seen" and "plain_pull"
         for name, values in state["samples"].items():
             self.samples[name].copy_(values)
 
