@@ -74,7 +74,11 @@ def test_what_the_environment_chooses():
         f"params/mnist/gce.yaml noise.kind=pair noise.fraction={fraction} seed={seed} loss.q=0.5"
         for fraction, seed in (("0.3", 4), ("0.3", 5), ("0.1", 6))]
     _, listed, _ = launch("examples/rsl.sbatch", "--dry-run", SEEDS="1", SELECTION="dataset.selection.beta=0.3")
-    assert [command.count("selection.beta=0.3") for command in listed.split(" && ")] == [0, 1, 1]
+    recording, *selecting = (command.split() for command in listed.split(" && "))
+    folder = "runs/digits/rsl_recording/pair-0.4/seed1"  # not where a run of Plain belongs that records nothing
+    assert recording[-2:] == ["record_losses=true", f"run_dir={folder}"]
+    assert [command[-2:] for command in selecting] == [[f"dataset.selection.history={folder}/losses.npy",
+                                                        "dataset.selection.beta=0.3"]] * 2
     _, listed, _ = launch("examples/clothing1m.sbatch", "--dry-run", "--cells", "0", PROCESSES="4")
     assert f"{sys.executable} -m torch.distributed.run --nproc-per-node=4 --standalone main.py params/clothing1m" in listed
 
