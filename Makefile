@@ -30,6 +30,7 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/mnist --figures runs/pictures/mnist > /dev/null
 	$(PY) -m utils.report results/mnist results/mnist_ablations --where "fraction == 0.4" --figures runs/pictures/ablations > /dev/null
 	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
+	$(PY) -m utils.report results/digitsum --where "fraction == 0" --figures runs/pictures/digitsum > /dev/null
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
@@ -37,6 +38,7 @@ pictures: $(VENV)/.runtime
 	cp runs/pictures/chosen/methods-mnist-permute-0.4.png results/pictures/chosen.png
 	cp runs/pictures/ablations/methods-mnist-permute-0.4.png results/pictures/ablations.png
 	cp runs/pictures/digits/epochs-digits-symmetric-0.4.png results/pictures/epochs.png
+	cp runs/pictures/digitsum/epochs-digitsum-label_permutation-0.png results/pictures/digitsum.png
 	cp runs/pictures/digits/weights-digits-symmetric-0.4.png results/pictures/weights.png
 
 lint: $(VENV)/.dev

@@ -72,7 +72,7 @@ def draw(runs: Runs, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> l
 def accuracy_by_epoch(logged: pd.DataFrame, part: pd.DataFrame, styles: dict) -> Figure:
     """Test metric over the epochs, the mean over seeds in the range of all; their mean best and last, and the gap between."""
     figure, axes = _axes()
-    low, high = _fences(logged.groupby(["label", "epoch"]).test_metric.mean())
+    low, high = _fences(pd.concat([logged.groupby(["label", "epoch"]).test_metric.mean(), part.groupby("label").best.mean()]))
     step = 0.012 * logged.epoch.max()
     for place, (label, rows) in enumerate(logged.groupby("label", sort=False)):
         curve = rows.groupby("epoch").test_metric.agg(["mean", "min", "max"])
