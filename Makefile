@@ -27,12 +27,15 @@ tables: $(VENV)/.runtime
 	$(PY) -m utils.report --update README.md results/README.md
 
 pictures: $(VENV)/.runtime
+	$(PY) -m utils.report results/demo --figures runs/pictures/demo > /dev/null
 	$(PY) -m utils.report results/mnist --figures runs/pictures/mnist > /dev/null
 	$(PY) -m utils.report results/mnist results/mnist_ablations --where "fraction == 0.4" --figures runs/pictures/ablations > /dev/null
 	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
 	$(PY) -m utils.report results/digitsum --where "fraction == 0" --figures runs/pictures/digitsum > /dev/null
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
+	cp runs/pictures/demo/epochs-digits-symmetric-0.4.png results/pictures/demo.png
+	cp runs/pictures/demo/weights-digits-symmetric-0.4.png results/pictures/demo_weights.png
 	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
 	cp runs/pictures/mnist/detection-mnist-permute.png results/pictures/detection.png
 	cp runs/pictures/chosen/methods-mnist-permute-0.4.png results/pictures/chosen.png
