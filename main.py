@@ -5,8 +5,9 @@
   torchrun --nproc-per-node=2 main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true         two GPUs
   python main.py params/folder/discrimloss.yaml dataset.root=images              your own train/ and test/ folders
 
-The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM and SIGUSR1 end the
-step, save and exit with 75 (torchrun: SIGTERM, 1). --help after a params file lists all keys. README.md says the rest.
+The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM
+and SIGUSR1 end the step, save and exit with 75 (torchrun: SIGTERM, 1). --help after a params file
+lists all keys. README.md says the rest.
 """
 
 import sys
@@ -25,14 +26,34 @@ from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse, without_selection
 from utils.device import choose_device
 from utils.distributed import one_first, own_seed, parallel, processes, together
-from utils.metrics import METRICS, TrainingRecord, check_fit, evaluate, predict, prediction_table, sample_table
+from utils.metrics import (
+    METRICS,
+    TrainingRecord,
+    check_fit,
+    evaluate,
+    predict,
+    prediction_table,
+    sample_table,
+)
 from utils.record import RunDirectory
 from utils.seed import seed_everything
 from utils.sweep import INTERRUPTED
 
-PACKAGES = {"dataset": datasets, "model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules,
-            "selection": selection.make_selection}
-LOADING = ("batch_size", "chunk_steps", "seed", "record_losses", "augment_recording")  # keys that the loaders follow
+PACKAGES = {
+    "dataset": datasets,
+    "model": models,
+    "loss": losses,
+    "optimizer": optimizers,
+    "schedule": schedules,
+    "selection": selection.make_selection,
+}
+LOADING = (
+    "batch_size",
+    "chunk_steps",
+    "seed",
+    "record_losses",
+    "augment_recording",
+)  # keys that the loaders follow
 
 
 class Run:
@@ -40,36 +61,104 @@ class Run:
 
     def __init__(self, config: dict, directory: RunDirectory):
         self.config, self.directory = config, directory
-        self.device, self.autocast = choose_device(config["device"], config["precision"], config["threads"])
+        self.device, self.autocast = choose_device(
+            config["device"], config["precision"], config["threads"]
+        )
         dataset, selected = without_selection(config["dataset"])
-        data = one_first(build, datasets, dataset, data_root=config["data_root"], encoder=config["model"].get("path"),
-                         seed=config["seed"], device=self.device)
-        self.task_loss, self.metric = get_task_loss(config["task"], config["task_loss"], data.task), METRICS[data.task]
+        data = one_first(
+            build,
+            datasets,
+            dataset,
+            data_root=config["data_root"],
+            encoder=config["model"].get("path"),
+            seed=config["seed"],
+            device=self.device,
+        )
+        self.task_loss, self.metric = (
+            get_task_loss(config["task"], config["task_loss"], data.task),
+            METRICS[data.task],
+        )
         counts = {"num_samples": len(data.train), "num_outputs": data.num_outputs}
-        self.noise = noise.inject(data.train.targets, **config["noise"], num_classes=len(data.classes), trusted=data.trusted,
-                                  true=data.true, dataset=dataset["name"], data_root=config["data_root"])
+        self.noise = noise.inject(
+            data.train.targets,
+            **config["noise"],
+            num_classes=len(data.classes),
+            trusted=data.trusted,
+            true=data.true,
+            dataset=dataset["name"],
+            data_root=config["data_root"],
+        )
         parts = loader.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
-        self.selection = None if selected is None else selection.make_selection(self.noise, parts.rows, **selected)
+        self.selection = (
+            None
+            if selected is None
+            else selection.make_selection(self.noise, parts.rows, **selected)
+        )
         seed_everything(config["seed"])
-        self.model = build(models, config["model"], **counts, in_channels=data.in_channels, image_size=data.image_size)
-        self.model.to(self.device, memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format)
+        self.model = build(
+            models,
+            config["model"],
+            **counts,
+            in_channels=data.in_channels,
+            image_size=data.image_size,
+        )
+        self.model.to(
+            self.device,
+            memory_format=torch.channels_last if config["channels_last"] else torch.preserve_format,
+        )
         check_fit(self.model, self.task_loss, data.example(), data.train.targets[:2], self.device)
-        self.objective = as_objective(build(losses, config["loss"], task_loss=self.task_loss, **counts, model=self.model,
-                                            epochs=config["epochs"])).to(self.device)
-        self.loaders = loader.make_loaders(data, self.noise.given, parts, self.selection, **self.objective.unlabelled,
-                                           device=self.device, **{key: config[key] for key in LOADING})
+        self.objective = as_objective(
+            build(
+                losses,
+                config["loss"],
+                task_loss=self.task_loss,
+                **counts,
+                model=self.model,
+                epochs=config["epochs"],
+            )
+        ).to(self.device)
+        self.loaders = loader.make_loaders(
+            data,
+            self.noise.given,
+            parts,
+            self.selection,
+            **self.objective.unlabelled,
+            device=self.device,
+            **{key: config[key] for key in LOADING},
+        )
         self.epochs = config["epochs"] * self.loaders.per_pass
         self.optimizer = optimizers.make(config["optimizer"], self.model.parameters())
-        self.schedule = config["schedule"] and build(schedules, config["schedule"], optimizer=self.optimizer,
-                                                     epochs=config["epochs"], steps_per_epoch=self.loaders.steps_per_pass)
+        self.schedule = config["schedule"] and build(
+            schedules,
+            config["schedule"],
+            optimizer=self.optimizer,
+            epochs=config["epochs"],
+            steps_per_epoch=self.loaders.steps_per_pass,
+        )
         self.record = TrainingRecord(len(data.train), self.task_loss, self.metric, self.device)
-        directory.begin(data, self.noise, self.metric.__name__, self.epochs, self.selection, self.loaders.unreadable)
-        self.checkpoint = Checkpoint(directory.path, model=self.model, objective=self.objective, optimizer=self.optimizer,
-                                     schedule=self.schedule, record=self.record, log=directory)
+        directory.begin(
+            data,
+            self.noise,
+            self.metric.__name__,
+            self.epochs,
+            self.selection,
+            self.loaders.unreadable,
+        )
+        self.checkpoint = Checkpoint(
+            directory.path,
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            record=self.record,
+            log=directory,
+        )
 
 
 def train(run: Run, stop: StopRequest) -> int:
-    """Train on to the last epoch and say what became of every sample (returns 0), or until a signal asks to stop."""
+    """Train on to the last epoch and say what became of every sample (returns 0), or until a signal
+    asks to stop.
+    """
     run.epoch, run.step = run.checkpoint.load() or (0, 0)  # what to train on next
     run.forward = parallel(run.model, run.device, run.config["compile"])
     while run.epoch < run.epochs:
@@ -77,14 +166,28 @@ def train(run: Run, stop: StopRequest) -> int:
         if run.step == len(run.loaders.train):
             end_epoch(run)
             run.epoch, run.step = run.epoch + 1, 0
-        run.checkpoint.save(run.epoch, run.step, needed=bool(number := stop.agreed()) or run.epoch == run.epochs)
+        run.checkpoint.save(
+            run.epoch, run.step, needed=bool(number := stop.agreed()) or run.epoch == run.epochs
+        )
         if number and run.epoch < run.epochs:
             run.directory.interrupted(number, run.epoch, run.step)
             return INTERRUPTED
-    trained, tested = (prediction_table(*predict(run.objective.evaluated(run.forward), loader, run.autocast), run.task_loss)
-                       for loader in (run.loaders.train_plain, run.loaders.evaluation["test"]))
-    run.directory.finish(tested, sample_table(trained, run.noise.true, ranked=run.selection and run.selection.mean_loss,
-                         score=run.objective.sample_score(), mean_loss=run.record.mean_loss(run.config["epochs"])))
+    trained, tested = (
+        prediction_table(
+            *predict(run.objective.evaluated(run.forward), loader, run.autocast), run.task_loss
+        )
+        for loader in (run.loaders.train_plain, run.loaders.evaluation["test"])
+    )
+    run.directory.finish(
+        tested,
+        sample_table(
+            trained,
+            run.noise.true,
+            ranked=run.selection and run.selection.mean_loss,
+            score=run.objective.sample_score(),
+            mean_loss=run.record.mean_loss(run.config["epochs"]),
+        ),
+    )
     return 0
 
 
@@ -121,7 +224,9 @@ def end_epoch(run: Run):
     model = run.objective.evaluated(run.forward)
     row = {"epoch": run.epoch} | evaluate(model, run.loaders.evaluation, run.metric, run.autocast)
     if run.loaders.recording:
-        run.directory.add_losses(run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast))
+        run.directory.add_losses(
+            run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast)
+        )
     run.loaders.tell_unreadable()
     run.directory.add_row(row | run.record.end_epoch(run.noise.corrupted))
     schedules.step(run.schedule, after="epoch")

@@ -1,10 +1,12 @@
-"""The time of a whole run of the demo, against that of a script that trains the same model and does nothing else.
+"""The time of a whole run of the demo, against that of a script that trains the same model and does
+nothing else.
 
     python -m benchmarks.demo --out results/speed/demo.csv
 
-Both are processes of their own, from the start of Python to its end, and take turns. A run of ours: configuration, noise, 60
-epochs of DiscrimLoss, the test set after each, metrics.csv, checkpoints, detection, tables and pictures in the end. The bare
-script: ``bare`` below, cross-entropy on the same digits, as many steps, no evaluation.
+Both are processes of their own, from the start of Python to its end, and take turns. A run of ours:
+configuration, noise, 60 epochs of DiscrimLoss, the test set after each, metrics.csv, checkpoints,
+detection, tables and pictures in the end. The bare script: ``bare`` below, cross-entropy on the
+same digits, as many steps, no evaluation.
 """
 
 import argparse
@@ -24,6 +26,7 @@ def bare(threads: int):
     from sklearn.datasets import load_digits
 
     import models
+
     torch.set_num_threads(threads)
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
     images = ((images.float() / 16 - 0.3053) / 0.3758).view(-1, 1, 8, 8)
@@ -45,7 +48,9 @@ def seconds(*arguments: str) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bare", action="store_true", help="be the bare script")
@@ -58,19 +63,34 @@ if __name__ == "__main__":
     import torch
 
     from utils.record import commit
+
     rows = []
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         for number in range(arguments.rounds + 1):
-            row = {"ours": seconds("main.py", "params/digits/discrimloss.yaml", f"epochs={EPOCHS}", "device=cpu",
-                                   f"threads={arguments.threads}", f"run_dir={directory}/{number}"),
-                   "bare": seconds("-m", "benchmarks.demo", "--bare", f"--threads={arguments.threads}"),
-                   "start of Python and PyTorch": seconds("-c", "import torch, sklearn.datasets")}
+            row = {
+                "ours": seconds(
+                    "main.py",
+                    "params/digits/discrimloss.yaml",
+                    f"epochs={EPOCHS}",
+                    "device=cpu",
+                    f"threads={arguments.threads}",
+                    f"run_dir={directory}/{number}",
+                ),
+                "bare": seconds(
+                    "-m", "benchmarks.demo", "--bare", f"--threads={arguments.threads}"
+                ),
+                "start of Python and PyTorch": seconds("-c", "import torch, sklearn.datasets"),
+            }
             if number:  # the first fills the file cache
                 rows.append(row | {"ours/bare": row["ours"] / row["bare"]})
     table = pd.DataFrame(rows)
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:
-        table.round(3).assign(threads=arguments.threads, cores=os.cpu_count(), torch=torch.__version__,
-                              commit=commit()).to_csv(arguments.out, index=False)
+        table.round(3).assign(
+            threads=arguments.threads,
+            cores=os.cpu_count(),
+            torch=torch.__version__,
+            commit=commit(),
+        ).to_csv(arguments.out, index=False)

@@ -1,10 +1,12 @@
 """What an epoch costs beside its training steps: evaluation, records, recorded losses, checkpoint.
 
     python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 compile=true       on a GPU
-    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 --steps 2 --rounds 3
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2
+    --steps 2 --rounds 3
 
-On random images, as many as the dataset has. Training, evaluation and recording are timed over so many steps and taken to the
-whole dataset by the number of images; records and checkpoint are those of the whole. Medians of rounds that take turns.
+On random images, as many as the dataset has. Training, evaluation and recording are timed over so
+many steps and taken to the whole dataset by the number of images; records and checkpoint are those
+of the whole. Medians of rounds that take turns.
 """
 
 import argparse
@@ -46,7 +48,11 @@ def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
     whole = run.loaders
     train, recorded = (Shortened(loader, steps) for loader in (whole.train, whole.recording))
     evaluated = Shortened(whole.evaluation["test"], steps)
-    outputs = torch.randn(len(whole.train.rows), 10), run.loaders.train.targets.cpu(), torch.arange(len(whole.train.rows))
+    outputs = (
+        torch.randn(len(whole.train.rows), 10),
+        run.loaders.train.targets.cpu(),
+        torch.arange(len(whole.train.rows)),
+    )
     run.loaders, run.step = SimpleNamespace(train=train, set_epoch=whole.set_epoch), 0
     model = run.objective.evaluated(run.forward)
     seconds, images = {}, {}
@@ -58,20 +64,32 @@ def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
         images[loader] = len(predict(model, loader, run.autocast)[2])
 
     def records():
-        run.directory.add_row({"epoch": run.epoch, "test_metric": 50.0} | run.record.end_epoch(run.noise.corrupted))
+        run.directory.add_row(
+            {"epoch": run.epoch, "test_metric": 50.0} | run.record.end_epoch(run.noise.corrupted)
+        )
 
-    seconds["training"] = seconds_of(run.device, training) / run.record.images * len(whole.train.rows)
-    seconds["evaluation"] = seconds_of(run.device, lambda: forward(evaluated)) / images[evaluated] * test
+    seconds["training"] = (
+        seconds_of(run.device, training) / run.record.images * len(whole.train.rows)
+    )
+    seconds["evaluation"] = (
+        seconds_of(run.device, lambda: forward(evaluated)) / images[evaluated] * test
+    )
     seconds["records"] = seconds_of(run.device, records)
     seconds["checkpoint"] = seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0))
-    seconds["recorded losses"] = seconds_of(run.device, lambda: forward(recorded)) / images[recorded] * len(whole.train.rows)
-    seconds["recorded losses"] += seconds_of(run.device, lambda: run.directory.add_losses(run.epoch, run.task_loss, *outputs))
+    seconds["recorded losses"] = (
+        seconds_of(run.device, lambda: forward(recorded)) / images[recorded] * len(whole.train.rows)
+    )
+    seconds["recorded losses"] += seconds_of(
+        run.device, lambda: run.directory.add_losses(run.epoch, run.task_loss, *outputs)
+    )
     run.loaders, run.epoch = whole, run.epoch + 1
     return seconds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("params", help="a params file of digits, mnist or a CIFAR")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
@@ -83,19 +101,29 @@ if __name__ == "__main__":
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
-        config = load(arguments.params, [f"run_dir={directory}/run", "epochs=100", "record_losses=true",
-                                         *arguments.options], main.PACKAGES)
+        config = load(
+            arguments.params,
+            [f"run_dir={directory}/run", "epochs=100", "record_losses=true", *arguments.options],
+            main.PACKAGES,
+        )
         name = config["dataset"]["name"]
         setattr(datasets, name, synthetic(name, arguments.train))
         config["dataset"] = {"name": name}
         run = main.Run(config, RunDirectory(config))
         run.epoch, run.forward = 0, parallel(run.model, run.device, config["compile"])
-        rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][1:]  # the first warms up
+        rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][
+            1:
+        ]  # the first warms up
     table = pd.DataFrame(rows)
     for part in table.columns.drop("training"):
         table[f"{part}, % of training"] = 100 * table[part] / table["training"]
     print(table.agg(["min", "median", "max"]).T.round(3).to_string())
     if arguments.out:
-        where = {"params": arguments.params, "train": arguments.train, "test": arguments.test, "steps": arguments.steps,
-                 **circumstances(config)}
+        where = {
+            "params": arguments.params,
+            "train": arguments.train,
+            "test": arguments.test,
+            "steps": arguments.steps,
+            **circumstances(config),
+        }
         table.round(4).assign(**where).to_csv(arguments.out, index=False)

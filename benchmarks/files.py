@@ -1,4 +1,5 @@
-"""Images per second out of JPEG files: this project's loader, with and without a cache, and torchvision's reference loader.
+"""Images per second out of JPEG files: this project's loader, with and without a cache, and
+torchvision's reference loader.
 
     python -m benchmarks.files threads=1 --out results/speed/files.csv
     python -m benchmarks.files dataset.root=<folder with train/<class>/*> --workers 0 8 16
@@ -9,8 +10,8 @@ cached     the same out of the packed file of dataset.cache=true, which is made 
 reference  ImageFolder with the transforms of torchvision's own training script (references/classification): the same crop and
            mirroring, on Pillow's images, each made a float tensor and normalised by the worker
 
-The same files, workers and batch size, taking turns in one process. Without a folder: 2,000 files of 500x375 pixels, as many
-in ImageNet have, made from scikit-learn's two photographs.
+The same files, workers and batch size, taking turns in one process. Without a folder: 2,000 files
+of 500x375 pixels, as many in ImageNet have, made from scikit-learn's two photographs.
 """
 
 import argparse
@@ -38,23 +39,42 @@ from utils.record import commit
 
 def write_photographs(root: Path, count: int = 2000):
     """JPEG files of 500x375 pixels, parts of two photographs."""
-    photographs, random = [Image.fromarray(image) for image in load_sample_images().images], np.random.default_rng(0)
+    photographs, random = (
+        [Image.fromarray(image) for image in load_sample_images().images],
+        np.random.default_rng(0),
+    )
     for number in range(count):
         width = int(random.integers(320, 560))
-        left, top = random.integers(0, 640 - width + 1), random.integers(0, 427 - width * 3 // 4 + 1)
+        left, top = (
+            random.integers(0, 640 - width + 1),
+            random.integers(0, 427 - width * 3 // 4 + 1),
+        )
         part = photographs[number % 2].crop((left, top, left + width, top + width * 3 // 4))
-        path = root / ("test" if number % 10 > 7 else "train") / f"class{number % 2}" / f"{number}.jpg"
+        path = (
+            root / ("test" if number % 10 > 7 else "train") / f"class{number % 2}" / f"{number}.jpg"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         part.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def reference(root: Path, batch_size: int, workers: int) -> DataLoader:
     """As torchvision's training script makes it."""
-    transform = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(),
-                                    transforms.PILToTensor(), transforms.ConvertImageDtype(torch.float),
-                                    transforms.Normalize(**IMAGENET)])
-    return DataLoader(ImageFolder(root / "train", transform), batch_size=batch_size, shuffle=True, num_workers=workers,
-                      pin_memory=torch.cuda.is_available())
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+            transforms.ConvertImageDtype(torch.float),
+            transforms.Normalize(**IMAGENET),
+        ]
+    )
+    return DataLoader(
+        ImageFolder(root / "train", transform),
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def images_per_second(batches, device: torch.device) -> float:
@@ -64,20 +84,29 @@ def images_per_second(batches, device: torch.device) -> float:
     def work():
         nonlocal images
         for inputs, target, *_ in batches:
-            images += len(inputs.to(device, non_blocking=True)) + 0 * len(target.to(device, non_blocking=True))
+            images += len(inputs.to(device, non_blocking=True)) + 0 * len(
+                target.to(device, non_blocking=True)
+            )
+
     seconds = seconds_of(device, work)
     return images / seconds
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[0, os.cpu_count()])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("options", nargs="*", help="dataset.root=<folder>, device=cpu|cuda, threads=1")
+    parser.add_argument(
+        "options", nargs="*", help="dataset.root=<folder>, device=cpu|cuda, threads=1"
+    )
     arguments = parser.parse_intermixed_args()
-    options = {"device": "auto", "threads": "1"} | dict(option.split("=", 1) for option in arguments.options)
+    options = {"device": "auto", "threads": "1"} | dict(
+        option.split("=", 1) for option in arguments.options
+    )
     device, _ = choose_device(options["device"], threads=int(options["threads"]))
     rows = []
     if arguments.out:
@@ -93,23 +122,46 @@ if __name__ == "__main__":
                 labels = data.train.targets.numpy()
                 parts = Parts(np.arange(len(labels)), np.arange(0), None)
                 start = time.perf_counter()
-                loaders["cached" if cache else "ours"] = make_loaders(data, labels, parts, batch_size=arguments.batch_size,
-                                                                      device=device, seed=0).train
+                loaders["cached" if cache else "ours"] = make_loaders(
+                    data, labels, parts, batch_size=arguments.batch_size, device=device, seed=0
+                ).train
                 packing[cache] = time.perf_counter() - start
             loaders["reference"] = reference(root, arguments.batch_size, workers)
             for number in range(arguments.rounds + 1):
-                speeds = {name: images_per_second(loader, device) for name, loader in loaders.items()}
+                speeds = {
+                    name: images_per_second(loader, device) for name, loader in loaders.items()
+                }
                 if number:  # the first warms up
-                    rows.append({"workers": workers} | speeds
-                                | {f"{name}/reference": speeds[name] / speeds["reference"] for name in ("ours", "cached")})
+                    rows.append(
+                        {"workers": workers}
+                        | speeds
+                        | {
+                            f"{name}/reference": speeds[name] / speeds["reference"]
+                            for name in ("ours", "cached")
+                        }
+                    )
             if workers == arguments.workers[0]:
                 count = len(data.train) + len(data.test)
-                size = sum(path.stat().st_size for path in Path(directory, "cache").glob("*.images"))
-                print(f"{count} images packed in {packing[True]:.1f} s, {size / count / 1024:.0f} KiB each")
+                size = sum(
+                    path.stat().st_size for path in Path(directory, "cache").glob("*.images")
+                )
+                print(
+                    f"{count} images packed in {packing[True]:.1f} s, {size / count / 1024:.0f} "
+                    f"KiB each"
+                )
     table = pd.DataFrame(rows)
     for workers, group in table.groupby("workers"):
-        print(f"{workers} workers\n{group.drop(columns='workers').agg(['min', 'median', 'max']).round(2).to_string()}")
+        print(
+            f"{workers} "
+            f"workers\n{group.drop(columns='workers').agg(['min', 'median', 'max']).round(2).to_string()}"
+        )
     if arguments.out:
-        table.round(4).assign(images=len(data.train), batch_size=arguments.batch_size, device=device_name(device.type),
-                              cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
-                              commit=commit()).to_csv(arguments.out, index=False)
+        table.round(4).assign(
+            images=len(data.train),
+            batch_size=arguments.batch_size,
+            device=device_name(device.type),
+            cores=os.cpu_count(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            commit=commit(),
+        ).to_csv(arguments.out, index=False)

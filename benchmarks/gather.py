@@ -1,11 +1,13 @@
-"""What it costs a step of several processes that each knows the outputs for the whole batch, and how that depends on N.
+"""What it costs a step of several processes that each knows the outputs for the whole batch, and
+how that depends on N.
 
     torchrun --nproc-per-node=2 -m benchmarks.gather --threads 1 --out results/gather.csv
 
-Synthetic images, forward, backward and step of SGD on each process's share of a batch. Of each number of samples N, and of each
-round: a step of DistributedDataParallel with DiscrimLoss on the share alone, as if there was nothing to gather; the step as
-main.py has it; the gathering by itself, of outputs, targets and indices; and the question whether any process has been asked to
-stop. In milliseconds, medians over the steps; the shares are those of gathering and asking in the step.
+Synthetic images, forward, backward and step of SGD on each process's share of a batch. Of each
+number of samples N, and of each round: a step of DistributedDataParallel with DiscrimLoss on the
+share alone, as if there was nothing to gather; the step as main.py has it; the gathering by itself,
+of outputs, targets and indices; and the question whether any process has been asked to stop. In
+milliseconds, medians over the steps; the shares are those of gathering and asking in the step.
 """
 
 import argparse
@@ -63,15 +65,27 @@ def measure(name: str, num_samples: int, batch_size: int, steps: int) -> dict:
 
     for function in (without, with_gather, gather_alone, stop.agreed):  # warm up
         function()
-    row = {"model": name, "processes": world_size(), "batch_size": batch_size, "N": num_samples,
-           "step_without": milliseconds(without, steps), "step": milliseconds(with_gather, steps),
-           "gather": milliseconds(gather_alone, 100), "agree": milliseconds(stop.agreed, 100)}
-    return row | {"share_of_gather": row["gather"] / row["step"], "share_of_both": (row["gather"] + row["agree"]) / row["step"],
-                  "step_over_without": row["step"] / row["step_without"]}
+    row = {
+        "model": name,
+        "processes": world_size(),
+        "batch_size": batch_size,
+        "N": num_samples,
+        "step_without": milliseconds(without, steps),
+        "step": milliseconds(with_gather, steps),
+        "gather": milliseconds(gather_alone, 100),
+        "agree": milliseconds(stop.agreed, 100),
+    }
+    return row | {
+        "share_of_gather": row["gather"] / row["step"],
+        "share_of_both": (row["gather"] + row["agree"]) / row["step"],
+        "step_over_without": row["step"] / row["step_without"],
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=["wide_resnet28_2"])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--samples", type=int, nargs="+", default=[50_000, 5_000_000])
@@ -82,8 +96,12 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with processes():
-        rows = [{"round": number} | measure(name, num_samples, options.batch_size, options.steps)
-                for number in range(options.rounds) for name in options.models for num_samples in options.samples]
+        rows = [
+            {"round": number} | measure(name, num_samples, options.batch_size, options.steps)
+            for number in range(options.rounds)
+            for name in options.models
+            for num_samples in options.samples
+        ]
     if rank() == 0:
         table = pd.DataFrame(rows)
         print(table.round(4).to_string(index=False))

@@ -1,11 +1,12 @@
-"""Stop a run at random moments, in every way, and go on: is the result that of a run that nobody stopped?
+"""Stop a run at random moments, in every way, and go on: is the result that of a run that nobody
+stopped?
 
     python -m benchmarks.kill --trials 30 --jobs 2
 
-writes results/digits/kill.csv, a line a trial: the signal ("KILL while saving": as soon as the temporary file of a checkpoint
-is there), when after the start of training it was sent, the exit code, whether half a checkpoint was left, what the resumed run
-went on from, and whether metrics.csv (times aside), samples.npz and every tensor of the last checkpoint are the same to the
-last bit.
+writes results/digits/kill.csv, a line a trial: the signal ("KILL while saving": as soon as the
+temporary file of a checkpoint is there), when after the start of training it was sent, the exit
+code, whether half a checkpoint was left, what the resumed run went on from, and whether metrics.csv
+(times aside), samples.npz and every tensor of the last checkpoint are the same to the last bit.
 """
 
 import argparse
@@ -29,8 +30,12 @@ WAYS = ("USR1", "TERM", "INT", "KILL", "KILL while saving")
 
 def start(directory: Path) -> subprocess.Popen:
     """A run, with its training begun."""
-    run = subprocess.Popen([sys.executable, "main.py", *RUN, f"run_dir={directory}"], cwd=ROOT, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "main.py", *RUN, f"run_dir={directory}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while run.poll() is None and not (directory / "noise.npz").exists():
         time.sleep(0.01)
     return run
@@ -55,8 +60,10 @@ def content(directory: Path) -> dict:
 
 
 def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(np.array_equal(first[key], second[key], equal_nan=first[key].dtype.kind == "f")
-                                                 for key in first)
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[key], second[key], equal_nan=first[key].dtype.kind == "f")
+        for key in first
+    )
 
 
 def trial(number: int, way: str, moment: float, directory: Path, undisturbed: dict) -> dict:
@@ -68,19 +75,31 @@ def trial(number: int, way: str, moment: float, directory: Path, undisturbed: di
         pass
     run.send_signal(getattr(signal, f"SIG{way.split()[0]}"))
     code, left = run.wait(), temporary.exists()
-    row = {"trial": number, "signal": way, "after_seconds": round(moment, 3), "exit_code": code,
-           "half_written": left, "epoch": None, "step": None}
+    row = {
+        "trial": number,
+        "signal": way,
+        "after_seconds": round(moment, 3),
+        "exit_code": code,
+        "half_written": left,
+        "epoch": None,
+        "step": None,
+    }
     if (directory / "checkpoint.pt").exists():
         saved = torch.load(directory / "checkpoint.pt", weights_only=True)
         row |= {"epoch": saved["epoch"], "step": saved["step"]}
     again = start(directory).wait()
-    row |= {"exit_code_of_the_resumed_run": again, "identical": again == 0 and same(content(directory), undisturbed)}
+    row |= {
+        "exit_code_of_the_resumed_run": again,
+        "identical": again == 0 and same(content(directory), undisturbed),
+    }
     print(row, flush=True)
     return row
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
@@ -92,11 +111,21 @@ if __name__ == "__main__":
         run, began = start(first), time.time()
         if run.wait():
             raise SystemExit("the undisturbed run has failed")
-        length, undisturbed = (first / "checkpoint.pt").stat().st_mtime - began, content(first)  # of the training
-        drawn = [(number, draw.choice(WAYS), draw.uniform(0, length)) for number in range(arguments.trials)]
+        length, undisturbed = (
+            (first / "checkpoint.pt").stat().st_mtime - began,
+            content(first),
+        )  # of the training
+        drawn = [
+            (number, draw.choice(WAYS), draw.uniform(0, length))
+            for number in range(arguments.trials)
+        ]
         rows = pool.map(lambda row: trial(*row, Path(folder, str(row[0])), undisturbed), drawn)
         table = pd.DataFrame(rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False)
-    print(table.groupby("signal").agg(trials=("trial", "size"), identical=("identical", "sum")).to_string())
+    print(
+        table.groupby("signal")
+        .agg(trials=("trial", "size"), identical=("identical", "sum"))
+        .to_string()
+    )
     print(f"{table.identical.sum()} of {len(table)} identical")

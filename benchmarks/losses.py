@@ -1,13 +1,15 @@
-"""What a loss costs a step, by the batch and by the size of the training set, and SuperLoss against SciPy's Lambert W.
+"""What a loss costs a step, by the batch and by the size of the training set, and SuperLoss against
+SciPy's Lambert W.
 
     python -m benchmarks.losses threads=1
     python -m benchmarks.losses device=cuda --out results/gpu/losses.csv
 
-Forward in training mode on logits that are there already: task loss, weights, and the step of whatever the loss keeps of each
-sample; without the backward pass of the model, which all have. ``cross_entropy`` is F.cross_entropy alone; ``SuperLoss, SciPy``
-computes the confidence as public code does, on the CPU with scipy.special.lambertw. The sizes of the training set concern the
-losses that keep something of each sample. All of one batch size take turns; the table has the median of the rounds, the lowest
-and the highest; the ratios are taken within each round.
+Forward in training mode on logits that are there already: task loss, weights, and the step of
+whatever the loss keeps of each sample; without the backward pass of the model, which all have.
+``cross_entropy`` is F.cross_entropy alone; ``SuperLoss, SciPy`` computes the confidence as public
+code does, on the CPU with scipy.special.lambertw. The sizes of the training set concern the losses
+that keep something of each sample. All of one batch size take turns; the table has the median of
+the rounds, the lowest and the highest; the ratios are taken within each round.
 """
 
 import argparse
@@ -26,11 +28,16 @@ from utils.device import choose_device, device_name
 from utils.record import commit
 
 NUM_OUTPUTS = 10
-STATELESS = {"Plain": losses.Plain, "GCE": losses.GCE,
-             "SuperLoss": functools.partial(losses.SuperLoss, num_outputs=NUM_OUTPUTS),
-             "GradientRescaling": functools.partial(losses.GradientRescaling, beta=8.0, lam=0.5)}
-PER_SAMPLE = {"DiscrimLoss": losses.DiscrimLoss,
-              "DataParameters": functools.partial(losses.DataParameters, num_outputs=NUM_OUTPUTS)}
+STATELESS = {
+    "Plain": losses.Plain,
+    "GCE": losses.GCE,
+    "SuperLoss": functools.partial(losses.SuperLoss, num_outputs=NUM_OUTPUTS),
+    "GradientRescaling": functools.partial(losses.GradientRescaling, beta=8.0, lam=0.5),
+}
+PER_SAMPLE = {
+    "DiscrimLoss": losses.DiscrimLoss,
+    "DataParameters": functools.partial(losses.DataParameters, num_outputs=NUM_OUTPUTS),
+}
 
 
 def scipy_superloss(output, target, index):
@@ -41,7 +48,9 @@ def scipy_superloss(output, target, index):
     return (task - math.log(NUM_OUTPUTS)) * sigma + sigma.log().square()
 
 
-def microseconds(loss, num_samples: int, batch_size: int, steps: int, device: torch.device) -> float:
+def microseconds(
+    loss, num_samples: int, batch_size: int, steps: int, device: torch.device
+) -> float:
     """Mean time of a forward pass over batches of samples drawn at random."""
     output = torch.randn(batch_size, NUM_OUTPUTS, device=device, requires_grad=True)
     target = torch.randint(NUM_OUTPUTS, (batch_size,), device=device)
@@ -53,26 +62,43 @@ def microseconds(loss, num_samples: int, batch_size: int, steps: int, device: to
     def work():
         for index in indices:
             loss(output, target, index)
+
     return 1e6 * seconds_of(device, work) / steps
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000, 100_000_000])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000, 10_000_000, 100_000_000],
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 4096])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", default="results/speed/losses.csv")
     parser.add_argument("options", nargs="*", help="device=cpu|cuda, threads=1")
     arguments = parser.parse_intermixed_args()
-    options = {"device": "auto", "threads": "1"} | dict(option.split("=") for option in arguments.options)
+    options = {"device": "auto", "threads": "1"} | dict(
+        option.split("=") for option in arguments.options
+    )
     device, _ = choose_device(options["device"], threads=int(options["threads"]))
     largest = max(arguments.sizes)
-    ways = {("cross_entropy", None): lambda output, target, index: torch.nn.functional.cross_entropy(output, target),
-            ("SuperLoss, SciPy", None): scipy_superloss}
+    ways = {
+        ("cross_entropy", None): lambda output, target, index: torch.nn.functional.cross_entropy(
+            output, target
+        ),
+        ("SuperLoss, SciPy", None): scipy_superloss,
+    }
     ways |= {(name, None): make(cross_entropy).to(device) for name, make in STATELESS.items()}
-    ways |= {(name, size): make(cross_entropy, num_samples=size).to(device)
-             for name, make in PER_SAMPLE.items() for size in arguments.sizes}
+    ways |= {
+        (name, size): make(cross_entropy, num_samples=size).to(device)
+        for name, make in PER_SAMPLE.items()
+        for size in arguments.sizes
+    }
     for loss in ways.values():
         for state in loss.buffers() if isinstance(loss, torch.nn.Module) else ():
             state.copy_(state.clone())  # memory that nothing has been written into yet is not there
@@ -80,12 +106,19 @@ if __name__ == "__main__":
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     for batch_size in arguments.batch_sizes:
         for number in range(arguments.rounds + 1):
-            spent = {way: microseconds(loss, way[1] or largest, batch_size, arguments.steps, device)
-                     for way, loss in ways.items()}
+            spent = {
+                way: microseconds(loss, way[1] or largest, batch_size, arguments.steps, device)
+                for way, loss in ways.items()
+            }
             for (name, size), time_taken in spent.items():
                 if number:  # the first warms up
-                    row = {"loss": name, "batch_size": batch_size, "N": size, "microseconds": time_taken,
-                           "over cross_entropy": time_taken / spent["cross_entropy", None]}
+                    row = {
+                        "loss": name,
+                        "batch_size": batch_size,
+                        "N": size,
+                        "microseconds": time_taken,
+                        "over cross_entropy": time_taken / spent["cross_entropy", None],
+                    }
                     if name.startswith("SuperLoss"):
                         row["SciPy over this"] = spent["SuperLoss, SciPy", None] / time_taken
                     if size:
@@ -99,5 +132,11 @@ if __name__ == "__main__":
     table = table.round(2).reset_index()
     table["N"] = table["N"].astype("Int64").astype("string").fillna("any")
     print(table.to_string(index=False))
-    table.assign(rounds=arguments.rounds, steps=arguments.steps, device=device_name(device.type),
-                 threads=torch.get_num_threads(), torch=torch.__version__, commit=commit()).to_csv(arguments.out, index=False)
+    table.assign(
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        device=device_name(device.type),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        commit=commit(),
+    ).to_csv(arguments.out, index=False)

@@ -1,20 +1,24 @@
-"""Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side by side.
+"""Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side
+by side.
 
-    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out results/speed/throughput.csv
-    python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 compile=true
+    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out
+    results/speed/throughput.csv python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic
+    50000 precision=bf16 compile=true
 
 bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
 ours     main.py's own train_epoch with the given method: data path, records and all
 usual    the loop that most code has, with the same method: one image at a time through torchvision's transforms, a DataLoader
-         without workers, .item() at every step, and, of DiscrimLoss, an SGD over the parameters of all samples with a mask
+         without workers, .item() at every step, and, of DiscrimLoss, an SGD over the parameters of
+         all samples with a mask
 workers  the same with as many workers as there are cores
 plain    the loop without workers under cross-entropy alone
 
-utilisation: the arithmetic of a training step (torch.utils.flop_counter) at ours' images per second, over what the device does
-on the largest matrices in the same precision, measured here too.
+utilisation: the arithmetic of a training step (torch.utils.flop_counter) at ours' images per
+second, over what the device does on the largest matrices in the same precision, measured here too.
 
-Same model, batch size, precision and threads, taking turns in one process, but for --usual-precision. Absolute numbers are the
-machine's; the ratios are taken within each round. ``--synthetic N``: so many random images instead of the dataset's.
+Same model, batch size, precision and threads, taking turns in one process, but for
+--usual-precision. Absolute numbers are the machine's; the ratios are taken within each round.
+``--synthetic N``: so many random images instead of the dataset's.
 """
 
 import argparse
@@ -46,16 +50,28 @@ from utils.distributed import parallel
 from utils.record import RunDirectory, commit
 
 # channels, height = width, classes
-SHAPES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+SHAPES = {
+    "digits": (1, 8, 10),
+    "mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+}
 
 
 class OneByOne(torch.utils.data.Dataset):
-    """Images as torchvision's datasets give them: each made into a PIL image and sent through the transforms when asked for."""
+    """Images as torchvision's datasets give them.
+
+    Each made into a PIL image and sent through the transforms when asked for.
+    """
 
     def __init__(self, data: Dataset):
-        crop = [transforms.RandomCrop(data.image_size, data.crop_padding)] if data.crop_padding else []
+        crop = (
+            [transforms.RandomCrop(data.image_size, data.crop_padding)] if data.crop_padding else []
+        )
         mirror = [transforms.RandomHorizontalFlip()] if data.flip else []
-        self.transform = transforms.Compose([*crop, *mirror, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
+        self.transform = transforms.Compose(
+            [*crop, *mirror, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+        )
         self.images = data.train.inputs.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()
         self.targets = data.train.targets.tolist()
 
@@ -67,12 +83,18 @@ class OneByOne(torch.utils.data.Dataset):
 
 
 class UsualDiscrimLoss:
-    """DiscrimLoss with its state as public code keeps it: a parameter for all samples, stepped and clamped as a whole."""
+    """DiscrimLoss with its state as public code keeps it.
+
+    A parameter for all samples, stepped and clamped as a whole.
+    """
 
     def __init__(self, loss: DiscrimLoss, device: torch.device):
         self.loss, self.first = loss, True
         self.log_sigma = torch.zeros(loss.num_samples, device=device, requires_grad=True)
-        self.velocity, self.history = torch.zeros_like(self.log_sigma), torch.zeros(loss.num_samples, device=device)
+        self.velocity, self.history = (
+            torch.zeros_like(self.log_sigma),
+            torch.zeros(loss.num_samples, device=device),
+        )
 
     def __call__(self, output, target, index):
         loss = self.loss
@@ -81,7 +103,11 @@ class UsualDiscrimLoss:
         self.history[index] = average.detach()
         average = average / (1 - loss.beta ** (loss.epoch + 1))
         batch_threshold = average.mean().item()
-        self.threshold = batch_threshold if self.first else loss.rho * self.threshold + (1 - loss.rho) * batch_threshold
+        self.threshold = (
+            batch_threshold
+            if self.first
+            else loss.rho * self.threshold + (1 - loss.rho) * batch_threshold
+        )
         self.first = False
         gamma = loss.a * math.tanh(loss.p * (loss.epoch - loss.q)) + loss.a + 1
         factor = suppression_factor(loss.suppression, loss.epoch, loss.suppression_epochs)
@@ -122,6 +148,7 @@ def bare(run: main.Run, steps: int) -> float:
             run.optimizer.zero_grad()
             loss.backward()
             run.optimizer.step()
+
     return steps * len(batch.target) / seconds_of(run.device, work)
 
 
@@ -144,7 +171,11 @@ def usual(run: main.Run, loader, steps: int, method, autocast) -> float:
         for step, (inputs, target, index) in enumerate(loader):
             if step == steps:
                 break
-            inputs, target, index = inputs.to(run.device), target.to(run.device), index.to(run.device)
+            inputs, target, index = (
+                inputs.to(run.device),
+                target.to(run.device),
+                index.to(run.device),
+            )
             with autocast():
                 loss = method(run.model(inputs), target, index).mean()
             run.optimizer.zero_grad()
@@ -154,6 +185,7 @@ def usual(run: main.Run, loader, steps: int, method, autocast) -> float:
                 method.step()
             total += loss.item()
             images += len(target)
+
     spent = seconds_of(run.device, work)
     return images / spent
 
@@ -165,10 +197,24 @@ def synthetic(name: str, count: int):
 
     def made(data_root: str = "data") -> Dataset:
         generator = np.random.default_rng(0)
-        splits = [Split(torch.from_numpy(generator.integers(0, 256, (n, channels, size, size), np.uint8)),
-                        torch.from_numpy(generator.integers(0, classes, n))) for n in (count, 1000)]
-        return Dataset(*splits, classes=[str(label) for label in range(classes)], in_channels=channels, image_size=size,
-                       mean=(0.5,) * channels, std=(0.25,) * channels, crop_padding=4 * (channels == 3), flip=channels == 3)
+        splits = [
+            Split(
+                torch.from_numpy(generator.integers(0, 256, (n, channels, size, size), np.uint8)),
+                torch.from_numpy(generator.integers(0, classes, n)),
+            )
+            for n in (count, 1000)
+        ]
+        return Dataset(
+            *splits,
+            classes=[str(label) for label in range(classes)],
+            in_channels=channels,
+            image_size=size,
+            mean=(0.5,) * channels,
+            std=(0.25,) * channels,
+            crop_padding=4 * (channels == 3),
+            flip=channels == 3,
+        )
+
     made.__name__ = real.__name__
     return made
 
@@ -178,6 +224,7 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -192,7 +239,9 @@ def flops_per_image(run: main.Run) -> float:
 def ceiling(device: torch.device, autocast, size: int) -> float:
     """The most operations per second that a product of two square matrices reaches."""
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as convolutions have it in fp32
+    torch.backends.cuda.matmul.allow_tf32 = (
+        torch.backends.cudnn.allow_tf32
+    )  # as convolutions have it in fp32
     with autocast():
         if torch.is_autocast_enabled(device.type):
             left, right = left.bfloat16(), right.bfloat16()
@@ -202,45 +251,82 @@ def ceiling(device: torch.device, autocast, size: int) -> float:
 
 def circumstances(config: dict) -> dict:
     """What a measurement depends on, as columns of its table."""
-    return {**{key: config[key] for key in ("batch_size", "precision", "compile", "channels_last")},
-            "tf32": torch.backends.cudnn.allow_tf32, "model": config["model"]["name"], "device": device_name(config["device"]),
-            "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "commit": commit()}
+    return {
+        **{key: config[key] for key in ("batch_size", "precision", "compile", "channels_last")},
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "model": config["model"]["name"],
+        "device": device_name(config["device"]),
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("params", help="a params file of digits, mnist or a CIFAR")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=469, help="of bare, and at most of the loops")
-    parser.add_argument("--synthetic", type=int, metavar="N", help="random images instead of the dataset's")
-    parser.add_argument("--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours")
-    parser.add_argument("--only", nargs="+", default=["bare", "ours", "usual", "workers", "plain"],
-                        choices=["bare", "ours", "usual", "workers", "plain"])
+    parser.add_argument(
+        "--synthetic", type=int, metavar="N", help="random images instead of the dataset's"
+    )
+    parser.add_argument(
+        "--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["bare", "ours", "usual", "workers", "plain"],
+        choices=["bare", "ours", "usual", "workers", "plain"],
+    )
     parser.add_argument("--out", type=Path, help="a CSV file that the rounds are appended to")
     parser.add_argument("options", nargs="*", help="overrides, e.g. data_root=/data threads=2")
     arguments = parser.parse_intermixed_args()
     rows = []
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
-        config = load(arguments.params, [f"run_dir={directory}/run", "epochs=1000", *arguments.options], main.PACKAGES)
+        config = load(
+            arguments.params,
+            [f"run_dir={directory}/run", "epochs=1000", *arguments.options],
+            main.PACKAGES,
+        )
         name = config["dataset"]["name"]
         if arguments.synthetic:
             setattr(datasets, name, synthetic(name, arguments.synthetic))
             config["dataset"] = {"name": name}
-        data = main.build(datasets, {key: value for key, value in config["dataset"].items() if key != "selection"},
-                          data_root=config["data_root"])
+        data = main.build(
+            datasets,
+            {key: value for key, value in config["dataset"].items() if key != "selection"},
+            data_root=config["data_root"],
+        )
         run = main.Run(config, RunDirectory(config))
         run.epoch, run.step = 0, 0
         run.forward = parallel(run.model, run.device, config["compile"])
-        _, autocast = choose_device(config["device"], arguments.usual_precision or config["precision"], config["threads"])
+        _, autocast = choose_device(
+            config["device"], arguments.usual_precision or config["precision"], config["threads"]
+        )
         method = run.objective.loss
         dense = UsualDiscrimLoss(method, run.device) if isinstance(method, DiscrimLoss) else method
-        loaders = {workers: torch.utils.data.DataLoader(OneByOne(data), batch_size=config["batch_size"], shuffle=True,
-                                                        num_workers=workers) for workers in (0, os.cpu_count())}
-        ways = {"bare": lambda: bare(run, arguments.steps), "ours": lambda: ours(run),
-                "usual": lambda: usual(run, loaders[0], arguments.steps, dense, autocast),
-                "workers": lambda: usual(run, loaders[os.cpu_count()], arguments.steps, dense, autocast),
-                "plain": lambda: usual(run, loaders[0], arguments.steps, Plain(cross_entropy), autocast)}
+        loaders = {
+            workers: torch.utils.data.DataLoader(
+                OneByOne(data), batch_size=config["batch_size"], shuffle=True, num_workers=workers
+            )
+            for workers in (0, os.cpu_count())
+        }
+        ways = {
+            "bare": lambda: bare(run, arguments.steps),
+            "ours": lambda: ours(run),
+            "usual": lambda: usual(run, loaders[0], arguments.steps, dense, autocast),
+            "workers": lambda: usual(
+                run, loaders[os.cpu_count()], arguments.steps, dense, autocast
+            ),
+            "plain": lambda: usual(
+                run, loaders[0], arguments.steps, Plain(cross_entropy), autocast
+            ),
+        }
         for number in range(arguments.rounds + 1):
             speeds = {}
             for way in arguments.only:
@@ -248,14 +334,29 @@ if __name__ == "__main__":
                 if number == 0 and way == "ours":
                     peak = peak_memory(run.device)  # before the other loops take theirs
             if number:  # the first warms up, and compiles
-                rows.append(speeds | {f"ours/{other}": speeds["ours"] / speeds[other] for other in speeds if other != "ours"})
-        flops, most = flops_per_image(run), ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048)
+                rows.append(
+                    speeds
+                    | {
+                        f"ours/{other}": speeds["ours"] / speeds[other]
+                        for other in speeds
+                        if other != "ours"
+                    }
+                )
+        flops, most = (
+            flops_per_image(run),
+            ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048),
+        )
     table = pd.DataFrame(rows)
     if "ours" in table:
         table["utilisation"] = table["ours"] * flops / most
-    where = {"params": arguments.params, "N": len(data.train), "mflops_per_image": round(flops / 1e6, 3),
-             "ceiling_tflops": round(most / 1e12, 4), **circumstances(config),
-             **({"peak_mib": round(peak)} if "ours" in table else {})}
+    where = {
+        "params": arguments.params,
+        "N": len(data.train),
+        "mflops_per_image": round(flops / 1e6, 3),
+        "ceiling_tflops": round(most / 1e12, 4),
+        **circumstances(config),
+        **({"peak_mib": round(peak)} if "ours" in table else {}),
+    }
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:

@@ -1,4 +1,7 @@
-"""Datasets, one function each. A new one is imported and named here; datasets.base says what it returns."""
+"""Datasets, one function each.
+
+A new one is imported and named here; datasets.base says what it returns.
+"""
 
 from datasets.cifar import cifar10, cifar100
 from datasets.clothing1m import clothing1m
@@ -12,5 +15,17 @@ from datasets.utkface import utkface
 from datasets.webvision import webvision
 from datasets.wikihow import wikihow
 
-__all__ = ["digits", "mnist", "cifar10", "cifar100", "folder", "csv", "digitsum", "utkface", "clothing1m", "webvision", "text",
-           "wikihow"]
+__all__ = [
+    "digits",
+    "mnist",
+    "cifar10",
+    "cifar100",
+    "folder",
+    "csv",
+    "digitsum",
+    "utkface",
+    "clothing1m",
+    "webvision",
+    "text",
+    "wikihow",
+]

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What the loop sees. ``index [B]`` are positions in the whole training set; ``extra`` is a method's second stream."""
+    """What the loop sees.
+
+    ``index [B]`` are positions in the whole training set; ``extra`` is a method's second stream.
+    """
 
     input: Tensor
     target: Tensor
@@ -20,10 +23,12 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """A part of a dataset: inputs, and targets [N]: class numbers (int64), or what a regression predicts (float32).
+    """A part of a dataset: inputs, and targets [N]: class numbers (int64), or what a regression
+    predicts (float32).
 
-    Inputs are uint8 images [N, C, H, W] in memory, the paths of N image files, or, in memory, whatever a model takes,
-    e.g. tokens [N, L]. ``texts`` are those inputs in words, where they are words.
+    Inputs are uint8 images [N, C, H, W] in memory, the paths of N image files, or, in memory,
+    whatever a model takes, e.g. tokens [N, L]. ``texts`` are those inputs in words, where they are
+    words.
     """
 
     inputs: Tensor | list[str]
@@ -38,17 +43,20 @@ class Split:
 class Dataset:
     """A dataset with everything that a loader needs to know about it.
 
-    ``classes`` are their names; there are none in regression. ``mean`` and ``std`` are per channel, of pixels in [0, 1];
-    inputs that are no images have none, and are handed over as they are. Training images in memory are cropped at random after
-    padding by ``crop_padding`` pixels, of zeros or ("reflect") of the image mirrored at its edge, and mirrored with
-    probability 1/2 if ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized, or
-    (``crop_scale`` None) a square of the resized image. For evaluation image files are resized and cropped in the centre;
-    or, of the test part, augmented as in training (``augment_test``).
-    ``trusted``: the labels that come with it are taken for true, so that injected noise can be told from them. ``true``:
-    the true labels of the training part, where it comes with both. ``validation``: a part to choose the epoch on, where it
-    comes with one; ``more_tests``: other test parts, by name. ``memory_limit``: the image files of a part are decoded once
-    and kept, if they take no more bytes. ``cache``: a folder to keep them in, resized once and packed. ``made_split``:
-    files were split into training and test part here, which a run writes down. ``note``: what else there is to say.
+    ``classes`` are their names; there are none in regression. ``mean`` and ``std`` are per channel,
+    of pixels in [0, 1]; inputs that are no images have none, and are handed over as they are.
+    Training images in memory are cropped at random after padding by ``crop_padding`` pixels, of
+    zeros or ("reflect") of the image mirrored at its edge, and mirrored with probability 1/2 if
+    ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized,
+    or (``crop_scale`` None) a square of the resized image. For evaluation image files are resized
+    and cropped in the centre; or, of the test part, augmented as in training (``augment_test``).
+    ``trusted``: the labels that come with it are taken for true, so that injected noise can be told
+    from them. ``true``: the true labels of the training part, where it comes with both.
+    ``validation``: a part to choose the epoch on, where it comes with one; ``more_tests``: other
+    test parts, by name. ``memory_limit``: the image files of a part are decoded once and kept, if
+    they take no more bytes. ``cache``: a folder to keep them in, resized once and packed.
+    ``made_split``: files were split into training and test part here, which a run writes down.
+    ``note``: what else there is to say.
     """
 
     train: Split
@@ -93,32 +101,44 @@ class Dataset:
         return self.train.inputs[:count]
 
     def __str__(self):
-        parts = {"training": self.train, "validation": self.validation, "test": self.test, **self.more_tests}
+        parts = {
+            "training": self.train,
+            "validation": self.validation,
+            "test": self.test,
+            **self.more_tests,
+        }
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part)
         classes = f" in {len(self.classes)} classes" if self.classes else ""
         return f"{sizes} samples{classes}" + (f"; {self.note}" if self.note else "")
 
 
 def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
-    """Training and test part of a torchvision dataset, downloaded if its folder is not there and a network exists.
+    """Training and test part of a torchvision dataset, downloaded if its folder is not there and a
+    network exists.
 
-    Raises FileNotFoundError, saying which files to put where, if they can neither be read nor downloaded. A folder that
-    holds something is never written to.
+    Raises FileNotFoundError, saying which files to put where, if they can neither be read nor
+    downloaded. A folder that holds something is never written to.
     """
     download = not any((root / folder).glob("*"))
     try:
         return [source(root, train=train, download=download) for train in (True, False)]
     except (RuntimeError, ValueError, OSError) as error:  # missing, damaged, empty, or offline
-        reason = "was not found, and could not be downloaded" if download else "is damaged or incomplete"
-        raise FileNotFoundError(f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with {files}; or "
-                                f"name the folder that has it with data_root=<folder>") from error
+        reason = (
+            "was not found, and could not be downloaded" if download else "is damaged or incomplete"
+        )
+        raise FileNotFoundError(
+            f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with "
+            f"{files}; or "
+            f"name the folder that has it with data_root=<folder>"
+        ) from error
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
-    """Positions [N] of a training and of a test part, always the same ones, stratified by target if those are classes.
+    """Positions [N] of a training and of a test part, always the same ones, stratified by target if
+    those are classes.
 
     Raises ValueError where a class is too small for it.
     """
@@ -126,9 +146,13 @@ def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
         raise ValueError(f"test_fraction must lie in (0, 1), got {fraction}")
     strata = None if targets.is_floating_point() else targets
     try:
-        train, test = train_test_split(range(len(targets)), test_size=fraction, stratify=strata, random_state=0)
+        train, test = train_test_split(
+            range(len(targets)), test_size=fraction, stratify=strata, random_state=0
+        )
     except ValueError as error:
-        raise ValueError(f"a test part of {fraction} cannot be split off class by class: {error}") from None
+        raise ValueError(
+            f"a test part of {fraction} cannot be split off class by class: {error}"
+        ) from None
     return sorted(train), sorted(test)
 
 
@@ -140,5 +164,8 @@ def cache_folder(data_root: str, wanted: bool) -> Path | None:
 def check_files(image_size: int, num_workers: int, crop_scale: float):
     """Raise ValueError for arguments that no dataset of image files can have."""
     if image_size < 8 or num_workers < 0 or not 0 < crop_scale <= 1:
-        raise ValueError(f"image_size must be at least 8, num_workers at least 0 and crop_scale in (0, 1], got {image_size}, "
-                         f"{num_workers} and {crop_scale}")
+        raise ValueError(
+            f"image_size must be at least 8, num_workers at least 0 and crop_scale in (0, 1], got "
+            f"{image_size}, "
+            f"{num_workers} and {crop_scale}"
+        )

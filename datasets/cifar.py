@@ -8,30 +8,62 @@ import torch
 from datasets.base import Dataset, Split, from_torchvision
 
 
-def cifar10(data_root: str = "data", augment: bool = True, padding_mode: Literal["zeros", "reflect"] = "zeros",
-            mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465), std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)) -> Dataset:
+def cifar10(
+    data_root: str = "data",
+    augment: bool = True,
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465),
+    std: tuple[float, ...] = (0.2023, 0.1994, 0.2010),
+) -> Dataset:
     """50,000 training and 10,000 test images of 32x32 pixels in 10 classes (Krizhevsky 2009).
 
-    ``augment``: random crops of the image padded by 4 pixels, and mirroring. Mean and std are those of the
-    DiscrimLoss and data-parameters code.
-    Raises FileNotFoundError where the files are neither under ``data_root`` nor to be downloaded.
+    ``augment``: random crops of the image padded by 4 pixels, and mirroring. Mean and std are those
+    of the DiscrimLoss and data-parameters code. Raises FileNotFoundError where the files are
+    neither under ``data_root`` nor to be downloaded.
     """
     return _cifar("CIFAR10", data_root, augment, padding_mode, mean, std)
 
 
-def cifar100(data_root: str = "data", augment: bool = True, padding_mode: Literal["zeros", "reflect"] = "zeros",
-             mean: tuple[float, ...] = (0.507, 0.487, 0.441), std: tuple[float, ...] = (0.267, 0.256, 0.276)) -> Dataset:
-    """As cifar10, with 100 classes of 500 training images. Mean and std are those of the DiscrimLoss code."""
+def cifar100(
+    data_root: str = "data",
+    augment: bool = True,
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
+    mean: tuple[float, ...] = (0.507, 0.487, 0.441),
+    std: tuple[float, ...] = (0.267, 0.256, 0.276),
+) -> Dataset:
+    """As cifar10, with 100 classes of 500 training images.
+
+    Mean and std are those of the DiscrimLoss code.
+    """
     return _cifar("CIFAR100", data_root, augment, padding_mode, mean, std)
 
 
 def _cifar(name, data_root, augment, padding_mode, mean, std):
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean and std must be three numbers each, std greater than 0, got {mean} and {std}")
+        raise ValueError(
+            f"mean and std must be three numbers each, std greater than 0, got {mean} and {std}"
+        )
     import torchvision  # torchvision takes seconds to import: only where it is used
+
     source = getattr(torchvision.datasets, name)
     files = ", ".join(name for name, _ in source.train_list + source.test_list)
-    parts = from_torchvision(source, Path(data_root), source.base_folder, f"{files} and {source.meta['filename']}")
-    splits = [Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts]
-    return Dataset(*splits, classes=parts[0].classes, in_channels=3, image_size=32, mean=tuple(mean), std=tuple(std),
-                   crop_padding=4 if augment else 0, padding_mode=padding_mode, flip=augment)
+    parts = from_torchvision(
+        source, Path(data_root), source.base_folder, f"{files} and {source.meta['filename']}"
+    )
+    splits = [
+        Split(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+        )
+        for part in parts
+    ]
+    return Dataset(
+        *splits,
+        classes=parts[0].classes,
+        in_channels=3,
+        image_size=32,
+        mean=tuple(mean),
+        std=tuple(std),
+        crop_padding=4 if augment else 0,
+        padding_mode=padding_mode,
+        flip=augment,
+    )

@@ -7,23 +7,45 @@ import torch
 
 from datasets.base import Dataset, Split, check_files
 
-CLASSES = ["T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket", "Down Coat", "Suit",
-           "Shawl", "Dress", "Vest", "Underwear"]
+CLASSES = [
+    "T-Shirt",
+    "Shirt",
+    "Knitwear",
+    "Chiffon",
+    "Sweater",
+    "Hoodie",
+    "Windbreaker",
+    "Jacket",
+    "Down Coat",
+    "Suit",
+    "Shawl",
+    "Dress",
+    "Vest",
+    "Underwear",
+]
 
 
-def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 18_976, image_size: int = 224,
-               num_workers: int = 8) -> Dataset:
-    """Xiao et al., CVPR 2015: 1,000,000 noisy training images in 14 classes, 14,313 to validate and 10,526 to test, both clean.
+def clothing1m(
+    data_root: str = "data",
+    seed: int = 1,
+    per_class: int | None = 18_976,
+    image_size: int = 224,
+    num_workers: int = 8,
+) -> Dataset:
+    """Xiao et al., CVPR 2015: 1,000,000 noisy training images in 14 classes, 14,313 to validate and
+    10,526 to test, both clean.
 
-    Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt`` and ``clean_test_key_list.txt`` with a path a
-    line, ``noisy_label_kv.txt`` and ``clean_label_kv.txt`` with a path and a label; or lists whose lines have both. They lie in
-    ``data_root``/clothing1m or in its annotations/, the images where the paths lead from there, with or without their first
-    folder, images/. Training: the short side resized to 256, a square of 224 cropped at random, mirrored; evaluation: cropped
-    in the centre.
+    Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt`` and
+    ``clean_test_key_list.txt`` with a path a line, ``noisy_label_kv.txt`` and
+    ``clean_label_kv.txt`` with a path and a label; or lists whose lines have both. They lie in
+    ``data_root``/clothing1m or in its annotations/, the images where the paths lead from there,
+    with or without their first folder, images/. Training: the short side resized to 256, a square
+    of 224 cropped at random, mirrored; evaluation: cropped in the centre.
 
     Args:
-        per_class: train on so many images of each label, drawn as the DiscrimLoss authors do: all are shuffled with ``seed``,
-            the run's, and taken until each label is full. 18,976 is the smallest one's number. None: on all.
+        per_class: train on so many images of each label, drawn as the DiscrimLoss authors do: all
+            are shuffled with ``seed``, the run's, and taken until each label is full. 18,976 is the
+            smallest one's number. None: on all.
 
     Raises:
         FileNotFoundError: a list that is not there.
@@ -32,19 +54,33 @@ def clothing1m(data_root: str = "data", seed: int = 1, per_class: int | None = 1
     check_files(image_size, num_workers, 1.0)
     folder = Path(data_root, "clothing1m")
     lists = folder / "annotations" if (folder / "annotations").is_dir() else folder
-    parts = {name: read(folder, lists, f"{name}_key_list.txt", f"{name.split('_')[0]}_label_kv.txt")
-             for name in ("noisy_train", "clean_val", "clean_test")}
+    parts = {
+        name: read(folder, lists, f"{name}_key_list.txt", f"{name.split('_')[0]}_label_kv.txt")
+        for name in ("noisy_train", "clean_val", "clean_test")
+    }
     if per_class is not None:
         paths, targets = parts["noisy_train"].inputs, parts["noisy_train"].targets
         rows = balanced(targets.tolist(), per_class, seed)
         parts["noisy_train"] = Split([paths[row] for row in rows], targets[rows])
-    return Dataset(parts["noisy_train"], parts["clean_test"], classes=CLASSES, in_channels=3, image_size=image_size,
-                   mean=(0.6959, 0.6537, 0.6371), std=(0.3113, 0.3192, 0.3214), flip=True, crop_scale=None, trusted=False,
-                   num_workers=num_workers, validation=parts["clean_val"])
+    return Dataset(
+        parts["noisy_train"],
+        parts["clean_test"],
+        classes=CLASSES,
+        in_channels=3,
+        image_size=image_size,
+        mean=(0.6959, 0.6537, 0.6371),
+        std=(0.3113, 0.3192, 0.3214),
+        flip=True,
+        crop_scale=None,
+        trusted=False,
+        num_workers=num_workers,
+        validation=parts["clean_val"],
+    )
 
 
 def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:
-    """Positions of ``per_class`` samples of each label, in the order in which a shuffle with Python's random brings them.
+    """Positions of ``per_class`` samples of each label, in the order in which a shuffle with
+    Python's random brings them.
 
     Raises ValueError where a label has fewer.
     """
@@ -55,13 +91,18 @@ def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:
             taken[labels[row]] += 1
             rows.append(row)
     if min(taken) < per_class:
-        raise ValueError(f"per_class={per_class}, but {CLASSES[taken.index(min(taken))]} has only {min(taken)} images: lower "
-                         f"dataset.per_class")
+        raise ValueError(
+            f"per_class={per_class}, but {CLASSES[taken.index(min(taken))]} has only {min(taken)} images: lower "
+            f"dataset.per_class"
+        )
     return rows
 
 
 def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
-    """The images of a list, with labels from its own lines or from another file; raises as ``clothing1m``."""
+    """The images of a list, with labels from its own lines or from another file.
+
+    Raises as ``clothing1m``.
+    """
     lines = _lines(lists / keys)
     by_path, paths, targets = {}, [], []
     if any(len(line) == 1 for line in lines):
@@ -69,18 +110,25 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
     for number, (path, *label) in enumerate(lines, start=1):
         label = label[0] if label else by_path.get(path)
         if label is None or not label.isdecimal() or int(label) >= len(CLASSES):
-            raise ValueError(f"{lists / keys}, line {number}: {path} has no label from 0 to 13, here or in {labels}; got "
-                             f"{label}")
+            raise ValueError(
+                f"{lists / keys}, line {number}: {path} has no label from 0 to 13, here or in {labels}; got "
+                f"{label}"
+            )
         paths.append(path)
         targets.append(int(label))
     without = not (folder / "images").is_dir()
-    return Split([str(folder / (path.removeprefix("images/") if without else path)) for path in paths], torch.tensor(targets))
+    return Split(
+        [str(folder / (path.removeprefix("images/") if without else path)) for path in paths],
+        torch.tensor(targets),
+    )
 
 
 def _lines(path):
     if not path.is_file():
-        raise FileNotFoundError(f"{path} was not found: Clothing1M is to be asked for from its authors "
-                                f"(github.com/Cysu/noisy_label); set data_root=<folder with clothing1m/>")
+        raise FileNotFoundError(
+            f"{path} was not found: Clothing1M is to be asked for from its authors "
+            f"(github.com/Cysu/noisy_label); set data_root=<folder with clothing1m/>"
+        )
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty")

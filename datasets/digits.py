@@ -8,15 +8,26 @@ from datasets.base import Dataset, Split
 
 
 def digits(crop_padding: int = 0) -> Dataset:
-    """1,797 grey digits of 8x8 pixels in 10 classes: 1,297 to train, 500 to test, a fixed split stratified by class.
+    """1,797 grey digits of 8x8 pixels in 10 classes: 1,297 to train, 500 to test, a fixed split
+    stratified by class.
 
-    ``crop_padding``: 1 crops the training images at random out of a margin of one pixel on each side; 0 leaves them.
-    Source: UCI Optical Recognition of Handwritten Digits (its test part), as shipped by scikit-learn.
+    ``crop_padding``: 1 crops the training images at random out of a margin of one pixel on each
+    side; 0 leaves them. Source: UCI Optical Recognition of Handwritten Digits (its test part), as
+    shipped by scikit-learn.
     """
     source = load_digits()
     images = (torch.from_numpy(source.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     targets = torch.from_numpy(source.target).long()
-    train, test = train_test_split(range(len(targets)), test_size=500, stratify=source.target, random_state=0)
-    return Dataset(Split(images[train], targets[train]), Split(images[test], targets[test]),
-                   classes=[str(digit) for digit in range(10)], in_channels=1, image_size=8, mean=(0.3053,), std=(0.3758,),
-                   crop_padding=crop_padding)
+    train, test = train_test_split(
+        range(len(targets)), test_size=500, stratify=source.target, random_state=0
+    )
+    return Dataset(
+        Split(images[train], targets[train]),
+        Split(images[test], targets[test]),
+        classes=[str(digit) for digit in range(10)],
+        in_channels=1,
+        image_size=8,
+        mean=(0.3053,),
+        std=(0.3758,),
+        crop_padding=crop_padding,
+    )

@@ -7,27 +7,43 @@ import torch
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
 
 
-def folder(data_root: str = "data", root: str | None = None, image_size: int = 224, num_workers: int = 2,
-           test_fraction: float = 0.2, crop_scale: float = 0.08, flip: bool = True, cache: bool = False) -> Dataset:
-    """``root/train/<class>/*`` and ``root/test/<class>/*``, in any format that torchvision's ImageFolder reads.
+def folder(
+    data_root: str = "data",
+    root: str | None = None,
+    image_size: int = 224,
+    num_workers: int = 2,
+    test_fraction: float = 0.2,
+    crop_scale: float = 0.08,
+    flip: bool = True,
+    cache: bool = False,
+) -> Dataset:
+    """``root/train/<class>/*`` and ``root/test/<class>/*``, in any format that torchvision's
+    ImageFolder reads.
 
-    Training images are cropped at random and mirrored, test images resized to 256/224 of ``image_size`` and cropped in
-    the centre; both are normalised with the ImageNet statistics. Its labels are taken as they are, noisy perhaps, so
-    nothing is reported that needs true ones, unless noise is injected on top: then the folder's labels count as true.
+    Training images are cropped at random and mirrored, test images resized to 256/224 of
+    ``image_size`` and cropped in the centre; both are normalised with the ImageNet statistics. Its
+    labels are taken as they are, noisy perhaps, so nothing is reported that needs true ones, unless
+    noise is injected on top: then the folder's labels count as true.
 
     Args:
         root: the folder; ``data_root`` unless given.
-        test_fraction: where there is no test/, this part of the training images is the test part, with labels as they are.
-        crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves almost everything.
+        test_fraction: where there is no test/, this part of the training images is the test part,
+            with labels as they are.
+        crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves
+            almost everything.
         flip: whether training images are mirrored with probability 1/2.
-        cache: keep all images, their shorter side resized to 256/224 of ``image_size``, in one file under ``data_root``/cache,
-            and read them from there. What is evaluated is the same; training crops come from the resized images.
+        cache: keep all images, their shorter side resized to 256/224 of ``image_size``, in one file
+            under ``data_root``/cache, and read them from there. What is evaluated is the same;
+            training crops come from the resized images.
 
     Raises:
         FileNotFoundError: train/ is missing, or a class folder holds no image.
         ValueError: train/ and test/ have different classes; an argument out of range.
     """
-    from torchvision.datasets import ImageFolder  # torchvision takes seconds to import: only where it is used
+    from torchvision.datasets import (
+        ImageFolder,
+    )  # torchvision takes seconds to import: only where it is used
+
     check_files(image_size, num_workers, crop_scale)
     parts = {}
     for part in ("train", "test"):
@@ -35,17 +51,39 @@ def folder(data_root: str = "data", root: str | None = None, image_size: int = 2
         if path.is_dir():
             parts[part] = ImageFolder(str(path))
         elif part == "train":
-            raise FileNotFoundError(f"{path} is not a folder: the dataset 'folder' reads root/train/<class>/<image> and, if it "
-                                    f"is there, root/test/<class>/<image>; set dataset.root=<your folder>")
+            raise FileNotFoundError(
+                f"{path} is not a folder: the dataset 'folder' reads root/train/<class>/<image> "
+                f"and, if it "
+                f"is there, root/test/<class>/<image>; set dataset.root=<your folder>"
+            )
     train, test = parts["train"], parts.get("test")
     paths, targets = [path for path, _ in train.samples], torch.tensor(train.targets)
     if test is None:
-        splits = [Split([paths[row] for row in rows], targets[rows]) for rows in split_off(targets, test_fraction)]
+        splits = [
+            Split([paths[row] for row in rows], targets[rows])
+            for rows in split_off(targets, test_fraction)
+        ]
     elif train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(f"train/ and test/ must hold the same class folders; only in one of them: {', '.join(differing)}")
+        raise ValueError(
+            f"train/ and test/ must hold the same class folders; only in one of them: "
+            f"{', '.join(differing)}"
+        )
     else:
-        splits = [Split(paths, targets), Split([path for path, _ in test.samples], torch.tensor(test.targets))]
-    return Dataset(*splits, classes=train.classes, in_channels=3, image_size=image_size, **IMAGENET, flip=flip,
-                   crop_scale=crop_scale, trusted=False, num_workers=num_workers, made_split=test is None,
-                   cache=cache_folder(data_root, cache))
+        splits = [
+            Split(paths, targets),
+            Split([path for path, _ in test.samples], torch.tensor(test.targets)),
+        ]
+    return Dataset(
+        *splits,
+        classes=train.classes,
+        in_channels=3,
+        image_size=image_size,
+        **IMAGENET,
+        flip=flip,
+        crop_scale=crop_scale,
+        trusted=False,
+        num_workers=num_workers,
+        made_split=test is None,
+        cache=cache_folder(data_root, cache),
+    )

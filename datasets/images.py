@@ -1,4 +1,7 @@
-"""Image files as uint8: decoded when they are asked for, decoded once and kept, or resized once and packed into one file."""
+"""Image files as uint8.
+
+Decoded when they are asked for, decoded once and kept, or resized once and packed into one file.
+"""
 
 import contextlib
 import fcntl
@@ -17,18 +20,31 @@ from tqdm import tqdm
 
 from utils.files import atomic_write
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for an image file
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow raises for an image file
 
 
 def decode(path: str) -> Tensor:
     """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
-    from torchvision.datasets.folder import default_loader  # torchvision takes seconds to import: only where it is used
+    from torchvision.datasets.folder import (
+        default_loader,
+    )  # torchvision takes seconds to import: only where it is used
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.functional import pil_to_tensor
+
     try:
         content = np.fromfile(path, np.uint8)
-        if content[:2].tolist() == [0xff, 0xd8]:  # JPEG: the same pixels as Pillow's in less time. On damaged PNGs it crashes
-            Image.open(io.BytesIO(content)).close()  # raises where there are too many pixels to decode
+        if content[:2].tolist() == [
+            0xFF,
+            0xD8,
+        ]:  # JPEG: the same pixels as Pillow's in less time. On damaged PNGs it crashes
+            Image.open(
+                io.BytesIO(content)
+            ).close()  # raises where there are too many pixels to decode
             with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
                 return decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
         return pil_to_tensor(default_loader(path))
@@ -39,7 +55,8 @@ def decode(path: str) -> Tensor:
 class Decoded:
     """Images as uint8, one after another in a tensor, or in a file, which worker processes share.
 
-    Those of shape (0, 0) could not be decoded; they are tried again whenever they are asked for, and raise OSError.
+    Those of shape (0, 0) could not be decoded; they are tried again whenever they are asked for,
+    and raise OSError.
     """
 
     def __init__(self, paths: list[str], shapes: np.ndarray, pixels: Tensor | Path):
@@ -65,7 +82,10 @@ class Decoded:
 
 
 def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
-    """The images decoded and kept in memory, if they take no more than ``memory_limit`` bytes; else the paths as they are."""
+    """The images decoded and kept in memory, if they take no more than ``memory_limit`` bytes.
+
+    Else the paths as they are.
+    """
     shapes, total = [], 0
     for path in paths if memory_limit else ():
         try:
@@ -90,10 +110,11 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
 
 
 def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
-    """The images, those whose shorter side is longer than ``shorter`` resized to that, out of one memory-mapped file.
+    """The images, those whose shorter side is longer than ``shorter`` resized to that, out of one
+    memory-mapped file.
 
-    The file is made where ``folder`` holds none for these paths, sizes and times of change, while other processes that want
-    it wait: all pixels, then the shapes [N, 2], int32.
+    The file is made where ``folder`` holds none for these paths, sizes and times of change, while
+    other processes that want it wait: all pixels, then the shapes [N, 2], int32.
     """
     listing = hashlib.sha256(f"{shorter}\n".encode())
     for path in paths:
@@ -111,7 +132,9 @@ def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
             if not packed.exists():
                 _write(packed, paths, shorter)
     size = packed.stat().st_size
-    shapes = np.fromfile(packed, np.int32, offset=max(0, size - 8 * len(paths)))[:2 * len(paths)].reshape(-1, 2)
+    shapes = np.fromfile(packed, np.int32, offset=max(0, size - 8 * len(paths)))[
+        : 2 * len(paths)
+    ].reshape(-1, 2)
     images = Decoded(paths, shapes, packed)
     if len(shapes) != len(paths) or size != images.ends[-1] + 8 * len(paths):
         raise OSError(f"{packed} is damaged: remove it")
@@ -120,10 +143,16 @@ def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
 
 def _write(packed, paths, shorter):
     from torchvision.transforms.v2.functional import resize
+
     shapes = np.zeros((len(paths), 2), np.int32)
     with atomic_write(packed, "wb") as file:
-        for row, image in enumerate(_decoded(paths, lambda image: resize(image, [shorter]) if min(image.shape[1:]) > shorter
-                                             else image, f"packing into {packed}")):
+        for row, image in enumerate(
+            _decoded(
+                paths,
+                lambda image: resize(image, [shorter]) if min(image.shape[1:]) > shorter else image,
+                f"packing into {packed}",
+            )
+        ):
             if image is not None:
                 shapes[row] = image.shape[1:]
                 file.write(image.contiguous().numpy())
@@ -132,14 +161,20 @@ def _write(packed, paths, shorter):
 
 def _decoded(paths, then=lambda image: image, what="decoding") -> Iterable[Tensor | None]:
     """What ``then`` makes of each image, in order; None for one that cannot be decoded."""
+
     def made(path):
         try:
             return then(decode(path))
         except OSError:
             return None
 
-    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), desc=what, unit=" images", leave=False, disable=None) as bar:
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(paths), desc=what, unit=" images", leave=False, disable=None) as bar,
+    ):
         for first in range(0, len(paths), 1024):  # of which so many are held at once
-            for image in pool.map(made, paths[first:first + 1024]):  # the decoders work without the interpreter's lock
+            for image in pool.map(
+                made, paths[first : first + 1024]
+            ):  # the decoders work without the interpreter's lock
                 yield image
                 bar.update()

@@ -1,10 +1,12 @@
-"""Label noise: each kind is a pure function of (labels, fraction, seed, num_classes) that returns the given labels.
+"""Label noise: each kind is a pure function of (labels, fraction, seed, num_classes) that returns
+the given labels.
 
 Labels are class numbers, or, in regression, the numbers to predict.
 
-The papers do not mean the same by "40 % noise": the kinds differ in whether a label may be redrawn as itself, in whether
-the number of changes is exact, and in the random generator. Each is therefore named, and every run states the rate that
-came out. ``r`` is the fraction, ``C`` the number of classes.
+The papers do not mean the same by "40 % noise": the kinds differ in whether a label may be redrawn
+as itself, in whether the number of changes is exact, and in the random generator. Each is therefore
+named, and every run states the rate that came out. ``r`` is the fraction, ``C`` the number of
+classes.
 
     kind                  what happens                                                   wrong in the end
     permute               images of the first floor(rN) samples permuted among them      about r (1 - 1/C)
@@ -33,41 +35,72 @@ import torch
 from utils.build import unknown
 from utils.statistics import wrong_labels
 
-# Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog; and, for
-# digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
+# Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat
+# <-> dog; and, for digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
 CIFAR10_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 DIGIT_MAP = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
-CIFAR_N = {"worse": "worse_label", "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2",
-           "random3": "random_label3", "noisy": "noisy_label"}  # what a params file calls them, and the release
+CIFAR_N = {
+    "worse": "worse_label",
+    "aggre": "aggre_label",
+    "random1": "random_label1",
+    "random2": "random_label2",
+    "random3": "random_label3",
+    "noisy": "noisy_label",
+}  # what a params file calls them, and the release
 CIFAR100_SUPERCLASSES = (  # the 5 fine classes of each of the 20 superclasses, in order
-    (4, 30, 55, 72, 95), (1, 32, 67, 73, 91), (54, 62, 70, 82, 92), (9, 10, 16, 28, 61), (0, 51, 53, 57, 83),
-    (22, 39, 40, 86, 87), (5, 20, 25, 84, 94), (6, 7, 14, 18, 24), (3, 42, 43, 88, 97), (12, 17, 37, 68, 76),
-    (23, 33, 49, 60, 71), (15, 19, 21, 31, 38), (34, 63, 64, 66, 75), (26, 45, 77, 79, 99), (2, 11, 35, 46, 98),
-    (27, 29, 44, 78, 93), (36, 50, 65, 74, 80), (47, 52, 56, 59, 96), (8, 13, 48, 58, 90), (41, 69, 81, 85, 89))
+    (4, 30, 55, 72, 95),
+    (1, 32, 67, 73, 91),
+    (54, 62, 70, 82, 92),
+    (9, 10, 16, 28, 61),
+    (0, 51, 53, 57, 83),
+    (22, 39, 40, 86, 87),
+    (5, 20, 25, 84, 94),
+    (6, 7, 14, 18, 24),
+    (3, 42, 43, 88, 97),
+    (12, 17, 37, 68, 76),
+    (23, 33, 49, 60, 71),
+    (15, 19, 21, 31, 38),
+    (34, 63, 64, 66, 75),
+    (26, 45, 77, 79, 99),
+    (2, 11, 35, 46, 98),
+    (27, 29, 44, 78, 93),
+    (36, 50, 65, 74, 80),
+    (47, 52, 56, 59, 96),
+    (8, 13, 48, 58, 90),
+    (41, 69, 81, 85, 89),
+)
 
 
 def permutation_order(num_samples: int, fraction: float, seed: int) -> np.ndarray:
-    """P of the authors' ``images[:n] = images[:n][P]``, n = floor(fraction N), bit-exact with their NumPy generator."""
+    """P of the authors' ``images[:n] = images[:n][P]``, n = floor(fraction N), bit-exact with their
+    NumPy generator.
+    """
     return np.random.RandomState(seed).permutation(int(np.floor(num_samples * fraction)))
 
 
 def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples, labels stay.
+    """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples, labels
+    stay.
 
-    Here every image stays where it is and the labels move, which pairs the same images with the same labels and keeps
-    the index of an image what it is in the dataset: image P[i] is given the label of position i. It takes a dataset in
-    mixed order: of one that is sorted by class, it would exchange labels between few classes, or within one.
+    Here every image stays where it is and the labels move, which pairs the same images with the
+    same labels and keeps the index of an image what it is in the dataset: image P[i] is given the
+    label of position i. It takes a dataset in mixed order: of one that is sorted by class, it would
+    exchange labels between few classes, or within one.
     """
     order = permutation_order(len(labels), fraction, seed)
     given = labels.copy()
-    given[order] = labels[:len(order)]
+    given[order] = labels[: len(order)]
     return given
 
 
-def label_permutation(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """DiscrimLoss on DigitSum: the labels of a random floor(rN) samples permuted among them; bit-exact with its generator.
+def label_permutation(
+    labels: np.ndarray, fraction: float, seed: int, num_classes: int
+) -> np.ndarray:
+    """DiscrimLoss on DigitSum: the labels of a random floor(rN) samples permuted among them;
+    bit-exact with its generator.
 
-    The samples, in their order, get the labels of the same samples in the order in which Python's random drew them.
+    The samples, in their order, get the labels of the same samples in the order in which Python's
+    random drew them.
     """
     drawn = random.Random(seed).sample(range(len(labels)), int(np.floor(len(labels) * fraction)))
     given = labels.copy()
@@ -78,68 +111,101 @@ def label_permutation(labels: np.ndarray, fraction: float, seed: int, num_classe
 def symmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
     """Exactly round(rN) samples get one of the C - 1 other classes, uniformly."""
     generator = np.random.default_rng(seed)
-    chosen = generator.permutation(len(labels))[:round(fraction * len(labels))]
+    chosen = generator.permutation(len(labels))[: round(fraction * len(labels))]
     given = labels.copy()
     given[chosen] = (labels[chosen] + generator.integers(1, num_classes, len(chosen))) % num_classes
     return given
 
 
-def symmetric_inclusive(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """RSL's "uniform": each sample with probability r draws any of the C classes; bit-exact with its generator."""
+def symmetric_inclusive(
+    labels: np.ndarray, fraction: float, seed: int, num_classes: int
+) -> np.ndarray:
+    """RSL's "uniform".
+
+    Each sample with probability r draws any of the C classes; bit-exact with its generator.
+    """
     generator = np.random.RandomState(seed)
     given = labels.copy()
     for i in range(len(labels)):
-        if generator.rand() <= fraction:  # the draws interleave, so this loop is what makes it bit-exact
+        if (
+            generator.rand() <= fraction
+        ):  # the draws interleave, so this loop is what makes it bit-exact
             given[i] = generator.randint(0, num_classes)
     return given
 
 
 def pair(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """RSL's "pairwise": each sample with probability r moves to the next class, c + 1 mod C; bit-exact with its generator."""
+    """RSL's "pairwise".
+
+    Each sample with probability r moves to the next class, c + 1 mod C; bit-exact with its
+    generator.
+    """
     flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
     return np.where(flipped, (labels + 1) % num_classes, labels)
 
 
 def structured(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """RSL's "structured": each sample with probability r moves along CIFAR10_MAP, if its class is in it. Ten classes only."""
+    """RSL's "structured".
+
+    Each sample with probability r moves along CIFAR10_MAP, if its class is in it. Ten classes only.
+    """
     if num_classes != 10:
-        raise ValueError(f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has {num_classes}. "
-                         f"Use pair or symmetric")
+        raise ValueError(
+            f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has {num_classes}. "
+            f"Use pair or symmetric"
+        )
     flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
     return np.where(flipped, _lookup(CIFAR10_MAP, num_classes)[labels], labels)
 
 
-def asymmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int, dataset: str = "cifar10") -> np.ndarray:
+def asymmetric(
+    labels: np.ndarray, fraction: float, seed: int, num_classes: int, dataset: str = "cifar10"
+) -> np.ndarray:
     """Exactly round(r n_c) samples of each class c of the dataset's look-alike map move along it.
 
-    cifar10: CIFAR10_MAP; mnist and digits: DIGIT_MAP; cifar100: each class to the next of its superclass, in a circle.
+    cifar10: CIFAR10_MAP; mnist and digits: DIGIT_MAP; cifar100: each class to the next of its
+    superclass, in a circle.
     """
     circle = {group[i]: group[(i + 1) % 5] for group in CIFAR100_SUPERCLASSES for i in range(5)}
     maps = {"cifar10": CIFAR10_MAP, "mnist": DIGIT_MAP, "digits": DIGIT_MAP, "cifar100": circle}
     if dataset not in maps:
-        raise ValueError(f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for {dataset}. "
-                         f"Use pair or symmetric")
+        raise ValueError(
+            f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for {dataset}. "
+            f"Use pair or symmetric"
+        )
     generator = np.random.default_rng(seed)
     given = labels.copy()
     for source, destination in sorted(maps[dataset].items()):
         members = generator.permutation(np.flatnonzero(labels == source))
-        given[members[:round(fraction * len(members))]] = destination
+        given[members[: round(fraction * len(members))]] = destination
     return given
 
 
-KINDS = {"permute": permute, "label_permutation": label_permutation, "symmetric": symmetric,
-         "symmetric_inclusive": symmetric_inclusive, "pair": pair, "asymmetric": asymmetric, "structured": structured}
+KINDS = {
+    "permute": permute,
+    "label_permutation": label_permutation,
+    "symmetric": symmetric,
+    "symmetric_inclusive": symmetric_inclusive,
+    "pair": pair,
+    "asymmetric": asymmetric,
+    "structured": structured,
+}
 KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
 FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
 
 
 @dataclass
 class Noise:
-    """Given and true labels [N] (true unknown: -1, or in regression NaN), and what is worth stating about them."""
+    """Given and true labels [N] (true unknown.
+
+    -1, or in regression NaN), and what is worth stating about them.
+    """
 
     given: np.ndarray
     true: np.ndarray
-    transition: np.ndarray  # [C, C]: row c is the distribution of the given label where the true one is c; C = 0 in regression
+    # [C, C]: row c is the distribution of the given label where the true one is c; C = 0 in
+    # regression
+    transition: np.ndarray
     sha256: str
     kind: str  # as asked for, one of KIND_NAMES
     fraction: float  # as asked for, r
@@ -156,12 +222,25 @@ class Noise:
 
     @property
     def groups(self) -> np.ndarray:
-        """[N]: within which samples losses can be compared: those of a given class, in regression all."""
+        """[N].
+
+        Within which samples losses can be compared: those of a given class, in regression all.
+        """
         return self.given if self.num_classes else np.zeros(len(self.given), np.int64)
 
 
-def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_classes: int, dataset: str,
-           trusted: bool = True, true: torch.Tensor | None = None, data_root: str = "data") -> Noise:
+def inject(
+    labels: torch.Tensor,
+    *,
+    kind: str,
+    fraction: float,
+    seed: int,
+    num_classes: int,
+    dataset: str,
+    trusted: bool = True,
+    true: torch.Tensor | None = None,
+    data_root: str = "data",
+) -> Noise:
     """Labels [N] of a training set with noise of the named kind.
 
     Args:
@@ -169,21 +248,24 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
         fraction: r, in [0, 1]; not read by human:, file: and none.
         num_classes: C; 0: the labels are numbers to predict.
         dataset: name of the dataset, for the kinds that are made for one.
-        trusted: whether ``labels`` are true before the noise; where they are not, none, file: and human: leave the truth
-            unknown.
+        trusted: whether ``labels`` are true before the noise; where they are not, none, file: and
+            human: leave the truth unknown.
         true: the true labels, where the dataset comes with both; then nothing can be injected.
         data_root: where the files of human: lie.
 
     Raises:
-        ValueError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the dataset.
+        ValueError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the
+            dataset.
         FileNotFoundError: a file of labels that is not there.
     """
     clean = labels.numpy().astype(np.int64 if num_classes else np.float32)
     if not 0 <= fraction <= 1:
         raise ValueError(f"noise.fraction must lie in [0, 1], got {fraction}")
     if num_classes == 0 and kind.split(":")[0] not in [name.split(":")[0] for name in FOR_NUMBERS]:
-        raise ValueError(f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
-                         f"{', '.join(FOR_NUMBERS)}")
+        raise ValueError(
+            f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
+            f"{', '.join(FOR_NUMBERS)}"
+        )
     if kind == "none":
         given = clean.copy()
     elif kind.startswith("file:"):
@@ -191,20 +273,42 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
     elif kind in KINDS and true is not None:
-        raise ValueError(f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
-                         f"known: set noise.kind=none")
+        raise ValueError(
+            f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
+            f"known: set noise.kind=none"
+        )
     elif kind == "permute" and dataset == "digitsum":
-        raise ValueError("noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: use "
-                         "label_permutation")
-    elif kind == "permute" and num_classes and clean.min() < clean.max() and (np.diff(clean) >= 0).all():
-        raise ValueError("noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: use symmetric")
+        raise ValueError(
+            "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: use "
+            "label_permutation"
+        )
+    elif (
+        kind == "permute"
+        and num_classes
+        and clean.min() < clean.max()
+        and (np.diff(clean) >= 0).all()
+    ):
+        raise ValueError(
+            "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: use symmetric"
+        )
     elif kind in KINDS:
-        given = KINDS[kind](clean, fraction, seed, num_classes, **({"dataset": dataset} if kind == "asymmetric" else {}))
+        given = KINDS[kind](
+            clean,
+            fraction,
+            seed,
+            num_classes,
+            **({"dataset": dataset} if kind == "asymmetric" else {}),
+        )
     else:
         raise ValueError(unknown("noise.kind", kind, KIND_NAMES))
     known = trusted or kind in KINDS or true is not None
-    true = np.full_like(clean, -1 if num_classes else np.nan) if not known else \
-        clean if true is None else true.numpy().astype(clean.dtype)
+    true = (
+        np.full_like(clean, -1 if num_classes else np.nan)
+        if not known
+        else clean
+        if true is None
+        else true.numpy().astype(clean.dtype)
+    )
     transition = np.zeros((num_classes, num_classes))
     if known and num_classes:
         np.add.at(transition, (true, given), 1)
@@ -214,14 +318,16 @@ def inject(labels: torch.Tensor, *, kind: str, fraction: float, seed: int, num_c
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
-    """Labels [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column ``given``).
+    """Labels [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column
+    ``given``).
 
-    They are class numbers, or with num_classes = 0 any finite numbers. A csv may have a column ``index`` with the position
-    of each row in the training set; otherwise rows are in order.
+    They are class numbers, or with num_classes = 0 any finite numbers. A csv may have a column
+    ``index`` with the position of each row in the training set; otherwise rows are in order.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a missing key, a wrong number of labels, a label that is no class.
+        ValueError: another format, a missing key, a wrong number of labels, a label that is no
+            class.
     """
     path, _, key = path.partition("#")
     key = key or "given"
@@ -229,13 +335,18 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
         raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
     if path.endswith(".npz"):
         try:
-            with open(path, "rb") as file, np.load(file) as arrays:  # allow_pickle is off: labels cannot run code
+            with (
+                open(path, "rb") as file,
+                np.load(file) as arrays,
+            ):  # allow_pickle is off: labels cannot run code
                 columns = dict(arrays)
         except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
             raise ValueError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     elif path.endswith(".csv"):
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a mark of the encoding
+            with open(
+                path, newline="", encoding="utf-8-sig"
+            ) as file:  # -sig: spreadsheets write a mark of the encoding
                 reader = csv.DictReader(file, skipinitialspace=True)
                 names, rows = reader.fieldnames or (), list(reader)
         except (ValueError, csv.Error) as error:
@@ -244,48 +355,72 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     else:
         raise ValueError(f"labels are read from .npz or .csv, got {path}")
     if key not in columns:
-        raise ValueError(f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>")
+        raise ValueError(
+            f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>"
+        )
     given = (_whole_numbers if num_classes else _numbers)(columns[key], f"{path}, {key}")
     if given.shape != (num_samples,):
-        raise ValueError(f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}")
+        raise ValueError(
+            f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}"
+        )
     if num_classes and (given.min() < 0 or given.max() >= num_classes):
         bad = np.flatnonzero((given < 0) | (given >= num_classes))
-        raise ValueError(f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
-                         f"({len(bad)} such)")
+        raise ValueError(
+            f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
+            f"({len(bad)} such)"
+        )
     if path.endswith(".csv") and "index" in columns:
         index = _whole_numbers(columns["index"], f"{path}, index")
         if not np.array_equal(np.sort(index), np.arange(num_samples)):
-            raise ValueError(f"column index of {path} must hold each position in [0, {num_samples}) once")
+            raise ValueError(
+                f"column index of {path} must hold each position in [0, {num_samples}) once"
+            )
         given = given[np.argsort(index)]
     return given
 
 
-def human(name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str) -> np.ndarray:
-    """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; noisy for CIFAR-100.
+def human(
+    name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str
+) -> np.ndarray:
+    """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; noisy for
+    CIFAR-100.
 
-    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt), or from a .npz of that name with the same
-    arrays; whose clean_label must be the labels of the dataset, in the same order.
+    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt), or from a .npz
+    of that name with the same arrays; whose clean_label must be the labels of the dataset, in the
+    same order.
     """
     if dataset not in ("cifar10", "cifar100"):
-        raise ValueError(f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}")
+        raise ValueError(
+            f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}"
+        )
     path = Path(data_root) / f"CIFAR-{num_classes}_human.pt"
     if not path.is_file() and path.with_suffix(".npz").is_file():
         path = path.with_suffix(".npz")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} was not found: noise kind human:{name} reads this file of the CIFAR-N release "
-                                f"(github.com/UCSC-REAL/cifar-10-100n, folder data), or a .npz of that name")
+        raise FileNotFoundError(
+            f"{path} was not found: noise kind human:{name} reads this file of the CIFAR-N release "
+            f"(github.com/UCSC-REAL/cifar-10-100n, folder data), or a .npz of that name"
+        )
     try:
         columns = _read_release(path)
     except Exception as error:  # of pickle, zip or torch, as the damage may be
-        raise ValueError(f"{path} cannot be read as plain NumPy arrays: is it the file of the release?") from error
-    names = {key: key for key in columns if key == "clean_label" or key in CIFAR_N.values()}  # without coarse labels
+        raise ValueError(
+            f"{path} cannot be read as plain NumPy arrays: is it the file of the release?"
+        ) from error
+    names = {
+        key: key for key in columns if key == "clean_label" or key in CIFAR_N.values()
+    }  # without coarse labels
     names |= {short: key for short, key in CIFAR_N.items() if key in columns}
     if name not in names:
         raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
-        raise ValueError(f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order")
+        raise ValueError(
+            f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order"
+        )
     if np.shape(columns[names[name]]) != clean.shape:
-        raise ValueError(f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[names[name]]))}")
+        raise ValueError(
+            f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[names[name]]))}"
+        )
     return np.asarray(columns[names[name]]).astype(np.int64)
 
 
@@ -295,8 +430,13 @@ def _read_release(path):
             return dict(arrays)
     integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
     reconstruct = np._core.multiarray._reconstruct
-    before_numpy2 = (reconstruct, "numpy.core.multiarray._reconstruct")  # its name in the released files
-    with torch.serialization.safe_globals([reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]):
+    before_numpy2 = (
+        reconstruct,
+        "numpy.core.multiarray._reconstruct",
+    )  # its name in the released files
+    with torch.serialization.safe_globals(
+        [reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]
+    ):
         return torch.load(path, weights_only=True)
 
 

@@ -11,32 +11,47 @@ from datasets.base import Dataset, Split, split_off
 from utils.pretrained import load_pretrained, mean_of_tokens
 
 
-def text(file: str, encoder: str | None = None, data_root: str = "data", test_file: str | None = None,
-         text_column: str = "text", label_column: str = "label", true_column: str = "true_label", max_length: int = 64,
-         test_fraction: float = 0.2, features: bool = False, device: torch.device | str = "cpu") -> Dataset:
+def text(
+    file: str,
+    encoder: str | None = None,
+    data_root: str = "data",
+    test_file: str | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    true_column: str = "true_label",
+    max_length: int = 64,
+    test_fraction: float = 0.2,
+    features: bool = False,
+    device: torch.device | str = "cpu",
+) -> Dataset:
     """Texts and labels of a CSV file, .csv or compressed, for the encoder ``model.path``.
 
-    Classes are the distinct labels, in order of their names. Inputs are tokens [N, 2, L] of int32, numbers and types, padded
-    to the longest text.
+    Classes are the distinct labels, in order of their names. Inputs are tokens [N, 2, L] of int32,
+    numbers and types, padded to the longest text.
 
     Args:
         file: the training part; relative to ``data_root``, unless it is there as it stands.
         test_file: the test part; without it, ``test_fraction`` of ``file`` is split off.
-        text_column, label_column: of both files; true_column: of ``file``, where you know the true labels.
+        text_column, label_column: of both files; true_column: of ``file``, where you know the true
+            labels.
         max_length: tokens of a text; what is longer is cut.
-        features: the inputs are the texts' mean states in the encoder instead, [N, D], computed once: for a head alone, as
-            ``model: {name: mlp, hidden: []}``, on an encoder that is not trained, and is named with ``encoder``.
+        features: the inputs are the texts' mean states in the encoder instead, [N, D], computed
+            once: for a head alone, as ``model: {name: mlp, hidden: []}``, on an encoder that is not
+            trained, and is named with ``encoder``.
         device: where these are computed.
 
     Raises:
         FileNotFoundError: a file, or a model of that name, that is not there.
-        ValueError: a missing column, text or label; a label of the test part that the training part does not have;
-            arguments out of range; transformers is not installed.
+        ValueError: a missing column, text or label; a label of the test part that the training part
+            does not have; arguments out of range; transformers is not installed.
     """
     if max_length < 3:
         raise ValueError(f"max_length must be at least 3, got {max_length}")
     if encoder is None:
-        raise ValueError("texts are read by the tokenizer of an encoder: set model.path, or, with features, dataset.encoder")
+        raise ValueError(
+            "texts are read by the tokenizer of an encoder: set model.path, or, with features, "
+            "dataset.encoder"
+        )
     table = read("file", file, data_root, text_column, label_column, true_column)
     test = read("test_file", test_file, data_root, text_column, label_column) if test_file else None
     columns = [label_column, *({true_column} & set(table.columns))]
@@ -44,57 +59,96 @@ def text(file: str, encoder: str | None = None, data_root: str = "data", test_fi
     number = {name: position for position, name in enumerate(classes)}
     strange = [] if test is None else sorted(set(test[label_column]) - set(classes))
     if strange:
-        raise ValueError(f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}")
+        raise ValueError(
+            f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
+        )
     given = torch.tensor(table[label_column].map(number).to_numpy())
     true = torch.tensor(table[true_column].map(number).to_numpy()) if true_column in table else None
     if test is None:
         rows, held_out = split_off(given, test_fraction)
-        test_texts, test_targets = table[text_column].iloc[held_out], (given if true is None else true)[held_out]
+        test_texts, test_targets = (
+            table[text_column].iloc[held_out],
+            (given if true is None else true)[held_out],
+        )
     else:
         rows = list(range(len(table)))
-        test_texts, test_targets = test[text_column], torch.tensor(test[label_column].map(number).to_numpy())
+        test_texts, test_targets = (
+            test[text_column],
+            torch.tensor(test[label_column].map(number).to_numpy()),
+        )
     texts, test_texts = list(table[text_column].iloc[rows]), list(test_texts)
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
     if features:
         inputs = embed(encoder, inputs, device)
-    train = Split(inputs[:len(texts)], given[rows], texts)
-    return Dataset(train, Split(inputs[len(texts):], test_targets, test_texts), classes=classes,
-                   in_channels=inputs.shape[1] if features else 0, image_size=1 if features else 0, trusted=False,
-                   true=None if true is None else true[rows])
+    train = Split(inputs[: len(texts)], given[rows], texts)
+    return Dataset(
+        train,
+        Split(inputs[len(texts) :], test_targets, test_texts),
+        classes=classes,
+        in_channels=inputs.shape[1] if features else 0,
+        image_size=1 if features else 0,
+        trusted=False,
+        true=None if true is None else true[rows],
+    )
 
 
-def read(key: str, file: str, data_root: str, text_column: str, label_column: str, true_column: str = "") -> pd.DataFrame:
+def read(
+    key: str, file: str, data_root: str, text_column: str, label_column: str, true_column: str = ""
+) -> pd.DataFrame:
     """The table that the argument ``key`` names, as texts; raises as ``text``."""
     path = Path(file) if Path(file).is_file() else Path(data_root) / file
     if not path.is_file():
-        raise FileNotFoundError(f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must be a "
-                                f"CSV file with a column of texts and one of labels")
+        raise FileNotFoundError(
+            f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must "
+            f"be a "
+            f"CSV file with a column of texts and one of labels"
+        )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as CSV ({error})") from None
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in table:
-            raise ValueError(f"{path} has no column {column!r}; set dataset.{name} to one of {', '.join(table.columns)}")
+            raise ValueError(
+                f"{path} has no column {column!r}; set dataset.{name} to one of "
+                f"{', '.join(table.columns)}"
+            )
     for column in {text_column, label_column, true_column} & set(table.columns):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise ValueError(f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)")
+            raise ValueError(
+                f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)"
+            )
     if table.empty:
         raise ValueError(f"{path} lists no texts")
     return table
 
 
-def tokenize(encoder: str, first: list[str], second: list[str] | None = None, *, max_length: int) -> Tensor:
-    """Token numbers and types [N, 2, L] of int32 of texts, or of pairs of them, cut to max_length and padded to the longest."""
+def tokenize(
+    encoder: str, first: list[str], second: list[str] | None = None, *, max_length: int
+) -> Tensor:
+    """Token numbers and types [N, 2, L] of int32 of texts, or of pairs of them, cut to max_length
+    and padded to the longest.
+    """
     tokenizer = load_pretrained("AutoTokenizer", encoder)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"{encoder} has no padding token, by which a text's end is known")
     parts = []
-    for start in range(0, len(first), 10_000):  # what the tokenizer returns takes a hundred times the room
-        coded = tokenizer(first[start:start + 10_000], second and second[start:start + 10_000], truncation=True,
-                          max_length=max_length, padding="max_length", return_token_type_ids=True, return_tensors="pt")
-        parts.append(torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32))
+    for start in range(
+        0, len(first), 10_000
+    ):  # what the tokenizer returns takes a hundred times the room
+        coded = tokenizer(
+            first[start : start + 10_000],
+            second and second[start : start + 10_000],
+            truncation=True,
+            max_length=max_length,
+            padding="max_length",
+            return_token_type_ids=True,
+            return_tensors="pt",
+        )
+        parts.append(
+            torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32)
+        )
     tokens = torch.cat(parts)
     return tokens[:, :, (tokens[:, 0] != tokenizer.pad_token_id).any(0)]
 
@@ -105,8 +159,12 @@ def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> T
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
     used = tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
     features = torch.empty(len(tokens), model.config.hidden_size)
-    order = used.sum(1).argsort(stable=True)  # texts of about the same length together: less padding to compute
-    for rows in tqdm(order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None):
+    order = used.sum(1).argsort(
+        stable=True
+    )  # texts of about the same length together: less padding to compute
+    for rows in tqdm(
+        order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None
+    ):
         columns = used[rows].any(0)
         ids, mask = tokens[rows, 0][:, columns].long().to(device), used[rows][:, columns].to(device)
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state

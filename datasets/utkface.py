@@ -10,22 +10,32 @@ import torch
 from datasets.base import IMAGENET, Dataset, Split, check_files
 
 
-def utkface(data_root: str = "data", image_size: int = 128, num_workers: int = 4, test_fraction: float = 0.1,
-            split_seed: int = 10, crop_scale: float = 0.08, test_crop: Literal["centre", "authors"] = "centre",
-            memory_limit: int = 2**32) -> Dataset:
-    """Aligned and cropped faces (Zhang et al., CVPR 2017), 23,708 files ``age_gender_race_date.jpg.chip.jpg``; target: the age.
+def utkface(
+    data_root: str = "data",
+    image_size: int = 128,
+    num_workers: int = 4,
+    test_fraction: float = 0.1,
+    split_seed: int = 10,
+    crop_scale: float = 0.08,
+    test_crop: Literal["centre", "authors"] = "centre",
+    memory_limit: int = 2**32,
+) -> Dataset:
+    """Aligned and cropped faces (Zhang et al., CVPR 2017), 23,708 files
+    ``age_gender_race_date.jpg.chip.jpg``; target: the age.
 
-    They lie in ``data_root``/UTKFace, or in folders there. The target is in years, from the first field of the name; files
-    whose name does not begin with an age are left out and counted. The files, in order of their paths, are shuffled with
-    ``split_seed``, and the first ``test_fraction`` is the test part: 21,337 and 2,371. The run says in split.csv which these
-    are. Training images are cropped at random (``crop_scale`` as for ``folder``) and mirrored; normalised with the ImageNet
-    statistics.
+    They lie in ``data_root``/UTKFace, or in folders there. The target is in years, from the first
+    field of the name; files whose name does not begin with an age are left out and counted. The
+    files, in order of their paths, are shuffled with ``split_seed``, and the first
+    ``test_fraction`` is the test part: 21,337 and 2,371. The run says in split.csv which these are.
+    Training images are cropped at random (``crop_scale`` as for ``folder``) and mirrored;
+    normalised with the ImageNet statistics.
 
     Args:
-        test_crop: "centre": test images are resized to 256/224 of ``image_size`` and cropped in the centre; "authors": they get
-            the random augmentation of the training, new in each epoch, as in the code of the DiscrimLoss authors, whose split
-            is not known.
-        memory_limit: the decoded images of each part are kept if they take no more bytes; of 200x200 pixels all take 2.8e9.
+        test_crop: "centre": test images are resized to 256/224 of ``image_size`` and cropped in the
+            centre; "authors": they get the random augmentation of the training, new in each epoch,
+            as in the code of the DiscrimLoss authors, whose split is not known.
+        memory_limit: the decoded images of each part are kept if they take no more bytes; of
+            200x200 pixels all take 2.8e9.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -33,25 +43,53 @@ def utkface(data_root: str = "data", image_size: int = 128, num_workers: int = 4
     """
     check_files(image_size, num_workers, crop_scale)
     if not 0 < test_fraction < 1 or memory_limit < 0:
-        raise ValueError(f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got {test_fraction} and "
-                         f"{memory_limit}")
+        raise ValueError(
+            f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got {test_fraction} "
+            f"and "
+            f"{memory_limit}"
+        )
     folder = Path(data_root, "UTKFace")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
     named = [path for path in files if age(path.name) is not None]
     if len(named) < 2:
-        raise FileNotFoundError(f"there are no images with an age in their names, e.g. 26_1_0_20170116.jpg, in {folder}: put "
-                                f"the aligned and cropped faces of UTKFace there, or set data_root=<folder with UTKFace/>")
+        raise FileNotFoundError(
+            f"there are no images with an age in their names, e.g. 26_1_0_20170116.jpg, in "
+            f"{folder}: put "
+            f"the aligned and cropped faces of UTKFace there, or set data_root=<folder with "
+            f"UTKFace/>"
+        )
     if len({path.name for path in named}) < len(named):
-        raise ValueError(f"{folder} holds files of the same name in different folders, copies that would be trained and tested "
-                         f"on: leave one of each")
+        raise ValueError(
+            f"{folder} holds files of the same name in different folders, copies that would be "
+            f"trained and tested "
+            f"on: leave one of each"
+        )
     order = np.random.RandomState(split_seed).permutation(len(named))
     count = min(max(round(test_fraction * len(named)), 1), len(named) - 1)
-    test, train = (Split([str(named[row]) for row in rows], torch.tensor([age(named[row].name) for row in rows]))
-                   for rows in (order[:count], order[count:]))
+    test, train = (
+        Split(
+            [str(named[row]) for row in rows], torch.tensor([age(named[row].name) for row in rows])
+        )
+        for rows in (order[:count], order[count:])
+    )
     skipped = len(files) - len(named)
-    return Dataset(train, test, classes=[], in_channels=3, image_size=image_size, **IMAGENET, flip=True, crop_scale=crop_scale,
-                   augment_test=test_crop == "authors", num_workers=num_workers, memory_limit=memory_limit, made_split=True,
-                   note=f"{skipped} files without an age in their names left out" if skipped else "")
+    return Dataset(
+        train,
+        test,
+        classes=[],
+        in_channels=3,
+        image_size=image_size,
+        **IMAGENET,
+        flip=True,
+        crop_scale=crop_scale,
+        augment_test=test_crop == "authors",
+        num_workers=num_workers,
+        memory_limit=memory_limit,
+        made_split=True,
+        note=f"{skipped} files without an age in their names left out" if skipped else "",
+    )
 
 
 def age(name: str) -> float | None:

@@ -7,14 +7,22 @@ import torch
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files
 
 
-def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 224, num_workers: int = 8,
-              crop_scale: float = 0.08, cache: bool = False) -> Dataset:
-    """Mini-WebVision (Jiang et al., ICML 2018): the Google images of the first 50 classes, about 66,000; 2,500 to test.
+def webvision(
+    data_root: str = "data",
+    num_classes: int = 50,
+    image_size: int = 224,
+    num_workers: int = 8,
+    crop_scale: float = 0.08,
+    cache: bool = False,
+) -> Dataset:
+    """Mini-WebVision (Jiang et al., ICML 2018): the Google images of the first 50 classes, about
+    66,000; 2,500 to test.
 
-    Reads the release in ``data_root``/webvision: ``info/train_filelist_google.txt`` and ``info/val_filelist.txt``, a path and
-    a label a line, the latter's from ``val_images_256/``; and ``info/synsets.txt``, which names the classes. The validation
-    images of ImageNet of the same classes, ``data_root``/imagenet/val/<synset>/*, are a second test part, "imagenet", where
-    that folder exists. Images are treated as those of ``folder``.
+    Reads the release in ``data_root``/webvision: ``info/train_filelist_google.txt`` and
+    ``info/val_filelist.txt``, a path and a label a line, the latter's from ``val_images_256/``; and
+    ``info/synsets.txt``, which names the classes. The validation images of ImageNet of the same
+    classes, ``data_root``/imagenet/val/<synset>/*, are a second test part, "imagenet", where that
+    folder exists. Images are treated as those of ``folder``.
 
     Args:
         num_classes: 50; 1000 is all of WebVision's Google part.
@@ -28,16 +36,37 @@ def webvision(data_root: str = "data", num_classes: int = 50, image_size: int = 
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     folder = Path(data_root, "webvision")
-    synsets = [line.split(maxsplit=1) for line in _read(folder / "info/synsets.txt") if line.strip()][:num_classes]
+    synsets = [
+        line.split(maxsplit=1) for line in _read(folder / "info/synsets.txt") if line.strip()
+    ][:num_classes]
     if len(synsets) < num_classes:
-        raise ValueError(f"{folder}/info/synsets.txt names {len(synsets)} classes, fewer than num_classes={num_classes}")
+        raise ValueError(
+            f"{folder}/info/synsets.txt names {len(synsets)} classes, fewer than "
+            f"num_classes={num_classes}"
+        )
     train = read(folder / "info/train_filelist_google.txt", folder, num_classes)
     test = read(folder / "info/val_filelist.txt", folder / "val_images_256", num_classes)
     imagenet = Path(data_root, "imagenet/val")
-    more = {"imagenet": _imagenet(imagenet, [synset[0] for synset in synsets])} if imagenet.is_dir() else {}
-    return Dataset(train, test, classes=[synset[-1].split(",")[0] for synset in synsets], in_channels=3, image_size=image_size,
-                   **IMAGENET, flip=True, crop_scale=crop_scale, trusted=False, num_workers=num_workers, more_tests=more,
-                   cache=cache_folder(data_root, cache), note="" if more else f"no ImageNet images in {imagenet}")
+    more = (
+        {"imagenet": _imagenet(imagenet, [synset[0] for synset in synsets])}
+        if imagenet.is_dir()
+        else {}
+    )
+    return Dataset(
+        train,
+        test,
+        classes=[synset[-1].split(",")[0] for synset in synsets],
+        in_channels=3,
+        image_size=image_size,
+        **IMAGENET,
+        flip=True,
+        crop_scale=crop_scale,
+        trusted=False,
+        num_workers=num_workers,
+        more_tests=more,
+        cache=cache_folder(data_root, cache),
+        note="" if more else f"no ImageNet images in {imagenet}",
+    )
 
 
 def read(path: Path, folder: Path, num_classes: int) -> Split:
@@ -46,12 +75,16 @@ def read(path: Path, folder: Path, num_classes: int) -> Split:
     for number, line in enumerate(_read(path), start=1):
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
-            raise ValueError(f"{path}, line {number}: a path and a label were expected, got {line!r}")
+            raise ValueError(
+                f"{path}, line {number}: a path and a label were expected, got {line!r}"
+            )
         if int(label) < num_classes:
             paths.append(str(folder / name))
             targets.append(int(label))
     if len(set(targets)) < num_classes:
-        raise ValueError(f"{path} has images of {len(set(targets))} of the first {num_classes} classes")
+        raise ValueError(
+            f"{path} has images of {len(set(targets))} of the first {num_classes} classes"
+        )
     return Split(paths, torch.tensor(targets))
 
 
@@ -59,13 +92,21 @@ def _imagenet(folder, synsets):
     files = [sorted((folder / synset).glob("*.*")) for synset in synsets]
     missing = [synset for synset, found in zip(synsets, files, strict=True) if not found]
     if missing:
-        raise FileNotFoundError(f"{folder} has no images of {', '.join(missing[:5])}: its layout must be <synset>/<image>")
-    return Split([str(path) for found in files for path in found],
-                 torch.tensor([label for label, found in enumerate(files) for _ in found]))
+        raise FileNotFoundError(
+            f"{folder} has no images of {', '.join(missing[:5])}: its layout must be "
+            f"<synset>/<image>"
+        )
+    return Split(
+        [str(path) for found in files for path in found],
+        torch.tensor([label for label, found in enumerate(files) for _ in found]),
+    )
 
 
 def _read(path):
     if not path.is_file():
-        raise FileNotFoundError(f"{path} was not found: it comes with WebVision 1.0 (data.vision.ee.ethz.ch/cvl/webvision); "
-                                f"set data_root=<folder with webvision/>")
+        raise FileNotFoundError(
+            f"{path} was not found: it comes with WebVision 1.0 "
+            f"(data.vision.ee.ethz.ch/cvl/webvision); "
+            f"set data_root=<folder with webvision/>"
+        )
     return path.read_text().splitlines()

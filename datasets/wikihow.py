@@ -13,55 +13,85 @@ from datasets.text import tokenize
 CONTEXT, QUESTION, FIRST_ENDING = 4, 5, 7  # columns of SWAG's format; the label is the last one
 
 
-def wikihow(task: Literal["step", "goal", "order"], encoder: str | None = None, data_root: str = "data", seed: int = 1,
-            max_length: int = 80, validation_fraction: float = 0.1) -> Dataset:
-    """The multiple-choice tasks of Zhang et al., EMNLP 2020 (arXiv 2009.07690), for the encoder ``model.path``.
+def wikihow(
+    task: Literal["step", "goal", "order"],
+    encoder: str | None = None,
+    data_root: str = "data",
+    seed: int = 1,
+    max_length: int = 80,
+    validation_fraction: float = 0.1,
+) -> Dataset:
+    """The multiple-choice tasks of Zhang et al., EMNLP 2020 (arXiv 2009.07690), for the encoder
+    ``model.path``.
 
-    Reads ``data_root/wikihow/<task>/train.csv`` and ``val.csv``, in SWAG's format: by position, column 4 is the context, 5 the
-    question, 7 and on are the endings, four or two, and the last one is the number of the right ending. A choice is the pair of
-    the context and "question ending", or the question with its "_" replaced by the ending. As in the DiscrimLoss authors' code,
-    ``train.csv`` is shuffled with ``seed``, the run's, and its last ``validation_fraction`` is for validation; ``val.csv`` is
-    the test part. Inputs are tokens [N, C, 2, L]; classes are the numbers of the endings.
+    Reads ``data_root/wikihow/<task>/train.csv`` and ``val.csv``, in SWAG's format: by position,
+    column 4 is the context, 5 the question, 7 and on are the endings, four or two, and the last one
+    is the number of the right ending. A choice is the pair of the context and "question ending", or
+    the question with its "_" replaced by the ending. As in the DiscrimLoss authors' code,
+    ``train.csv`` is shuffled with ``seed``, the run's, and its last ``validation_fraction`` is for
+    validation; ``val.csv`` is the test part. Inputs are tokens [N, C, 2, L]; classes are the
+    numbers of the endings.
 
     Raises:
         FileNotFoundError: a file, or a model of that name, that is not there.
-        ValueError: files of another format; validation_fraction outside (0, 1); transformers is not installed.
+        ValueError: files of another format; validation_fraction outside (0, 1); transformers is not
+            installed.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if encoder is None:
         raise ValueError("texts are read by the tokenizer of an encoder: set model.path")
-    train, test = (read(Path(data_root, "wikihow", task, name)) for name in ("train.csv", "val.csv"))
+    train, test = (
+        read(Path(data_root, "wikihow", task, name)) for name in ("train.csv", "val.csv")
+    )
     if train.shape[1] != test.shape[1]:
-        raise ValueError(f"train.csv of {task} has {train.shape[1] - FIRST_ENDING - 1} endings, and val.csv "
-                         f"{test.shape[1] - FIRST_ENDING - 1}")
+        raise ValueError(
+            f"train.csv of {task} has {train.shape[1] - FIRST_ENDING - 1} endings, and val.csv "
+            f"{test.shape[1] - FIRST_ENDING - 1}"
+        )
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
     count = int(len(train) * (1 - validation_fraction))
-    parts = [_split(table, encoder, max_length) for table in (train.iloc[order[:count]], train.iloc[order[count:]], test)]
-    return Dataset(parts[0], parts[2], classes=[str(number) for number in range(train.shape[1] - FIRST_ENDING - 1)],
-                   validation=parts[1])
+    parts = [
+        _split(table, encoder, max_length)
+        for table in (train.iloc[order[:count]], train.iloc[order[count:]], test)
+    ]
+    return Dataset(
+        parts[0],
+        parts[2],
+        classes=[str(number) for number in range(train.shape[1] - FIRST_ENDING - 1)],
+        validation=parts[1],
+    )
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A CSV file of SWAG's format as texts, without endings that are empty in all its lines; raises as ``wikihow``."""
+    """A CSV file of SWAG's format as texts, without endings that are empty in all its lines.
+
+    Raises as ``wikihow``.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} was not found: the wikiHow goal-step data (github.com/zharry29/wikihow-goal-step) go "
-                                f"to data_root/wikihow/<step, goal or order>/train.csv and val.csv, in SWAG's format")
+        raise FileNotFoundError(
+            f"{path} was not found: the wikiHow goal-step data (github.com/zharry29/wikihow-goal-step) go "
+            f"to data_root/wikihow/<step, goal or order>/train.csv and val.csv, in SWAG's format"
+        )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as CSV ({error})") from None
     endings = table.shape[1] - FIRST_ENDING - 1
     if endings < 2 or table.empty:
-        raise ValueError(f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in {QUESTION}, endings "
-                         f"from {FIRST_ENDING} on and the label in the last; got {', '.join(table.columns)}")
+        raise ValueError(
+            f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in {QUESTION}, endings "
+            f"from {FIRST_ENDING} on and the label in the last; got {', '.join(table.columns)}"
+        )
     unused = [name for name in table.columns[FIRST_ENDING:-1] if (table[name] == "").all()]
     table, endings = table.drop(columns=unused), endings - len(unused)
     strange = ~table.iloc[:, -1].isin([str(number) for number in range(endings)])
     if strange.any():
-        raise ValueError(f"{path}: the label in line {strange.argmax() + 2} must be the number of one of {endings} endings, "
-                         f"got {table.iloc[strange.argmax(), -1]!r}")
+        raise ValueError(
+            f"{path}: the label in line {strange.argmax() + 2} must be the number of one of {endings} endings, "
+            f"got {table.iloc[strange.argmax(), -1]!r}"
+        )
     return table
 
 
@@ -69,10 +99,15 @@ def _split(table, encoder, max_length):
     contexts, questions = list(table.iloc[:, CONTEXT]), list(table.iloc[:, QUESTION])
     endings = [list(row) for row in table.iloc[:, FIRST_ENDING:-1].to_numpy()]
     first = [context for context, choices in zip(contexts, endings, strict=True) for _ in choices]
-    second = [question.replace("_", ending) if "_" in question else f"{question} {ending}"
-              for question, choices in zip(questions, endings, strict=True) for ending in choices]
+    second = [
+        question.replace("_", ending) if "_" in question else f"{question} {ending}"
+        for question, choices in zip(questions, endings, strict=True)
+        for ending in choices
+    ]
     tokens = tokenize(encoder, first, second, max_length=max_length)
     labels = torch.tensor(table.iloc[:, -1].astype(int).to_numpy())
-    shown = [" / ".join([f"{context} {question}".strip(), *choices])
-             for context, question, choices in zip(contexts, questions, endings, strict=True)]
+    shown = [
+        " / ".join([f"{context} {question}".strip(), *choices])
+        for context, question, choices in zip(contexts, questions, endings, strict=True)
+    ]
     return Split(tokens.unflatten(0, (len(table), -1)), labels, texts=shown)

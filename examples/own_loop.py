@@ -24,5 +24,7 @@ for epoch in range(60):
         optimizer.step()
 
 suspects = loss_function.sample_score().topk(int(wrong.sum())).indices
-print(f"predicted the true label of {100 * (model(images).argmax(1) == labels).float().mean():.1f} % of the images; "
-      f"{100 * wrong[suspects].float().mean():.1f} % of the {len(suspects)} most suspicious labels are wrong")
+print(
+    f"predicted the true label of {100 * (model(images).argmax(1) == labels).float().mean():.1f} % of the images; "
+    f"{100 * wrong[suspects].float().mean():.1f} % of the {len(suspects)} most suspicious labels are wrong"
+)

@@ -1,7 +1,8 @@
-"""Methods against noisy labels, one a file. A new one is imported and named here, and is found by YAML, tests and README.
+"""Methods against noisy labels, one a file. A new one is imported and named here, and is found by
+YAML, tests and README.
 
-Each scores samples, ``loss(output, target, index) -> losses [B]``, or, an Objective such as MixMatch, runs the model itself;
-losses.base says what that promises.
+Each scores samples, ``loss(output, target, index) -> losses [B]``, or, an Objective such as
+MixMatch, runs the model itself; losses.base says what that promises.
 """
 
 from losses.data_parameters import DataParameters
@@ -12,4 +13,12 @@ from losses.mixmatch import MixMatch
 from losses.plain import Plain
 from losses.superloss import SuperLoss
 
-__all__ = ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GradientRescaling", "GCE", "MixMatch"]
+__all__ = [
+    "Plain",
+    "DiscrimLoss",
+    "SuperLoss",
+    "DataParameters",
+    "GradientRescaling",
+    "GCE",
+    "MixMatch",
+]

@@ -1,4 +1,7 @@
-"""Data Parameters: a learnable temperature per sample and per class (Saxena et al., NeurIPS 2019)."""
+"""Data Parameters.
+
+A learnable temperature per sample and per class (Saxena et al., NeurIPS 2019).
+"""
 
 import math
 from collections.abc import Callable
@@ -12,12 +15,14 @@ from losses.per_sample import PerSampleParameter
 
 
 class DataParameters(SampleLoss):
-    """Cross-entropy of the logits divided by a temperature that belongs to the sample, to its given class, or to both.
+    """Cross-entropy of the logits divided by a temperature that belongs to the sample, to its given
+    class, or to both.
 
-    temperature_i = exp(s_i) + exp(s_class(i)), or one of the two. A sample that the
-    network cannot fit raises its temperature, which flattens its gradient. The temperatures are trained with SGD with
-    momentum on their logarithms inside ``forward``, in training mode, with the gradient of the batch's mean loss; a
-    class that occurs several times in a batch sums its gradients (and its decay, once for each occurrence) into one step.
+    temperature_i = exp(s_i) + exp(s_class(i)), or one of the two. A sample that the network cannot
+    fit raises its temperature, which flattens its gradient. The temperatures are trained with SGD
+    with momentum on their logarithms inside ``forward``, in training mode, with the gradient of the
+    batch's mean loss; a class that occurs several times in a batch sums its gradients (and its
+    decay, once for each occurrence) into one step.
 
     Classification only. Prediction uses the logits as they are.
 
@@ -28,39 +33,67 @@ class DataParameters(SampleLoss):
         level: "instance", "class" or "both".
         instance_lr, class_lr: learning rates of the log temperatures, never scheduled.
         instance_init, class_init: initial temperatures (not logarithms).
-        instance_decay, class_decay: weight decay of the log temperatures, summed over the batch as in the authors' code.
+        instance_decay, class_decay: weight decay of the log temperatures, summed over the batch as
+            in the authors' code.
         momentum: of both.
         low, high: bounds of the log temperatures, enforced after every step.
 
     State: log temperature and velocity: 8 bytes a sample and 8 a class.
 
-    Deviations from github.com/apple/ml-data-parameters: only the drawn entries are stepped, which is equivalent.
+    Deviations from github.com/apple/ml-data-parameters: only the drawn entries are stepped, which
+    is equivalent.
 
     Raises:
         ValueError: a regression task loss, or an argument outside its range.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    def __init__(self, task_loss: Callable, num_samples: int, num_outputs: int, *,
-                 level: Literal["instance", "class", "both"] = "instance",
-                 instance_lr: float = 0.2, instance_init: float = 1.0, instance_decay: float = 0.0,
-                 class_lr: float = 0.1, class_init: float = 1.0, class_decay: float = 0.0,
-                 momentum: float = 0.9, low: float = math.log(1 / 20), high: float = math.log(20)):
+    def __init__(
+        self,
+        task_loss: Callable,
+        num_samples: int,
+        num_outputs: int,
+        *,
+        level: Literal["instance", "class", "both"] = "instance",
+        instance_lr: float = 0.2,
+        instance_init: float = 1.0,
+        instance_decay: float = 0.0,
+        class_lr: float = 0.1,
+        class_init: float = 1.0,
+        class_decay: float = 0.0,
+        momentum: float = 0.9,
+        low: float = math.log(1 / 20),
+        high: float = math.log(20),
+    ):
         super().__init__(task_loss)
         check_classification("DataParameters", task_loss)
         if level not in ("instance", "class", "both"):
             raise ValueError(f'level must be "instance", "class" or "both", got "{level}"')
         if instance_init <= 0 or class_init <= 0:
-            raise ValueError(f"a temperature must start above 0, got {instance_init} and {class_init}")
+            raise ValueError(
+                f"a temperature must start above 0, got {instance_init} and {class_init}"
+            )
         self.num_samples = num_samples
         self.instance_decay, self.class_decay = instance_decay, class_decay
         self.instance = self.classes = None
         if level != "class":
-            self.instance = PerSampleParameter(num_samples, init=math.log(instance_init), lr=instance_lr,
-                                               momentum=momentum, low=low, high=high)
+            self.instance = PerSampleParameter(
+                num_samples,
+                init=math.log(instance_init),
+                lr=instance_lr,
+                momentum=momentum,
+                low=low,
+                high=high,
+            )
         if level != "instance":
-            self.classes = PerSampleParameter(num_outputs, init=math.log(class_init), lr=class_lr,
-                                              momentum=momentum, low=low, high=high)
+            self.classes = PerSampleParameter(
+                num_outputs,
+                init=math.log(class_init),
+                lr=class_lr,
+                momentum=momentum,
+                low=low,
+                high=high,
+            )
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
@@ -74,14 +107,21 @@ class DataParameters(SampleLoss):
 
     @torch.no_grad()
     def _step(self, scaled, temperature, target, index, instance, classes):
-        """Step the log temperatures: d mean(loss) / d temperature is (z_y - E z) / (B temperature), z the scaled logits."""
+        """Step the log temperatures.
+
+        D mean(loss) / d temperature is (z_y - E z) / (B temperature), z the scaled logits.
+        """
         expected = (scaled.softmax(1) * scaled).sum(1)
-        grad = (scaled.gather(1, target.unsqueeze(1)).squeeze(1) - expected) / (len(scaled) * temperature)
+        grad = (scaled.gather(1, target.unsqueeze(1)).squeeze(1) - expected) / (
+            len(scaled) * temperature
+        )
         if instance is not None:
             self.instance.step(index, grad * instance.exp() + self.instance_decay * instance)
         if classes is not None:
             per_class = torch.zeros_like(self.classes.value)
-            per_class.index_add_(0, target, (grad * classes.exp() + self.class_decay * classes).to(per_class.dtype))
+            per_class.index_add_(
+                0, target, (grad * classes.exp() + self.class_decay * classes).to(per_class.dtype)
+            )
             self.classes.step(torch.arange(len(per_class), device=per_class.device), per_class)
 
     def sample_score(self) -> Tensor | None:

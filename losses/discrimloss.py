@@ -1,4 +1,7 @@
-"""DiscrimLoss: first down-weight every hard sample, later only the ones that stay hard (Wu et al., IEEE TMM 2023)."""
+"""DiscrimLoss.
+
+First down-weight every hard sample, later only the ones that stay hard (Wu et al., IEEE TMM 2023).
+"""
 
 import math
 from collections.abc import Callable
@@ -12,12 +15,14 @@ from losses.per_sample import PerSampleParameter
 
 
 class DiscrimLoss(SampleLoss):
-    """(average_i - gamma k) / sigma_i: a sample whose average loss stays above the threshold loses its weight.
+    """(average_i - gamma k) / sigma_i: a sample whose average loss stays above the threshold loses
+    its weight.
 
-    Per sample it keeps a moving average of the loss and a learnable scale sigma. A sample with an average below the
-    threshold gamma * k is *easy*: gradient descent shrinks its sigma and its weight 1/sigma grows. One above is *hard*
-    or *incorrect*, and its sigma grows. The factor gamma rises around epoch q, so that the hard samples, whose loss has
-    fallen by then, get their weight back, and the incorrect ones do not.
+    Per sample it keeps a moving average of the loss and a learnable scale sigma. A sample with an
+    average below the threshold gamma * k is *easy*: gradient descent shrinks its sigma and its
+    weight 1/sigma grows. One above is *hard* or *incorrect*, and its sigma grows. The factor gamma
+    rises around epoch q, so that the hard samples, whose loss has fallen by then, get their weight
+    back, and the incorrect ones do not.
 
     For each batch, in this order (doi 10.1109/TMM.2023.3290477, as in the authors' code):
 
@@ -28,67 +33,106 @@ class DiscrimLoss(SampleLoss):
         gamma   = 1 + a + a tanh(p (epoch - q))              rises from 1 to 1 + 2a
         loss_i  = suppression(epoch) (L_i - gamma k) / sigma_i
 
-    and then one step of SGD with momentum on log sigma_i, in closed form: d mean(loss) / d log sigma_i = -loss_i / B,
-    plus sigma_decay * log sigma_i. It is taken inside ``forward``, in training mode, so that no second optimiser is needed.
+    and then one step of SGD with momentum on log sigma_i, in closed form: d mean(loss) / d log
+    sigma_i = -loss_i / B, plus sigma_decay * log sigma_i. It is taken inside ``forward``, in
+    training mode, so that no second optimiser is needed.
 
     Losses may be negative. Works for classification and regression.
 
     Args:
         task_loss: ``(output, target) -> losses [B]``, one of losses.task.
         num_samples: N, the size of the training set that ``index`` counts in.
-        a, p, q: height, steepness and epoch of the rise of gamma. ``a=0``: the threshold is not raised.
+        a, p, q: height, steepness and epoch of the rise of gamma. ``a=0``: the threshold is not
+            raised.
         beta: decay of the per-sample average. 0: no history, each loss stands for itself.
         rho: decay of the "ema" threshold.
-        threshold: k. "ema" over batches; "mean" of all losses seen since the start; or a fixed number.
-        suppression: shape of the factor of the first ``suppression_epochs`` epochs, see ``suppression_factor``.
+        threshold: k. "ema" over batches; "mean" of all losses seen since the start; or a fixed
+            number.
+        suppression: shape of the factor of the first ``suppression_epochs`` epochs, see
+            ``suppression_factor``.
         suppression_epochs: S. 0: none.
         sigma_lr, sigma_momentum: of the SGD on log sigma; never scheduled.
-        sigma_decay: weight decay of log sigma. As in the authors' code it is summed over the batch, not averaged.
+        sigma_decay: weight decay of log sigma. As in the authors' code it is summed over the batch,
+            not averaged.
         log_sigma_low, log_sigma_high: bounds of log sigma, which starts at 0.
-        bias_correction: "epoch" as the authors, right where every epoch visits every sample; "visits" counts.
+        bias_correction: "epoch" as the authors, right where every epoch visits every sample;
+            "visits" counts.
 
-    State: history, log sigma and its velocity: 12 bytes a sample, 16 with ``bias_correction="visits"``.
+    State: history, log sigma and its velocity: 12 bytes a sample, 16 with
+    ``bias_correction="visits"``.
 
-    Ablations of the paper are argument values: ``beta=0`` without EA (moving average), ``suppression_epochs=0`` without
-    ES, ``threshold="mean"`` GAK, ``threshold=math.log(C)`` a fixed k, and with ``a=0`` besides a fixed k without gamma.
+    Ablations of the paper are argument values: ``beta=0`` without EA (moving average),
+    ``suppression_epochs=0`` without ES, ``threshold="mean"`` GAK, ``threshold=math.log(C)`` a fixed
+    k, and with ``a=0`` besides a fixed k without gamma.
 
-    Deviations from the authors' code (github.com/tangminji/DiscrimLoss): 1. history, threshold and sigma are in
-    ``state_dict``. 2. Only the drawn entries are stepped, which is equivalent. 3. Evaluation mode updates nothing.
-    From the paper: the authors' searched lower bounds apply to *log* sigma (0.05 to 0.7), so with their hyper-parameters
-    sigma never falls below 1 after the first step, and no sample is weighted up.
+    Deviations from the authors' code (github.com/tangminji/DiscrimLoss): 1. history, threshold and
+    sigma are in ``state_dict``. 2. Only the drawn entries are stepped, which is equivalent. 3.
+    Evaluation mode updates nothing. From the paper: the authors' searched lower bounds apply to
+    *log* sigma (0.05 to 0.7), so with their hyper-parameters sigma never falls below 1 after the
+    first step, and no sample is weighted up.
 
     Raises:
         ValueError: an argument outside its range.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    def __init__(self, task_loss: Callable, num_samples: int, *, a: float = 0.2, p: float = 1.5, q: float = 50.0,
-                 beta: float = 0.9, rho: float = 0.9, threshold: Literal["ema", "mean"] | float = "ema",
-                 suppression: Literal["linear", "sin", "exp", "piecewise"] = "linear", suppression_epochs: float = 3,
-                 sigma_lr: float = 0.1, sigma_momentum: float = 0.9, sigma_decay: float = 0.0,
-                 log_sigma_low: float = math.log(1 / 20), log_sigma_high: float = math.log(20),
-                 bias_correction: Literal["epoch", "visits"] = "epoch"):
+    def __init__(
+        self,
+        task_loss: Callable,
+        num_samples: int,
+        *,
+        a: float = 0.2,
+        p: float = 1.5,
+        q: float = 50.0,
+        beta: float = 0.9,
+        rho: float = 0.9,
+        threshold: Literal["ema", "mean"] | float = "ema",
+        suppression: Literal["linear", "sin", "exp", "piecewise"] = "linear",
+        suppression_epochs: float = 3,
+        sigma_lr: float = 0.1,
+        sigma_momentum: float = 0.9,
+        sigma_decay: float = 0.0,
+        log_sigma_low: float = math.log(1 / 20),
+        log_sigma_high: float = math.log(20),
+        bias_correction: Literal["epoch", "visits"] = "epoch",
+    ):
         super().__init__(task_loss)
         for name, value in (("beta", beta), ("rho", rho)):
             if not 0 <= value < 1:
-                raise ValueError(f"{name} is the decay of a moving average and must lie in [0, 1), got {value}")
+                raise ValueError(
+                    f"{name} is the decay of a moving average and must lie in [0, 1), got {value}"
+                )
         if suppression_epochs < 0 or sigma_decay < 0:
-            raise ValueError(f"suppression_epochs and sigma_decay must be >= 0, got {suppression_epochs} and {sigma_decay}")
+            raise ValueError(
+                f"suppression_epochs and sigma_decay must be >= 0, got {suppression_epochs} and {sigma_decay}"
+            )
         if isinstance(threshold, str) and threshold not in ("ema", "mean"):
             raise ValueError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
         if bias_correction not in ("epoch", "visits"):
-            raise ValueError(f'bias_correction must be "epoch" or "visits", got "{bias_correction}"')
+            raise ValueError(
+                f'bias_correction must be "epoch" or "visits", got "{bias_correction}"'
+            )
         suppression_factor(suppression, 0, suppression_epochs)  # raises for an unknown shape
         self.num_samples = num_samples
         self.a, self.p, self.q, self.beta, self.rho = a, p, q, beta, rho
         self.threshold_rule, self.bias_correction = threshold, bias_correction
         self.suppression, self.suppression_epochs = suppression, suppression_epochs
         self.sigma_decay = sigma_decay
-        self.log_sigma = PerSampleParameter(num_samples, init=0.0, lr=sigma_lr, momentum=sigma_momentum,
-                                            low=log_sigma_low, high=log_sigma_high)
+        self.log_sigma = PerSampleParameter(
+            num_samples,
+            init=0.0,
+            lr=sigma_lr,
+            momentum=sigma_momentum,
+            low=log_sigma_low,
+            high=log_sigma_high,
+        )
         self.register_buffer("history", torch.zeros(num_samples))
-        self.register_buffer("threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold)))
-        self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))  # 0 before the first batch
+        self.register_buffer(
+            "threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold))
+        )
+        self.register_buffer(
+            "num_seen", torch.tensor(0, dtype=torch.int64)
+        )  # 0 before the first batch
         self._unset = True  # whether that is 0, known without a look at the device
         if bias_correction == "visits":
             self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
@@ -113,18 +157,24 @@ class DiscrimLoss(SampleLoss):
             value = weight * torch.sub(average, self.threshold, alpha=gamma)
             if self.training:
                 grad = value * (-1 / len(value))
-                self.log_sigma.step(index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad)
+                self.log_sigma.step(
+                    index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad
+                )
         # the value, with its gradient: of the average, only the new loss has one
         return torch.addcmul(value, weight * share, losses - losses.detach())
 
     def _average(self, losses, index):
-        """Bias-corrected moving average of each sample's loss, this one included, and what part of it this one is."""
+        """Bias-corrected moving average of each sample's loss, this one included, and what part of
+        it this one is.
+        """
         if self.bias_correction == "visits":
             visits = self.visits[index] + 1
-            correction = 1 - self.beta ** visits
+            correction = 1 - self.beta**visits
         else:
             correction = 1 - self.beta ** (self.epoch + 1)
-        average = torch.lerp(losses, self.history.index_select(0, index).to(losses.dtype), self.beta)
+        average = torch.lerp(
+            losses, self.history.index_select(0, index).to(losses.dtype), self.beta
+        )
         if self.training:
             self.history.index_copy_(0, index, average.to(self.history.dtype))
             if self.bias_correction == "visits":
@@ -146,15 +196,20 @@ class DiscrimLoss(SampleLoss):
         self._unset = False
 
     def sample_score(self) -> Tensor:
-        """log sigma + average loss, [N]: what the method distrusts, and, among the many at a bound of sigma, how much."""
+        """log sigma + average loss, [N].
+
+        What the method distrusts, and, among the many at a bound of sigma, how much.
+        """
         return self.log_sigma.value + self.history
 
 
 def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> float:
-    """Factor of the loss at this epoch: below 1 during the first ``suppression_epochs`` = S epochs, 1 afterwards.
+    """Factor of the loss at this epoch: below 1 during the first ``suppression_epochs`` = S epochs,
+    1 afterwards.
 
-    linear (e+1)/10; sin S/10 sin(pi/2 (e+1)/S); exp S/10 e^(e+1-S); piecewise 0.2. As in the authors' code every shape
-    jumps at epoch S (linear from S/10 to 1): it cancels what bias correction adds to the first epochs' gradients.
+    linear (e+1)/10; sin S/10 sin(pi/2 (e+1)/S); exp S/10 e^(e+1-S); piecewise 0.2. As in the
+    authors' code every shape jumps at epoch S (linear from S/10 to 1): it cancels what bias
+    correction adds to the first epochs' gradients.
     """
     shapes = {
         "linear": lambda e, s: (e + 1) / 10,

@@ -1,4 +1,7 @@
-"""Generalised cross-entropy: between cross-entropy and mean absolute error (Zhang and Sabuncu, NeurIPS 2018)."""
+"""Generalised cross-entropy.
+
+Between cross-entropy and mean absolute error (Zhang and Sabuncu, NeurIPS 2018).
+"""
 
 from collections.abc import Callable
 
@@ -11,8 +14,9 @@ from losses.base import SampleLoss, check_classification
 class GCE(SampleLoss):
     """(1 - p^q) / q, with p the probability of the given label: the L_q loss of arXiv 1805.07836.
 
-    Its gradient is p^q times that of cross-entropy: a label the network finds improbable pulls less. q -> 0 is
-    cross-entropy, q = 1 the mean absolute error 1 - p. Computed from log p, so it is exact for small q and small p.
+    Its gradient is p^q times that of cross-entropy: a label the network finds improbable pulls
+    less. q -> 0 is cross-entropy, q = 1 the mean absolute error 1 - p. Computed from log p, so it
+    is exact for small q and small p.
 
     Classification only; no state.
 
@@ -20,7 +24,8 @@ class GCE(SampleLoss):
         task_loss: cross_entropy.
         q: in (0, 1]; the paper uses 0.7.
 
-    Deviation: the paper's truncated variant, with its pruning by the best model so far, is not part of this class.
+    Deviation: the paper's truncated variant, with its pruning by the best model so far, is not part
+    of this class.
 
     Raises:
         ValueError: a regression task loss, or q outside (0, 1].

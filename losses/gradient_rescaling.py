@@ -1,4 +1,7 @@
-"""Gradient Rescaling and Derivative Manipulation: state the gradient of a sample instead of its loss (Wang et al.)."""
+"""Gradient Rescaling and Derivative Manipulation.
+
+State the gradient of a sample instead of its loss (Wang et al.).
+"""
 
 import math
 from collections.abc import Callable
@@ -11,64 +14,85 @@ from losses.base import SampleLoss, check_classification
 
 
 class GradientRescaling(SampleLoss):
-    """Gives each sample's logit gradient an L1 norm that depends on p, the probability of its given label.
+    """Gives each sample's logit gradient an L1 norm that depends on p, the probability of its given
+    label.
 
-    Cross-entropy's gradient is p_vector - onehot, of L1 norm 2 (1 - p). Its direction is kept and its norm replaced by
-    the *emphasis density* w(p) (Gradient Rescaling, arXiv 1905.11233; Derivative Manipulation is its later name):
+    Cross-entropy's gradient is p_vector - onehot, of L1 norm 2 (1 - p). Its direction is kept and
+    its norm replaced by the *emphasis density* w(p) (Gradient Rescaling, arXiv 1905.11233;
+    Derivative Manipulation is its later name):
 
         variant       w(p)                            largest at            reduces to
         power         exp(beta p^lam (1 - p))         lam / (lam + 1)       IMAE with T = beta at lam = 1
         exponential   exp(beta (1 - p))               0 (beta > 0)          power with lam = 0
         normal        exp(-beta p (p - 2 lam))        lam
         beta          p^(beta-1) (1 - p)^(lam-1)                            up to a constant: (1, 2) cross-entropy,
-                                                                            (2, 2) MAE, (2, 3) MSE, (q+1, 2) GCE
+                                                                            (2, 2) MAE, (2, 3) MSE,
+                                                                            (q+1, 2) GCE
 
-    With ``normalise="batch"``, as in the authors' code, the norms of a batch sum to 1, whatever its size and the stage of
-    training. With "none" sample i has norm w(p_i) / B, so that the same learning rate means the same as for a mean loss.
+    With ``normalise="batch"``, as in the authors' code, the norms of a batch sum to 1, whatever its
+    size and the stage of training. With "none" sample i has norm w(p_i) / B, so that the same
+    learning rate means the same as for a mean loss.
 
-    The value of the returned losses is the task loss: the power, exponential and normal densities are not the derivative
-    of any finite loss. Their *gradient* is what the table says.
+    The value of the returned losses is the task loss: the power, exponential and normal densities
+    are not the derivative of any finite loss. Their *gradient* is what the table says.
 
     Classification only; no state.
 
     Args:
         task_loss: cross_entropy.
-        beta, lam: as in the table; lam >= 0, and both >= 1 for the beta density, which is unbounded below that.
+        beta, lam: as in the table; lam >= 0, and both >= 1 for the beta density, which is unbounded
+            below that.
         variant, normalise: as above.
 
-    Deviations from the authors' PyTorch code (ProSelfLC-AT): the gradient is written through the softmax over the *other*
-    classes, q_j = p_j / (1 - p), as w/2 (q - onehot). It is the same gradient without the 0/0 that makes rows of norm
-    1.3 to 6 out of float32 logits that differ by 17 or more; the added 1e-8 are not needed and not there.
+    Deviations from the authors' PyTorch code (ProSelfLC-AT): the gradient is written through the
+    softmax over the *other* classes, q_j = p_j / (1 - p), as w/2 (q - onehot). It is the same
+    gradient without the 0/0 that makes rows of norm 1.3 to 6 out of float32 logits that differ by
+    17 or more; the added 1e-8 are not needed and not there.
 
     Raises:
-        ValueError: a regression task loss, an unknown variant or normalise, or a density without bound.
+        ValueError: a regression task loss, an unknown variant or normalise, or a density without
+            bound.
     """
 
-    def __init__(self, task_loss: Callable, *, beta: float, lam: float,
-                 variant: Literal["power", "exponential", "normal", "beta"] = "power",
-                 normalise: Literal["batch", "none"] = "batch"):
+    def __init__(
+        self,
+        task_loss: Callable,
+        *,
+        beta: float,
+        lam: float,
+        variant: Literal["power", "exponential", "normal", "beta"] = "power",
+        normalise: Literal["batch", "none"] = "batch",
+    ):
         super().__init__(task_loss)
         check_classification("GradientRescaling", task_loss)
         if variant not in ("power", "exponential", "normal", "beta"):
-            raise ValueError(f'variant must be "power", "exponential", "normal" or "beta", got "{variant}"')
+            raise ValueError(
+                f'variant must be "power", "exponential", "normal" or "beta", got "{variant}"'
+            )
         if normalise not in ("batch", "none"):
             raise ValueError(f'normalise must be "batch" or "none", got "{normalise}"')
         if lam < 0:
             raise ValueError(f"lam must be >= 0, got {lam}")
         if variant == "beta" and min(beta, lam) < 1:
-            raise ValueError(f"the beta density is bounded only for beta >= 1 and lam >= 1, got {beta} and {lam}")
+            raise ValueError(
+                f"the beta density is bounded only for beta >= 1 and lam >= 1, got {beta} and {lam}"
+            )
         self.beta, self.lam, self.variant, self.normalise = beta, lam, variant, normalise
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         losses = self.task_loss(output, target)
         others = output.detach().to(losses.dtype).scatter(1, target.unsqueeze(1), -math.inf)
         log_p = -losses.detach()
-        rest = (others.logsumexp(1) - output.detach().to(losses.dtype).logsumexp(1)).exp()  # 1 - p, without cancellation
+        rest = (
+            others.logsumexp(1) - output.detach().to(losses.dtype).logsumexp(1)
+        ).exp()  # 1 - p, without cancellation
         weight = emphasis(log_p, rest, self.beta, self.lam, self.variant)
         if self.normalise == "batch":
             weight = len(weight) * weight / weight.sum().clamp_min(1e-12)
         direction = others.softmax(1).scatter(1, target.unsqueeze(1), -1.0)
-        carrier = (0.5 * weight.unsqueeze(1) * direction * output).sum(1)  # linear in the logits: its gradient is the weight
+        carrier = (0.5 * weight.unsqueeze(1) * direction * output).sum(
+            1
+        )  # linear in the logits: its gradient is the weight
         return losses.detach() + carrier - carrier.detach()
 
 

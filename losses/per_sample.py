@@ -5,28 +5,40 @@ from torch import Tensor, nn
 
 
 class PerSampleParameter(nn.Module):
-    """N learnable scalars with SGD, momentum and bounds built in; only the entries drawn in a batch move.
+    """N learnable scalars with SGD, momentum and bounds built in; only the entries drawn in a batch
+    move.
 
-    Equals the "SparseSGD, then clamp all N" of the data-parameters and DiscrimLoss code, bit for bit: an entry whose
-    gradient is exactly 0 keeps its value and its momentum, so momentum advances once per visit, and the whole table is
-    clamped after the first step (which lifts entries not drawn yet from ``init`` to the bounds). From then on every
-    entry is within the bounds, and clamping the drawn ones is enough.
+    Equals the "SparseSGD, then clamp all N" of the data-parameters and DiscrimLoss code, bit for
+    bit: an entry whose gradient is exactly 0 keeps its value and its momentum, so momentum advances
+    once per visit, and the whole table is clamped after the first step (which lifts entries not
+    drawn yet from ``init`` to the bounds). From then on every entry is within the bounds, and
+    clamping the drawn ones is enough.
 
     State: ``value [N]`` and ``velocity [N]``, float32: 8 bytes a sample.
     """
 
-    def __init__(self, num_samples: int, *, init: float, lr: float, momentum: float, low: float, high: float):
+    def __init__(
+        self, num_samples: int, *, init: float, lr: float, momentum: float, low: float, high: float
+    ):
         super().__init__()
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if lr < 0 or not 0 <= momentum < 1:
-            raise ValueError(f"a per-sample learning rate must be >= 0 and its momentum in [0, 1), got {lr} and {momentum}")
+            raise ValueError(
+                f"a per-sample learning rate must be >= 0 and its momentum in [0, 1), got {lr} and "
+                f"{momentum}"
+            )
         if low >= high:
-            raise ValueError(f"the lower bound of a per-sample parameter must be below the upper one, got {low} >= {high}")
+            raise ValueError(
+                f"the lower bound of a per-sample parameter must be below the upper one, got {low} "
+                f">= {high}"
+            )
         self.lr, self.momentum, self.low, self.high = lr, momentum, low, high
         self.register_buffer("value", torch.full((num_samples,), init, dtype=torch.float32))
         self.register_buffer("velocity", torch.zeros(num_samples))
-        self._all_within_bounds = False  # not state: clamping a table that is within its bounds changes nothing
+        self._all_within_bounds = (
+            False  # not state: clamping a table that is within its bounds changes nothing
+        )
 
     def _load_from_state_dict(self, *arguments):
         super()._load_from_state_dict(*arguments)
@@ -43,7 +55,9 @@ class PerSampleParameter(nn.Module):
         grad = grad.to(self.velocity.dtype)
         moved = grad != 0
         velocity = torch.where(moved, self.momentum * velocity + grad, velocity)
-        value = torch.where(moved, value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high), value)
+        value = torch.where(
+            moved, value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high), value
+        )
         self.velocity.index_copy_(0, index, velocity)
         self.value.index_copy_(0, index, value)
         if not self._all_within_bounds:

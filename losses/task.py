@@ -1,6 +1,7 @@
 """Task losses: what is lost on one sample, unreduced. Every method wraps one of these.
 
-Each is called as ``task_loss(output, target) -> losses [B]`` and computes in float32 when the output is half precision.
+Each is called as ``task_loss(output, target) -> losses [B]`` and computes in float32 when the
+output is half precision.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,15 @@ TASK_LOSSES = {
 
 
 def get_task_loss(task: str, name: str, of_dataset: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The task loss of that name; raises ValueError where the task has none such, or the dataset is for another task."""
+    """The task loss of that name.
+
+    Raises ValueError where the task has none such, or the dataset is for another task.
+    """
     if task != of_dataset:
-        raise ValueError(f"task={task}, but the targets of this dataset are for {of_dataset}: set task={of_dataset} and "
-                         f"task_loss to one of {', '.join(TASK_LOSSES[of_dataset])}")
+        raise ValueError(
+            f"task={task}, but the targets of this dataset are for {of_dataset}: set task={of_dataset} and "
+            f"task_loss to one of {', '.join(TASK_LOSSES[of_dataset])}"
+        )
     if name not in TASK_LOSSES[task]:
         raise ValueError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
     return TASK_LOSSES[task][name]
@@ -48,9 +54,13 @@ def _full_precision(output):
 
 def _regression(output, target):
     output = _full_precision(output)
-    if output.ndim == 2 and output.shape[1] == 1:  # [B, 1] against [B] would broadcast to [B, B] in silence
+    if (
+        output.ndim == 2 and output.shape[1] == 1
+    ):  # [B, 1] against [B] would broadcast to [B, B] in silence
         output = output.squeeze(1)
     if output.shape != target.shape:
-        raise ValueError(f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "
-                         f"got {list(output.shape)}")
+        raise ValueError(
+            f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "
+            f"got {list(output.shape)}"
+        )
     return output, target.to(output.dtype)

@@ -1,7 +1,9 @@
-"""Backbones: functions that return a module from images [B, in_channels, H, W] to output [B, num_outputs].
+"""Backbones: functions that return a module from images [B, in_channels, H, W] to output [B,
+num_outputs].
 
-A new one is imported and named here, and is found by YAML and tests. Its signature is the schema of its YAML section:
-`num_outputs`, and `in_channels` and `image_size` (height = width) where it has them, come from the dataset, the rest from YAML.
+A new one is imported and named here, and is found by YAML and tests. Its signature is the schema of
+its YAML section: `num_outputs`, and `in_channels` and `image_size` (height = width) where it has
+them, come from the dataset, the rest from YAML.
 """
 
 from models.cnn import cnn
@@ -14,5 +16,18 @@ from models.resnet import resnet18, resnet34
 from models.text_encoder import text_encoder
 from models.wide_resnet import wide_resnet, wide_resnet28_2, wide_resnet28_10
 
-__all__ = ["cnn", "digitsum_lstm", "imagenet_resnet18", "lenet", "mlp", "preact_resnet18", "resnet18", "resnet34", "resnet50",
-           "text_encoder", "wide_resnet", "wide_resnet28_10", "wide_resnet28_2"]
+__all__ = [
+    "cnn",
+    "digitsum_lstm",
+    "imagenet_resnet18",
+    "lenet",
+    "mlp",
+    "preact_resnet18",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "text_encoder",
+    "wide_resnet",
+    "wide_resnet28_10",
+    "wide_resnet28_2",
+]

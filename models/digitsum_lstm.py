@@ -6,19 +6,24 @@ import torch
 from torch import Tensor, nn
 
 
-def digitsum_lstm(num_outputs: int, *, hidden: int = 256, random_state: Literal["zeros", "authors"] = "zeros") -> nn.Module:
-    """Embedding, one LSTM layer, a linear layer and ReLU, on the state after the last digit: [B, L] tokens -> [B, num_outputs].
+def digitsum_lstm(
+    num_outputs: int, *, hidden: int = 256, random_state: Literal["zeros", "authors"] = "zeros"
+) -> nn.Module:
+    """Embedding, one LSTM layer, a linear layer and ReLU, on the state after the last digit: [B, L]
+    tokens -> [B, num_outputs].
 
-    Tokens are 0 to 9, and 10 behind the end of a sequence. 529,409 parameters with one output; torch's default
-    initialisation. As the sums it predicts, the output is not negative: a network all of whose outputs are 0 learns no more.
+    Tokens are 0 to 9, and 10 behind the end of a sequence. 529,409 parameters with one output;
+    torch's default initialisation. As the sums it predicts, the output is not negative: a network
+    all of whose outputs are 0 learns no more.
 
     Args:
         hidden: units of the embedding and of the LSTM.
-        random_state: the state before the first digit: "zeros"; or "authors", drawn from N(0, 1) for each sequence in
-            every forward pass, evaluation included, as their code does.
+        random_state: the state before the first digit: "zeros"; or "authors", drawn from N(0, 1)
+            for each sequence in every forward pass, evaluation included, as their code does.
 
-    Deviation from the authors' code: on a CPU a batch is computed in order of length with the input of each digit looked
-    up in one table, which gives what torch's LSTM gives, to rounding, in less than half of the time.
+    Deviation from the authors' code: on a CPU a batch is computed in order of length with the input
+    of each digit looked up in one table, which gives what torch's LSTM gives, to rounding, in less
+    than half of the time.
 
     Raises ValueError where hidden is less than 1.
     """
@@ -50,12 +55,19 @@ class DigitSumLSTM(nn.Module):
         return states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
 
     def _by_length(self, tokens, lengths, hidden, cell):
-        """Longest first, so that at each digit those that go on are the first rows. There are only 11 different inputs."""
-        table = self.embedding.weight @ self.lstm.weight_ih_l0.t() + self.lstm.bias_ih_l0 + self.lstm.bias_hh_l0
+        """Longest first, so that at each digit those that go on are the first rows.
+
+        There are only 11 different inputs.
+        """
+        table = (
+            self.embedding.weight @ self.lstm.weight_ih_l0.t()
+            + self.lstm.bias_ih_l0
+            + self.lstm.bias_hh_l0
+        )
         lengths, order = lengths.sort(descending=True, stable=True)
         tokens, hidden, cell = tokens[order].t(), hidden[order], cell[order]
         weight, finished = self.lstm.weight_hh_l0.t(), []
-        for digit in tokens[:lengths[:1].sum()]:
+        for digit in tokens[: lengths[:1].sum()]:
             going_on = int((digit != 10).sum())
             if going_on < len(hidden):
                 finished.append(hidden[going_on:])

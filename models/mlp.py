@@ -1,14 +1,20 @@
-"""A multi-layer perceptron: for inputs without a useful geometry, and the fastest network to test a method with."""
+"""A multi-layer perceptron.
+
+For inputs without a useful geometry, and the fastest network to test a method with.
+"""
 
 from itertools import pairwise
 
 from torch import nn
 
 
-def mlp(num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None) -> nn.Module:
+def mlp(
+    num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None
+) -> nn.Module:
     """Flatten, then linear layers with ReLU between; torch's default initialisation.
 
-    [B, in_channels, image_size, image_size] -> [B, num_outputs]. 85,002 parameters by default with 10 outputs. Of no paper.
+    [B, in_channels, image_size, image_size] -> [B, num_outputs]. 85,002 parameters by default with
+    10 outputs. Of no paper.
 
     Args:
         hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
@@ -18,7 +24,9 @@ def mlp(num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: 
     """
     hidden = [256, 256] if hidden is None else list(hidden)
     if any(units < 1 for units in hidden):
-        raise ValueError(f"every hidden layer needs at least 1 unit, got hidden = {hidden}; [] is a linear model")
+        raise ValueError(
+            f"every hidden layer needs at least 1 unit, got hidden = {hidden}; [] is a linear model"
+        )
     if in_channels * image_size < 1:
         raise ValueError("mlp takes images or features, and the inputs of this dataset are neither")
     layers: list[nn.Module] = [nn.Flatten()]

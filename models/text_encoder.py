@@ -8,30 +8,42 @@ from torch import Tensor, nn
 from utils.pretrained import load_pretrained, mean_of_tokens
 
 
-def text_encoder(num_outputs: int, *, path: str = "bert-base-uncased", choices: bool = False,
-                 pooling: Literal["pooler", "mean", "first"] = "pooler", dropout: float | None = None) -> nn.Module:
-    """Encoder, pooling, dropout and a linear head: [B, 2, L] tokens -> [B, num_outputs]; choices [B, C, 2, L] -> [B, C].
+def text_encoder(
+    num_outputs: int,
+    *,
+    path: str = "bert-base-uncased",
+    choices: bool = False,
+    pooling: Literal["pooler", "mean", "first"] = "pooler",
+    dropout: float | None = None,
+) -> nn.Module:
+    """Encoder, pooling, dropout and a linear head: [B, 2, L] tokens -> [B, num_outputs]; choices
+    [B, C, 2, L] -> [B, C].
 
-    Of an input the first row are token numbers, the second token types (segments). What is behind the text is padded, with the
-    padding token of the encoder. The head is in torch's default initialisation. Of choices, each is scored by itself with one
-    and the same head of one output, and the network chooses the highest. 109,482,240 parameters in bert-base-uncased.
+    Of an input the first row are token numbers, the second token types (segments). What is behind
+    the text is padded, with the padding token of the encoder. The head is in torch's default
+    initialisation. Of choices, each is scored by itself with one and the same head of one output,
+    and the network chooses the highest. 109,482,240 parameters in bert-base-uncased.
 
     Args:
-        path: folder or hub name of a model of BERT's kind, that has a padding token and reads all positions at once.
+        path: folder or hub name of a model of BERT's kind, that has a padding token and reads all
+            positions at once.
         choices: whether an input is several texts, of which one is right.
-        pooling: "pooler", the encoder's own, as BERT for classification and multiple choice; "mean" of all tokens, for
-            sentence encoders; "first", that of the first token.
+        pooling: "pooler", the encoder's own, as BERT for classification and multiple choice; "mean"
+            of all tokens, for sentence encoders; "first", that of the first token.
         dropout: before the head; None: that of the encoder's configuration.
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: transformers is not installed; no padding token; a pooling that the model does not have.
+        ValueError: transformers is not installed; no padding token; a pooling that the model does
+            not have.
     """
     encoder = load_pretrained("AutoModel", path).float()
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
         raise ValueError(f"{path} has no pooler: use pooling mean or first")
     if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
-        encoder.pooler.requires_grad_(False)  # it is not used: there will be no gradient to wait for
+        encoder.pooler.requires_grad_(
+            False
+        )  # it is not used: there will be no gradient to wait for
     padding = load_pretrained("AutoTokenizer", path).pad_token_id
     if padding is None:
         raise ValueError(f"{path} has no padding token, by which a text's end is known")
@@ -43,13 +55,23 @@ def text_encoder(num_outputs: int, *, path: str = "bert-base-uncased", choices: 
 class TextEncoder(nn.Module):
     """An encoder and its head; the arguments are those of text_encoder."""
 
-    def __init__(self, encoder: nn.Module, padding: int, num_outputs: int, choices: bool, pooling: str, dropout: float):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        padding: int,
+        num_outputs: int,
+        choices: bool,
+        pooling: str,
+        dropout: float,
+    ):
         super().__init__()
         self.encoder, self.padding = encoder, padding
         self.choices, self.pooling, self.dropout = choices, pooling, nn.Dropout(dropout)
         self.head = nn.Linear(encoder.config.hidden_size, num_outputs)
-        self.has_types = "token_type_ids" in inspect.signature(encoder.forward).parameters and \
-            getattr(encoder.config, "type_vocab_size", 0) > 1
+        self.has_types = (
+            "token_type_ids" in inspect.signature(encoder.forward).parameters
+            and getattr(encoder.config, "type_vocab_size", 0) > 1
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.choices:
@@ -59,7 +81,7 @@ class TextEncoder(nn.Module):
     def _score(self, tokens):
         if tokens.device.type == "cpu":  # on a GPU the look at the lengths would stall every step
             used = (tokens[:, 0] != self.padding).any(0).nonzero()
-            tokens = tokens[:, :, used.min():used.max() + 1] if len(used) else tokens
+            tokens = tokens[:, :, used.min() : used.max() + 1] if len(used) else tokens
         mask = tokens[:, 0] != self.padding
         types = {"token_type_ids": tokens[:, 1].long()} if self.has_types else {}
         said = self.encoder(input_ids=tokens[:, 0].long(), attention_mask=mask.long(), **types)

@@ -1,4 +1,7 @@
-"""Wide residual networks for 32x32 images: the paper's, and the variants of published DiscrimLoss and RSL numbers."""
+"""Wide residual networks for 32x32 images.
+
+The paper's, and the variants of published DiscrimLoss and RSL numbers.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,50 +12,68 @@ from torch.nn import functional as F
 
 
 def wide_resnet(
-    num_outputs: int, in_channels: int = 3, *, depth: int = 28, width: int = 10, dropout: float = 0.0
+    num_outputs: int,
+    in_channels: int = 3,
+    *,
+    depth: int = 28,
+    width: int = 10,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """The wide residual network WRN-depth-width of Zagoruyko and Komodakis 2016 (arXiv 1605.07146).
 
-    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at 32x32. A 3x3 stem of 16
-    channels, then three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times width channels. Parameters with 10 outputs
-    and 3 channels: WRN-28-10 36,479,194, WRN-28-2 1,467,610, WRN-16-4 2,748,890.
+    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at
+    32x32. A 3x3 stem of 16 channels, then three groups of (depth - 4) / 6 blocks with 16, 32 and 64
+    times width channels. Parameters with 10 outputs and 3 channels: WRN-28-10 36,479,194, WRN-28-2
+    1,467,610, WRN-16-4 2,748,890.
 
-    Convolutions have no bias and He's normal initialisation over the fan out; the bias of the linear layer starts at 0.
+    Convolutions have no bias and He's normal initialisation over the fan out; the bias of the
+    linear layer starts at 0.
 
     Args:
         depth: 6n + 4, so 10, 16, 22, 28, 34, 40, ...
         width: multiplier of the channels, at least 1.
-        dropout: probability to zero a value between the two convolutions of a block, in [0, 1]; the paper uses 0.3 on CIFAR.
+        dropout: probability to zero a value between the two convolutions of a block, in [0, 1]; the
+            paper uses 0.3 on CIFAR.
 
     Raises:
         ValueError: a depth that is not 6n + 4 with n >= 1, width < 1, or dropout outside [0, 1].
     """
     if depth < 10 or depth % 6 != 4:
-        raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, 40, ...), got {depth}")
+        raise ValueError(
+            f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, 40, ...), got {depth}"
+        )
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     model = pre_activation_net(
-        partial(PreActBlock, dropout=dropout), num_outputs=num_outputs, in_channels=in_channels, stem=16,
-        widths=[16 * width, 32 * width, 64 * width], blocks=(depth - 4) // 6,
+        partial(PreActBlock, dropout=dropout),
+        num_outputs=num_outputs,
+        in_channels=in_channels,
+        stem=16,
+        widths=[16 * width, 32 * width, 64 * width],
+        blocks=(depth - 4) // 6,
     )
     he_init(model)
     return model
 
 
 def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float = 0.0) -> nn.Module:
-    """WRN-28-10 as the authors of Data Parameters and of DiscrimLoss trained it; for a new experiment use wide_resnet.
+    """WRN-28-10 as the authors of Data Parameters and of DiscrimLoss trained it; for a new
+    experiment use wide_resnet.
 
-    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at 32x32. Parameters with
-    3 channels: 36,489,290 with 10 outputs, 36,546,980 with 100. Saxena, Tuzel and DeCoste, NeurIPS 2019, published the code
-    (apple/ml-data-parameters, after meliketoy/wide-resnet.pytorch); DiscrimLoss (arXiv 2208.09884) uses the same file.
+    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at
+    32x32. Parameters with 3 channels: 36,489,290 with 10 outputs, 36,546,980 with 100. Saxena,
+    Tuzel and DeCoste, NeurIPS 2019, published the code (apple/ml-data-parameters, after
+    meliketoy/wide-resnet.pytorch); DiscrimLoss (arXiv 2208.09884) uses the same file.
 
     Deviations from wide_resnet, the paper's network:
         1. The stride of a block is in its second 3x3 convolution.
         2. A shortcut of changing shape takes the raw input of the block, not the activated one.
         3. Every convolution has a bias, the 1x1 shortcuts and the stem included.
-        4. torch's default initialisation: the code has a routine for another one, but never calls it.
-        5. The last batch normalisation has momentum 0.9 in torch's sense: its running statistics are little more than
-           those of the last batch, so an evaluation depends on it. All others have 0.1.
+        4. torch's default initialisation: the code has a routine for another one, but never calls
+           it.
+        5. The last batch normalisation has momentum 0.9 in torch's sense: its running statistics
+           are little more than those of the last batch, so an evaluation depends on it. All others
+           have 0.1.
         6. Dropout follows the first convolution, before normalisation. The published runs use 0.
 
     Args:
@@ -62,27 +83,43 @@ def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float =
         ValueError: dropout outside [0, 1].
     """
     return pre_activation_net(
-        partial(RawShortcutBlock, dropout=dropout), num_outputs=num_outputs, in_channels=in_channels, stem=16,
-        widths=[160, 320, 640], blocks=4, bias=True, last_momentum=0.9,
+        partial(RawShortcutBlock, dropout=dropout),
+        num_outputs=num_outputs,
+        in_channels=in_channels,
+        stem=16,
+        widths=[160, 320, 640],
+        blocks=4,
+        bias=True,
+        last_momentum=0.9,
     )
 
 
 def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
-    """WRN-28-2 as the authors of RSL have it, after the MixMatch code; for a new experiment use wide_resnet with width=2.
+    """WRN-28-2 as the authors of RSL have it, after the MixMatch code; for a new experiment use
+    wide_resnet with width=2.
 
-    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at 32x32. Parameters with
-    3 channels: 1,467,610 with 10 outputs, 1,479,220 with 100. Gui, Wang and Tian, IJCAI 2021 (github.com/guixianjin/RSL).
+    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at
+    32x32. Parameters with 3 channels: 1,467,610 with 10 outputs, 1,479,220 with 100. Gui, Wang and
+    Tian, IJCAI 2021 (github.com/guixianjin/RSL).
 
     Deviations from wide_resnet, the paper's network:
         1. Leaky ReLU of slope 0.1.
-        2. BatchNorm of momentum 0.001 in torch's sense: its running statistics are those of some thousand batches, and
-           70 % the initial ones after an epoch of 352.
-        3. The first blocks of the second and third group take their raw input, into the residual and the shortcut alike:
-           their first normalisation is in the state, but not in the network, and is not trained.
+        2. BatchNorm of momentum 0.001 in torch's sense: its running statistics are those of some
+           thousand batches, and 70 % the initial ones after an epoch of 352.
+        3. The first blocks of the second and third group take their raw input, into the residual
+           and the shortcut alike: their first normalisation is in the state, but not in the
+           network, and is not trained.
         4. The linear layer is drawn by Xavier and Glorot's normal initialisation.
     """
-    model = pre_activation_net(LeakyBlock, num_outputs=num_outputs, in_channels=in_channels, stem=16, widths=[32, 64, 128],
-                               blocks=4, slope=0.1)
+    model = pre_activation_net(
+        LeakyBlock,
+        num_outputs=num_outputs,
+        in_channels=in_channels,
+        stem=16,
+        widths=[32, 64, 128],
+        blocks=4,
+        slope=0.1,
+    )
     he_init(model)
     nn.init.xavier_normal_(model.head.weight)
     for module in model.modules():
@@ -92,10 +129,11 @@ def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
 
 
 class PreActBlock(nn.Module):
-    """Normalise, ReLU, 3x3 convolution, twice, plus the input: the basic block of He et al. 2016 (arXiv 1603.05027).
+    """Normalise, ReLU, 3x3 convolution, twice, plus the input: the basic block of He et al. 2016
+    (arXiv 1603.05027).
 
-    [B, in_channels, H, W] -> [B, channels, H / stride, W / stride]. Where the shape changes the shortcut is a 1x1 convolution
-    of the activated input, else the raw input.
+    [B, in_channels, H, W] -> [B, channels, H / stride, W / stride]. Where the shape changes the
+    shortcut is a 1x1 convolution of the activated input, else the raw input.
     """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
@@ -106,7 +144,9 @@ class PreActBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         changes = stride != 1 or in_channels != channels
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
@@ -116,7 +156,10 @@ class PreActBlock(nn.Module):
 
 
 class RawShortcutBlock(nn.Module):
-    """The block of wide_resnet28_10, whose docstring lists how it differs from PreActBlock; shapes are the same."""
+    """The block of wide_resnet28_10, whose docstring lists how it differs from PreActBlock.
+
+    Shapes are the same.
+    """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
         super().__init__()
@@ -126,7 +169,9 @@ class RawShortcutBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
         changes = stride != 1 or in_channels != channels
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride) if changes else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1, stride=stride) if changes else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.dropout(self.conv1(F.relu(self.bn1(x))))
@@ -135,7 +180,10 @@ class RawShortcutBlock(nn.Module):
 
 
 class LeakyBlock(nn.Module):
-    """The block of wide_resnet28_2, whose docstring lists how it differs from PreActBlock; shapes are the same."""
+    """The block of wide_resnet28_2, whose docstring lists how it differs from PreActBlock.
+
+    Shapes are the same.
+    """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int):
         super().__init__()
@@ -144,7 +192,9 @@ class LeakyBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         changes = stride != 1 or in_channels != channels
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
+        )
         self.raw = stride != 1
         self.bn1.requires_grad_(not self.raw)  # several processes would wait for its gradient
 
@@ -155,15 +205,26 @@ class LeakyBlock(nn.Module):
 
 
 def pre_activation_net(
-    block: Callable[..., nn.Module], *, num_outputs: int, in_channels: int, stem: int, widths: list[int], blocks: int,
-    bias: bool = False, last_momentum: float = 0.1, slope: float = 0.0,
+    block: Callable[..., nn.Module],
+    *,
+    num_outputs: int,
+    in_channels: int,
+    stem: int,
+    widths: list[int],
+    blocks: int,
+    bias: bool = False,
+    last_momentum: float = 0.1,
+    slope: float = 0.0,
 ) -> nn.Sequential:
-    """A 3x3 stem, one group of `blocks` blocks for each of `widths`, then normalise, ReLU, average, and a linear layer.
+    """A 3x3 stem, one group of `blocks` blocks for each of `widths`, then normalise, ReLU, average,
+    and a linear layer.
 
-    Every group but the first halves the image. `bias` is that of the stem, `last_momentum` that of the last normalisation,
-    `slope` of the last activation's negative side.
+    Every group but the first halves the image. `bias` is that of the stem, `last_momentum` that of
+    the last normalisation, `slope` of the last activation's negative side.
     """
-    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Conv2d(in_channels, stem, 3, padding=1, bias=bias))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        stem=nn.Conv2d(in_channels, stem, 3, padding=1, bias=bias)
+    )
     channels = stem
     for number, width in enumerate(widths, start=1):
         first = block(channels, width, stride=1 if number == 1 else 2)
@@ -179,7 +240,10 @@ def pre_activation_net(
 
 
 def he_init(model: nn.Module) -> None:
-    """Draw convolutions as He et al. 2015 (arXiv 1502.01852), over the fan out, and set the bias of linear layers to 0."""
+    """Draw convolutions as He et al.
+
+    2015 (arXiv 1502.01852), over the fan out, and set the bias of linear layers to 0.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

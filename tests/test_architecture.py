@@ -1,4 +1,7 @@
-"""The shape of the project: who imports whom, that every params file builds, and that README says what is there."""
+"""The shape of the project.
+
+Who imports whom, that every params file builds, and that README says what is there.
+"""
 
 import ast
 import re
@@ -23,16 +26,25 @@ from utils.config import CONTEXT, Loader, load
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"datasets", "losses", "models", "utils"}
-PARAMS = sorted(path.relative_to(ROOT) for path in ROOT.glob("params/*/*.yaml") if path.stem != "base")
+PARAMS = sorted(
+    path.relative_to(ROOT) for path in ROOT.glob("params/*/*.yaml") if path.stem != "base"
+)
 README = (ROOT / "README.md").read_text()
 
 
 def imported(path):
     """Our own packages that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-            [node.module] if isinstance(node, ast.ImportFrom) else []
-        yield from (name.split(".")[0] for name in names if name.split(".")[0] in PACKAGES | {"main"})
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        yield from (
+            name.split(".")[0] for name in names if name.split(".")[0] in PACKAGES | {"main"}
+        )
 
 
 @pytest.mark.parametrize("package", sorted(PACKAGES))
@@ -47,7 +59,11 @@ def test_main_can_be_read_at_a_sitting():
     lines = (ROOT / "main.py").read_text().splitlines()
     assert len(lines) <= 150
     loop = "\n".join(lines)
-    assert loop.index("run.objective(") < loop.index("loss.backward()") < loop.index("optimizers.step(run.optimizer")
+    assert (
+        loop.index("run.objective(")
+        < loop.index("loss.backward()")
+        < loop.index("optimizers.step(run.optimizer")
+    )
 
 
 def test_own_loop_is_short_runs_and_works():
@@ -61,17 +77,32 @@ def test_own_loop_is_short_runs_and_works():
 
 
 def test_every_dataset_has_the_methods_of_this_list():
-    by_dataset = {dataset: sorted(path.stem for path in PARAMS if path.parent.name == dataset)
-                  for dataset in {path.parent.name for path in PARAMS}}
-    methods = {"data_parameters", "discrimloss", "gce", "gradient_rescaling", "plain", "rsl", "rsl_mixmatch", "superloss"}
+    by_dataset = {
+        dataset: sorted(path.stem for path in PARAMS if path.parent.name == dataset)
+        for dataset in {path.parent.name for path in PARAMS}
+    }
+    methods = {
+        "data_parameters",
+        "discrimloss",
+        "gce",
+        "gradient_rescaling",
+        "plain",
+        "rsl",
+        "rsl_mixmatch",
+        "superloss",
+    }
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
-        "folder": "discrimloss plain rsl", "csv": "discrimloss plain",
+        "folder": "discrimloss plain rsl",
+        "csv": "discrimloss plain",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
-        "digitsum": "discrimloss plain superloss", "clothing1m": "discrimloss plain superloss",
+        "digitsum": "discrimloss plain superloss",
+        "clothing1m": "discrimloss plain superloss",
         "utkface": "discrimloss discrimloss_l2 plain plain_l2 superloss superloss_l2",
-        "webvision": "discrimloss plain", "wikihow": "discrimloss plain"}
+        "webvision": "discrimloss plain",
+        "wikihow": "discrimloss plain",
+    }
 
 
 INPUTS = {"digits": (1, 8), "mnist": (1, 28)}  # channels and size, of others 3 and 32
@@ -82,18 +113,32 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
     text = (ROOT / path).read_text()
     command = re.search(rf"^#   python main\.py ({path}.*)$", text, re.MULTILINE)
     assert text.startswith("# ") and command, "its header names the command"
-    rows = [key for key in (yaml.load(text, Loader).get("by_fraction") or {0.4: {}}) if key != "default"]
+    rows = [
+        key for key in (yaml.load(text, Loader).get("by_fraction") or {0.4: {}}) if key != "default"
+    ]
     for fraction in rows:
         config = load(str(ROOT / path), [f"noise.fraction={fraction}"], main.PACKAGES)
         regression = config["task"] == "regression"
         task_loss = get_task_loss(config["task"], config["task_loss"], config["task"])
         outputs, target = (1, torch.rand(4)) if regression else (10, torch.arange(4))
-        loss = build(losses, config["loss"], task_loss=task_loss, num_samples=50, num_outputs=outputs,
-                     model=torch.nn.Linear(3, outputs), epochs=config["epochs"])
+        loss = build(
+            losses,
+            config["loss"],
+            task_loss=task_loss,
+            num_samples=50,
+            num_outputs=outputs,
+            model=torch.nn.Linear(3, outputs),
+            epochs=config["epochs"],
+        )
         if isinstance(loss, SampleLoss):
             assert loss(torch.randn(4, outputs), target, torch.arange(4)).isfinite().all()
         else:
-            batch = Batch(torch.randn(4, 3), target, torch.arange(4), torch.randn(loss.unlabelled["num_views"], 4, 3))
+            batch = Batch(
+                torch.randn(4, 3),
+                target,
+                torch.arange(4),
+                torch.randn(loss.unlabelled["num_views"], 4, 3),
+            )
             assert loss(torch.nn.Linear(3, 10), batch).isfinite()
     channels, size = INPUTS.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}
@@ -103,16 +148,26 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         with torch.device("meta"):
             model = build(models, spec, num_outputs=outputs, in_channels=channels, image_size=size)
     optimizer = build(main.optimizers, config["optimizer"], params=model.parameters())
-    assert config["schedule"] is None or build(main.schedules, config["schedule"], optimizer=optimizer, epochs=config["epochs"],
-                                               steps_per_epoch=7)
+    assert config["schedule"] is None or build(
+        main.schedules,
+        config["schedule"],
+        optimizer=optimizer,
+        epochs=config["epochs"],
+        steps_per_epoch=7,
+    )
     assert config["noise"]["kind"] == "none" or config["noise"]["kind"] in noise.KINDS
 
 
 def test_the_context_is_what_the_constructors_ask_for():
     """A name in CONTEXT that no constructor takes would be a misspelling."""
     import inspect
+
     for section, package in (("dataset", datasets), ("model", models), ("loss", losses)):
-        taken = {name for public in package.__all__ for name in inspect.signature(getattr(package, public)).parameters}
+        taken = {
+            name
+            for public in package.__all__
+            for name in inspect.signature(getattr(package, public)).parameters
+        }
         assert set(CONTEXT[section]) <= taken
 
 
@@ -133,9 +188,14 @@ def test_the_commands_of_the_readme_exist():
 @pytest.mark.parametrize("name", ["README.md", "results/README.md"])
 def test_what_a_page_links_to_exists(name):
     def anchors(path):
-        heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE),
-                           re.MULTILINE)
-        return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}  # as GitHub makes them
+        heads = re.findall(
+            r"^#+ (.*)$",
+            re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE),
+            re.MULTILINE,
+        )
+        return {
+            re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
+        }  # as GitHub makes them
 
     here = ROOT / name
     for target in re.findall(r"\]\(([^)]+)\)", here.read_text()):

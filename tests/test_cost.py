@@ -1,4 +1,7 @@
-"""What must cost nothing: no wait for the device in a step, no work that grows with the dataset, no memory with the epochs."""
+"""What must cost nothing.
+
+No wait for the device in a step, no work that grows with the dataset, no memory with the epochs.
+"""
 
 import contextlib
 import gc
@@ -21,12 +24,21 @@ from utils.record import RunDirectory
 
 ARGUMENTS = {"SuperLoss": {"tau": 0.5}, "GradientRescaling": {"beta": 2.0, "lam": 0.5}}
 SCORING = [name for name in losses.__all__ if issubclass(getattr(losses, name), SampleLoss)]
-INTO_A_TABLE = {"aten::index_put_", "aten::_index_put_impl_", "aten::index_copy_", "aten::scatter_", "aten::put_",
-                "aten::detach", "aten::alias"}  # whose result is the table, of which they touch a part
+INTO_A_TABLE = {
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::index_copy_",
+    "aten::scatter_",
+    "aten::put_",
+    "aten::detach",
+    "aten::alias",
+}  # whose result is the table, of which they touch a part
 
 
 class Watch(TorchDispatchMode):
-    """Which operations are run, and which of them read a number from the device, or write a tensor of a certain size."""
+    """Which operations are run, and which of them read a number from the device, or write a tensor
+    of a certain size.
+    """
 
     def __init__(self, size: int = -1):
         super().__init__()
@@ -36,7 +48,11 @@ class Watch(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name, self.count = function._schema.name, self.count + 1
         self.read += name == "aten::_local_scalar_dense"
-        tensors = [one for one in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(one, torch.Tensor)]
+        tensors = [
+            one
+            for one in (result if isinstance(result, (tuple, list)) else [result])
+            if isinstance(one, torch.Tensor)
+        ]
         if any(one.numel() == self.size for one in tensors) and name not in INTO_A_TABLE:
             self.large.append(name)
         return result
@@ -49,7 +65,9 @@ def made(name, num_samples, **arguments):
 
 @pytest.mark.parametrize("name", SCORING)
 def test_a_step_of_a_loss_touches_the_batch_alone(name):
-    """After the first one, no operation has a result as long as the dataset, but those that write into its table."""
+    """After the first one, no operation has a result as long as the dataset, but those that write
+    into its table.
+    """
     loss, counts = made(name, 10_007), []
     for step in range(3):
         index = torch.arange(8) + 8 * step
@@ -61,19 +79,33 @@ def test_a_step_of_a_loss_touches_the_batch_alone(name):
     assert counts[1] == counts[2]
 
 
-@pytest.mark.parametrize(("name", "arguments", "said"), [
-    *((name, {}, r"(\d+) bytes a sample") for name in SCORING),
-    ("DiscrimLoss", {"bias_correction": "visits"}, r"(\d+) with ``bias_correction=\"visits\"``")])
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        *((name, {}, r"(\d+) bytes a sample") for name in SCORING),
+        (
+            "DiscrimLoss",
+            {"bias_correction": "visits"},
+            r"(\d+) with ``bias_correction=\"visits\"``",
+        ),
+    ],
+)
 def test_the_docstring_says_how_many_bytes_a_sample_are_kept(name, arguments, said):
     """And nothing is kept of each where it says nothing."""
-    sizes = [sum(state.nbytes for state in made(name, n, **arguments).buffers()) for n in (1000, 3000)]
+    sizes = [
+        sum(state.nbytes for state in made(name, n, **arguments).buffers()) for n in (1000, 3000)
+    ]
     stated = re.search(said, getattr(losses, name).__doc__)
     assert sizes[1] - sizes[0] == 2000 * (int(stated[1]) if stated else 0)
 
 
 @pytest.mark.parametrize("name", SCORING)
 def test_a_step_of_a_loss_reads_nothing_from_the_device(name, monkeypatch):
-    monkeypatch.setattr(f"losses.{getattr(losses, name).__module__.split('.')[-1]}.check_index", lambda *_: None, raising=False)
+    monkeypatch.setattr(
+        f"losses.{getattr(losses, name).__module__.split('.')[-1]}.check_index",
+        lambda *_: None,
+        raising=False,
+    )
     loss = made(name, 100)
     output = torch.randn(8, 5, requires_grad=True)
     with Watch() as watch:
@@ -83,8 +115,11 @@ def test_a_step_of_a_loss_reads_nothing_from_the_device(name, monkeypatch):
 
 
 def small_run(tmp_path, *overrides):
-    config = load("params/digits/discrimloss.yaml", ["model.width=2", f"run_dir={tmp_path}/run", "threads=1", "batch_size=32",
-                                                     *overrides], main.PACKAGES)
+    config = load(
+        "params/digits/discrimloss.yaml",
+        ["model.width=2", f"run_dir={tmp_path}/run", "threads=1", "batch_size=32", *overrides],
+        main.PACKAGES,
+    )
     directory = RunDirectory(config)
     run = main.Run(config, directory)
     run.epoch, run.step, run.forward = 0, 0, run.model
@@ -92,7 +127,9 @@ def small_run(tmp_path, *overrides):
 
 
 @pytest.mark.parametrize("method", ["Plain", "DiscrimLoss"])
-def test_an_epoch_reads_from_the_device_only_where_it_looks_at_the_losses(tmp_path, monkeypatch, method):
+def test_an_epoch_reads_from_the_device_only_where_it_looks_at_the_losses(
+    tmp_path, monkeypatch, method
+):
     monkeypatch.setattr("losses.discrimloss.check_index", lambda *_: None)
     monkeypatch.setattr(TrainingRecord, "check_every", 10)
     run = small_run(tmp_path, f"loss={method}")
@@ -100,7 +137,9 @@ def test_an_epoch_reads_from_the_device_only_where_it_looks_at_the_losses(tmp_pa
         main.train_epoch(run, stop)
     looks = -(-len(run.loaders.train) // 10)
     assert len(run.loaders.train) == 41 and looks == 5
-    assert watch.read <= looks + 1  # loss.item() of the progress bar; the losses themselves come home in one tensor
+    assert (
+        watch.read <= looks + 1
+    )  # loss.item() of the progress bar; the losses themselves come home in one tensor
 
 
 @contextlib.contextmanager
@@ -122,12 +161,18 @@ def no_waiting(device):
 @pytest.mark.parametrize("method", ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GCE"])
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
     for module in ("discrimloss", "data_parameters"):
-        monkeypatch.setattr(f"losses.{module}.check_index", lambda *_: None)  # which looks at indices on a CPU alone
-    run = small_run(tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1")
+        monkeypatch.setattr(
+            f"losses.{module}.check_index", lambda *_: None
+        )  # which looks at indices on a CPU alone
+    run = small_run(
+        tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1"
+    )
     run.loaders.set_epoch(0, 0)
     batches = iter(run.loaders.train)
     for step in range(6):
-        with no_waiting(device) if step else contextlib.nullcontext():  # the first allocates, and chooses algorithms
+        with (
+            no_waiting(device) if step else contextlib.nullcontext()
+        ):  # the first allocates, and chooses algorithms
             batch = next(batches)
             loss = run.objective(run.forward, batch)
             run.optimizer.zero_grad()
@@ -140,7 +185,11 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
 def tensors():
     """How many tensors there are, and their bytes."""
     gc.collect()
-    sizes = [one.numel() * one.element_size() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    sizes = [
+        one.numel() * one.element_size()
+        for one in gc.get_objects()
+        if issubclass(type(one), torch.Tensor)
+    ]
     return len(sizes), sum(sizes)
 
 

@@ -1,4 +1,7 @@
-"""DigitSum and everything else that regression needs: the data, the network, the noise, and whole runs."""
+"""DigitSum and everything else that regression needs.
+
+The data, the network, the noise, and whole runs.
+"""
 
 import json
 import random
@@ -26,15 +29,30 @@ def digits_of(row):
 def test_the_sequences_and_their_sums(data):
     assert len(data.train) == 18_100 and len(data.validation) == len(data.test) == 200
     lengths = (data.train.inputs != 10).sum(1)
-    assert torch.bincount(lengths).tolist() == [0, 0, 100] + [1000] * 18 and (lengths.diff() >= 0).all()
+    assert (
+        torch.bincount(lengths).tolist() == [0, 0, 100] + [1000] * 18
+        and (lengths.diff() >= 0).all()
+    )
     for split in (data.train, data.validation, data.test):
-        assert split.inputs.dtype == torch.int32 and split.inputs.shape[1] == 20 and split.targets.dtype == torch.float32
-        assert ((split.inputs == 10).int().diff(dim=1) >= 0).all()  # padding is behind the end alone
+        assert (
+            split.inputs.dtype == torch.int32
+            and split.inputs.shape[1] == 20
+            and split.targets.dtype == torch.float32
+        )
+        assert (
+            (split.inputs == 10).int().diff(dim=1) >= 0
+        ).all()  # padding is behind the end alone
         for row in range(0, len(split), 37):
             digits = digits_of(split.inputs[row])
-            assert sum(digits) == split.targets[row] and split.texts[row] == " ".join(map(str, digits))
-    assert {*data.validation.texts, *data.test.texts}.isdisjoint(data.train.texts) and len(set(data.train.texts)) == 18_100
-    assert set(data.train.texts[:100]) == {f"{first} {second}" for first in range(10) for second in range(10)}
+            assert sum(digits) == split.targets[row] and split.texts[row] == " ".join(
+                map(str, digits)
+            )
+    assert {*data.validation.texts, *data.test.texts}.isdisjoint(data.train.texts) and len(
+        set(data.train.texts)
+    ) == 18_100
+    assert set(data.train.texts[:100]) == {
+        f"{first} {second}" for first in range(10) for second in range(10)
+    }
     assert (data.validation.inputs != 10).all() and (data.test.inputs != 10).all()
     assert data.train.targets.mean() == pytest.approx(51.4, abs=0.3)
     assert data.train.targets.std() == pytest.approx(25.4, abs=0.3)
@@ -46,13 +64,26 @@ def test_the_sequences_follow_from_the_seed(data):
     assert not torch.equal(digitsum(generator_seed=1).train.inputs, data.train.inputs)
 
 
-@pytest.mark.parametrize("fraction, wrong, shift",
-                         [(0.2, 0.198, 5.9), (0.4, 0.396, 11.7), (0.6, 0.593, 17.6), (0.8, 0.791, 23.4)])
+@pytest.mark.parametrize(
+    "fraction, wrong, shift",
+    [(0.2, 0.198, 5.9), (0.4, 0.396, 11.7), (0.6, 0.593, 17.6), (0.8, 0.791, 23.4)],
+)
 def test_label_permutation_changes_as_many_labels_as_the_authors_data(data, fraction, wrong, shift):
-    noise = inject(data.train.targets, kind="label_permutation", fraction=fraction, seed=1, num_classes=0, dataset="any")
+    noise = inject(
+        data.train.targets,
+        kind="label_permutation",
+        fraction=fraction,
+        seed=1,
+        num_classes=0,
+        dataset="any",
+    )
     assert noise.corrupted.mean() == pytest.approx(wrong, abs=0.003)
     assert np.abs(noise.given - noise.true).mean() == pytest.approx(shift, rel=0.03)
-    assert sorted(noise.given) == sorted(noise.true) and noise.given.dtype == np.float32 and noise.num_classes == 0
+    assert (
+        sorted(noise.given) == sorted(noise.true)
+        and noise.given.dtype == np.float32
+        and noise.num_classes == 0
+    )
     assert (noise.true == data.train.targets.numpy()).all()
 
 
@@ -64,9 +95,23 @@ def test_label_permutation_is_the_authors_one():
     expected = labels.copy()
     for position, source in zip(sorted(drawn), drawn, strict=True):
         expected[position] = labels[source]
-    noise = inject(torch.from_numpy(labels), kind="label_permutation", fraction=0.4, seed=7, num_classes=0, dataset="any")
+    noise = inject(
+        torch.from_numpy(labels),
+        kind="label_permutation",
+        fraction=0.4,
+        seed=7,
+        num_classes=0,
+        dataset="any",
+    )
     assert noise.given.tolist() == expected.tolist()
-    classes = inject(torch.arange(50) % 5, kind="label_permutation", fraction=0.4, seed=7, num_classes=5, dataset="any")
+    classes = inject(
+        torch.arange(50) % 5,
+        kind="label_permutation",
+        fraction=0.4,
+        seed=7,
+        num_classes=5,
+        dataset="any",
+    )
     assert classes.given.tolist() == (expected % 5).tolist()
 
 
@@ -137,13 +182,28 @@ def test_rmse_and_r2_are_those_of_scikit_learn():
 
 def test_detection_of_changed_numbers():
     true = np.array([10.0, 20, 30, 40, 50, 60], np.float32)
-    given = np.array([10.0, 21, 30, 40, 50, 10], np.float32)  # changed a little, and by more than the standard deviation, 17
+    given = np.array(
+        [10.0, 21, 30, 40, 50, 10], np.float32
+    )  # changed a little, and by more than the standard deviation, 17
     score = np.array([1.0, 0, 2, 3, 4, 5])
     predicted = np.array([0, 20.6, 0, 0, 0, 58], np.float32)
-    table = {"given": given, "true": true, "score": score, "loss": score, "predicted": predicted, "flagged": score > 4.5}
+    table = {
+        "given": given,
+        "true": true,
+        "score": score,
+        "loss": score,
+        "predicted": predicted,
+        "flagged": score > 4.5,
+    }
     found = detection(table)
-    assert found["auroc"] == 0.5 and found["large_change_auroc"] == 1 and found["large_change"] == pytest.approx(true.std())
-    assert found["memorised_fraction"] == 0.5  # 20.6 is nearer to 21 than to 20; 58 is nearer to 60 than to 10
+    assert (
+        found["auroc"] == 0.5
+        and found["large_change_auroc"] == 1
+        and found["large_change"] == pytest.approx(true.std())
+    )
+    assert (
+        found["memorised_fraction"] == 0.5
+    )  # 20.6 is nearer to 21 than to 20; 58 is nearer to 60 than to 10
     assert found["flag_precision"] == 1 and found["flag_recall"] == 0.5
     table["true"] = np.full(6, np.nan, np.float32)
     assert set(detection(table).values()) == {None}
@@ -157,29 +217,51 @@ SMALL = ["model=digitsum_lstm", "model.hidden=8", "batch_size=512"]
 
 @pytest.mark.parametrize("method", ["plain", "superloss", "discrimloss"])
 def test_a_run_of_each_method(run, method):
-    code, directory, printed, complaints = run(*SMALL, "epochs=2", params=f"params/digitsum/{method}.yaml")
-    assert code == 0 and not complaints and "18,100 training, 200 validation, 200 test samples" in printed
-    summary, rows = json.loads((directory / "summary.json").read_text()), pd.read_csv(directory / "metrics.csv")
-    assert summary["metric"] == "mae" and summary["noise"]["mean_change"] == pytest.approx(11.7, rel=0.03)
+    code, directory, printed, complaints = run(
+        *SMALL, "epochs=2", params=f"params/digitsum/{method}.yaml"
+    )
+    assert (
+        code == 0
+        and not complaints
+        and "18,100 training, 200 validation, 200 test samples" in printed
+    )
+    summary, rows = (
+        json.loads((directory / "summary.json").read_text()),
+        pd.read_csv(directory / "metrics.csv"),
+    )
+    assert summary["metric"] == "mae" and summary["noise"]["mean_change"] == pytest.approx(
+        11.7, rel=0.03
+    )
     best = rows.validation_metric.idxmin()
     assert summary["test"]["validated"] == pytest.approx(rows.test_metric[best], rel=1e-5)
     assert summary["test"]["best"] == pytest.approx(rows.test_metric.min(), rel=1e-5)
-    assert summary["at_the_same_epochs"]["test_rmse"]["validated"] == pytest.approx(rows.test_rmse[best], rel=1e-5)
+    assert summary["at_the_same_epochs"]["test_rmse"]["validated"] == pytest.approx(
+        rows.test_rmse[best], rel=1e-5
+    )
     assert {"test_r2", "validation_rmse", "weight_incorrect"} <= set(rows)
     assert summary["detection"]["large_change_auroc"] is not None
     assert summary["validation"] == {"fraction": 0, "labels": "the dataset's own"}
-    assert (directory / "targets.png").read_bytes()[:4] == b"\x89PNG" and not (directory / "suspects.png").exists()
+    assert (directory / "targets.png").read_bytes()[:4] == b"\x89PNG" and not (
+        directory / "suspects.png"
+    ).exists()
     suspects = pd.read_csv(directory / "suspects.csv")
     assert list(suspects)[:5] == ["rank", "index", "text", "given_label", "predicted_label"]
-    assert all(sum(map(int, text.split())) == true for text, true in zip(suspects.text, suspects.true_label, strict=True))
+    assert all(
+        sum(map(int, text.split())) == true
+        for text, true in zip(suspects.text, suspects.true_label, strict=True)
+    )
 
 
 def test_a_selection_among_numbers(run, tmp_path):
     """Of all together, as many as are correct by the oracle; and by a part to keep."""
-    code, first, *_ = run(*SMALL, "record_losses=true", "epochs=2", params="params/digitsum/plain.yaml", name="first")
+    code, first, *_ = run(
+        *SMALL, "record_losses=true", "epochs=2", params="params/digitsum/plain.yaml", name="first"
+    )
     assert code == 0 and np.load(first / "losses.npy").shape == (2, 18_100)
     selection = f"dataset.selection={{history: {first}/losses.npy}}"
-    code, second, *_ = run(*SMALL, selection, "epochs=1", params="params/digitsum/plain.yaml", name="second")
+    code, second, *_ = run(
+        *SMALL, selection, "epochs=1", params="params/digitsum/plain.yaml", name="second"
+    )
     report = json.loads((second / "summary.json").read_text())["selection"]
     wrong = json.loads((second / "summary.json").read_text())["noise"]["realised"]
     assert code == 0 and report["per"] == "global" and report["noise_rate_is"] == "oracle"
@@ -188,25 +270,41 @@ def test_a_selection_among_numbers(run, tmp_path):
     with np.load(second / "selection.npz") as stored, np.load(second / "noise.npz") as labels:
         assert losses[stored["index"]].max() <= np.sort(losses)[report["kept"] - 1]
         assert report["precision"] == (labels["given"] == labels["true"])[stored["index"]].mean()
-    code, third, *_ = run(*SMALL, selection, "dataset.selection.keep_fraction=0.5", "epochs=1", name="third",
-                          params="params/digitsum/plain.yaml")
-    assert code == 0 and json.loads((third / "summary.json").read_text())["selection"]["kept"] == 9_050
+    code, third, *_ = run(
+        *SMALL,
+        selection,
+        "dataset.selection.keep_fraction=0.5",
+        "epochs=1",
+        name="third",
+        params="params/digitsum/plain.yaml",
+    )
+    assert (
+        code == 0 and json.loads((third / "summary.json").read_text())["selection"]["kept"] == 9_050
+    )
 
 
 def test_a_part_of_numbers_can_be_held_out(run):
-    code, directory, *_ = run(*SMALL, "validation.fraction=0.1", "epochs=1", params="params/digitsum/plain.yaml")
+    code, directory, *_ = run(
+        *SMALL, "validation.fraction=0.1", "epochs=1", params="params/digitsum/plain.yaml"
+    )
     summary = json.loads((directory / "summary.json").read_text())
     assert code == 0 and summary["validation"] == {"fraction": 0.1, "labels": "given"}
     with np.load(directory / "samples.npz") as samples:
         assert len(samples["index"]) == 16_290
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["task=classification", "task_loss=cross_entropy"], "the targets of this dataset are for regression: set task=regression"),
-    (["noise.kind=symmetric"], "noise.kind=symmetric is for classes"),
-    ([*SMALL, "loss=GCE"], "for regression use Plain, SuperLoss or DiscrimLoss"),
-    (["model=mlp"], "takes images"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["task=classification", "task_loss=cross_entropy"],
+            "the targets of this dataset are for regression: set task=regression",
+        ),
+        (["noise.kind=symmetric"], "noise.kind=symmetric is for classes"),
+        ([*SMALL, "loss=GCE"], "for regression use Plain, SuperLoss or DiscrimLoss"),
+        (["model=mlp"], "takes images"),
+    ],
+)
 def test_what_does_not_fit_numbers_is_said_before_training(run, overrides, message):
     code, directory, _, complaints = run(*overrides, params="params/digitsum/plain.yaml")
     assert code == 2 and message in complaints and not (directory / "config.yaml").exists()
@@ -214,4 +312,6 @@ def test_what_does_not_fit_numbers_is_said_before_training(run, overrides, messa
 
 def test_a_network_for_sequences_takes_no_images(run):
     code, _, _, complaints = run("model=digitsum_lstm", params="params/digits/plain.yaml")
-    assert code == 2 and "the model does not fit the dataset, with inputs of [1, 8, 8]" in complaints
+    assert (
+        code == 2 and "the model does not fit the dataset, with inputs of [1, 8, 8]" in complaints
+    )

@@ -1,7 +1,9 @@
-"""Every loss against numeric traces of the reference implementations (tests/golden), within rtol = atol = 2e-5.
+"""Every loss against numeric traces of the reference implementations (tests/golden), within rtol =
+atol = 2e-5.
 
-A trace holds logits, targets and indices of 48 steps of 16 out of 64 samples, and what the authors' code, their SparseSGD
-and their clamp made of them. tests/golden/README.md says where each file comes from.
+A trace holds logits, targets and indices of 48 steps of 16 out of 64 samples, and what the authors'
+code, their SparseSGD and their clamp made of them. tests/golden/README.md says where each file
+comes from.
 """
 
 import json
@@ -37,22 +39,37 @@ DISCRIM = {  # file: (task loss, what differs from the full method)
 
 def read(name):
     with np.load(GOLDEN / f"{name}.npz") as stored:
-        arrays = {key: torch.from_numpy(value) if value.ndim else value.item() for key, value in stored.items()}
+        arrays = {
+            key: torch.from_numpy(value) if value.ndim else value.item()
+            for key, value in stored.items()
+        }
     return arrays, json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def close(got, expected, what):
-    torch.testing.assert_close(got.double(), torch.as_tensor(expected).double(), **TOLERANCE, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        got.double(), torch.as_tensor(expected).double(), **TOLERANCE, msg=lambda m: f"{what}: {m}"
+    )
 
 
 def discrim_trace(name):
     """Run our DiscrimLoss over a trace; yield per step what it made and what the reference made."""
     arrays, about = read(name)
     hyper, (task_loss, changes) = about["hyper"], DISCRIM[name]
-    arguments = {"a": hyper["a"], "p": hyper["p"], "q": hyper["q"], "beta": hyper["beta"], "rho": hyper["rho"],
-                 "suppression": about["es_type"], "suppression_epochs": hyper["sup_eps"], "sigma_lr": hyper["lr_inst"],
-                 "sigma_momentum": hyper["momentum"], "sigma_decay": hyper["wd_inst"],
-                 "log_sigma_low": hyper["clamp_min"], "log_sigma_high": hyper["clamp_max"]} | changes
+    arguments = {
+        "a": hyper["a"],
+        "p": hyper["p"],
+        "q": hyper["q"],
+        "beta": hyper["beta"],
+        "rho": hyper["rho"],
+        "suppression": about["es_type"],
+        "suppression_epochs": hyper["sup_eps"],
+        "sigma_lr": hyper["lr_inst"],
+        "sigma_momentum": hyper["momentum"],
+        "sigma_decay": hyper["wd_inst"],
+        "log_sigma_low": hyper["clamp_min"],
+        "log_sigma_high": hyper["clamp_max"],
+    } | changes
     loss = DiscrimLoss(task_loss, about["N"], **arguments)
     for step in range(len(arrays["logits"])):
         loss.set_epoch(int(arrays["epoch"][step]))
@@ -61,15 +78,23 @@ def discrim_trace(name):
         losses = loss(output, arrays["targets"][step], arrays["indices"][step])
         losses.mean().backward()
         decay = 0.5 * hyper["wd_inst"] * log_sigma.square().sum()
-        yield step, {
-            "loss_vec": (losses.detach(), arrays["loss_vec"][step]),
-            "mean_loss": (losses.mean().detach() + decay, arrays["mean_loss"][step]),
-            "grad_logits": (output.grad, arrays["grad_logits"][step]),
-            "log_sigma": (loss.log_sigma.value, arrays["log_sigma"][step]),
-            "momentum_buf": (loss.log_sigma.velocity, arrays["momentum_buf"][step]),
-            "exp_avg": (loss.history, arrays["exp_avg"][step] if "exp_avg" in arrays and changes.get("beta") != 0 else None),
-            "k": (loss.threshold, arrays["k"][step]),
-        }
+        yield (
+            step,
+            {
+                "loss_vec": (losses.detach(), arrays["loss_vec"][step]),
+                "mean_loss": (losses.mean().detach() + decay, arrays["mean_loss"][step]),
+                "grad_logits": (output.grad, arrays["grad_logits"][step]),
+                "log_sigma": (loss.log_sigma.value, arrays["log_sigma"][step]),
+                "momentum_buf": (loss.log_sigma.velocity, arrays["momentum_buf"][step]),
+                "exp_avg": (
+                    loss.history,
+                    arrays["exp_avg"][step]
+                    if "exp_avg" in arrays and changes.get("beta") != 0
+                    else None,
+                ),
+                "k": (loss.threshold, arrays["k"][step]),
+            },
+        )
 
 
 @pytest.mark.parametrize("name", DISCRIM)
@@ -87,7 +112,10 @@ def test_suppression_and_gamma_tables():
     table = json.loads((GOLDEN / "es_table.json").read_text())
     for shape, rows in table.items():
         for suppression_epochs, values in rows.items():
-            got = [suppression_factor(shape, epoch, float(suppression_epochs)) for epoch in range(len(values))]
+            got = [
+                suppression_factor(shape, epoch, float(suppression_epochs))
+                for epoch in range(len(values))
+            ]
             np.testing.assert_allclose(got, values, rtol=1e-12)
     for key, values in json.loads((GOLDEN / "gamma_table.json").read_text()).items():
         a, p, q = (float(part) for part in key.split(","))
@@ -98,21 +126,33 @@ def test_suppression_and_gamma_tables():
 def data_parameters_trace(name):
     arrays, about = read(name)
     hyper = about["hyper"]
-    loss = DataParameters(cross_entropy, about["N"], about["C"], level="both" if hyper["cls"] else "instance",
-                          instance_lr=hyper["lr_inst_param"], instance_decay=hyper["wd_inst_param"],
-                          class_lr=hyper["lr_class_param"], class_decay=hyper["wd_class_param"],
-                          low=about["clamp_log_min"], high=about["clamp_log_max"])
+    loss = DataParameters(
+        cross_entropy,
+        about["N"],
+        about["C"],
+        level="both" if hyper["cls"] else "instance",
+        instance_lr=hyper["lr_inst_param"],
+        instance_decay=hyper["wd_inst_param"],
+        class_lr=hyper["lr_class_param"],
+        class_decay=hyper["wd_class_param"],
+        low=about["clamp_log_min"],
+        high=about["clamp_log_max"],
+    )
     for step in range(len(arrays["logits"])):
         output = arrays["logits"][step].clone().requires_grad_()
         mean = loss(output, arrays["targets"][step], arrays["indices"][step]).mean()
         mean.backward()
-        pairs = {"loss_nowd": (mean.detach(), arrays["loss_nowd"][step]),
-                 "grad_logits": (output.grad, arrays["grad_logits"][step]),
-                 "inst_log": (loss.instance.value, arrays["inst_log"][step]),
-                 "inst_momentum": (loss.instance.velocity, arrays["inst_momentum"][step])}
+        pairs = {
+            "loss_nowd": (mean.detach(), arrays["loss_nowd"][step]),
+            "grad_logits": (output.grad, arrays["grad_logits"][step]),
+            "inst_log": (loss.instance.value, arrays["inst_log"][step]),
+            "inst_momentum": (loss.instance.velocity, arrays["inst_momentum"][step]),
+        }
         if loss.classes is not None:
-            pairs |= {"class_log": (loss.classes.value, arrays["class_log"][step]),
-                      "class_momentum": (loss.classes.velocity, arrays["class_momentum"][step])}
+            pairs |= {
+                "class_log": (loss.classes.value, arrays["class_log"][step]),
+                "class_momentum": (loss.classes.velocity, arrays["class_momentum"][step]),
+            }
         yield step, pairs
 
 
@@ -126,11 +166,15 @@ def test_data_parameters_trace(name):
 
 def test_sparse_sgd_trace():
     arrays, about = read("sparse_sgd_mom0.9_skip")
-    table = PerSampleParameter(16, init=0.0, lr=about["lr"], momentum=about["momentum"], low=-math.inf, high=math.inf)
+    table = PerSampleParameter(
+        16, init=0.0, lr=about["lr"], momentum=about["momentum"], low=-math.inf, high=math.inf
+    )
     table.value.copy_(arrays["p0"])
     for step, grad in enumerate(arrays["grads"]):
-        drawn = torch.randperm(16)[:12 if step % 2 else 16]
-        drawn = torch.cat([drawn, grad.nonzero().squeeze(1)]).unique()  # entries not drawn have gradient 0
+        drawn = torch.randperm(16)[: 12 if step % 2 else 16]
+        drawn = torch.cat(
+            [drawn, grad.nonzero().squeeze(1)]
+        ).unique()  # entries not drawn have gradient 0
         table.step(drawn, grad[drawn])
         close(table.value, arrays["params"][step], "value")
         close(table.velocity, arrays["momentum_buf"][step], "velocity")

@@ -1,4 +1,7 @@
-"""Image files: what is decoded is what Pillow decodes, and what is packed is what is in the files."""
+"""Image files.
+
+What is decoded is what Pillow decodes, and what is packed is what is in the files.
+"""
 
 import io
 import multiprocessing
@@ -43,14 +46,18 @@ def as_pillow(content):
 def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_gives(how, tmp_path):
     image = picture().convert(how if how in ("L", "CMYK", "YCbCr") else "RGB")
     image.getexif()[0x0112] = 6  # to be shown turned, which neither does
-    content = as_jpeg(image, progressive=how == "progressive", **({"exif": image.getexif()} if how == "turned" else {}))
+    content = as_jpeg(
+        image,
+        progressive=how == "progressive",
+        **({"exif": image.getexif()} if how == "turned" else {}),
+    )
     random, seen = np.random.default_rng(0), set()
     for number in range(60 if how == "damaged" else 1):
         changed = bytearray(content)
         if how == "damaged":
             for position in random.integers(0, len(changed), random.integers(1, 20)):
                 changed[position] = random.integers(256)
-            changed = changed[:random.integers(1, len(changed))] if number % 2 else changed
+            changed = changed[: random.integers(1, len(changed))] if number % 2 else changed
         (tmp_path / "x.jpg").write_bytes(changed)
         expected = as_pillow(bytes(changed))
         seen.add(expected is None)
@@ -66,7 +73,7 @@ def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_gives(how, tmp_path):
 def test_a_jpeg_that_would_fill_the_memory_is_an_error(tmp_path, more):
     content = bytearray(as_jpeg(picture()))
     sizes = content.index(b"\xff\xc0") + 5  # height and width
-    content[sizes:sizes + 4] = b"\xff\x00\xff\x00"
+    content[sizes : sizes + 4] = b"\xff\x00\xff\x00"
     (tmp_path / "bomb.jpg").write_bytes(content + bytes(more))
     with pytest.raises(OSError, match="decompression bomb"):
         decode(str(tmp_path / "bomb.jpg"))
@@ -84,15 +91,24 @@ def tree(tmp_path):
 
 def loaders(tree, **options):
     data = folder(str(tree), image_size=48, **options)
-    return make_loaders(data, data.train.targets.numpy(), Parts(np.arange(12), np.arange(0), None), batch_size=5, device="cpu",
-                        seed=0)
+    return make_loaders(
+        data,
+        data.train.targets.numpy(),
+        Parts(np.arange(12), np.arange(0), None),
+        batch_size=5,
+        device="cpu",
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_what_is_evaluated_out_of_the_cache_is_what_is_in_the_files(tree, num_workers):
     packed, read = (loaders(tree, cache=cache, num_workers=num_workers) for cache in (True, False))
     for part in ("train_plain", "test"):
-        first, second = (list(one.train_plain if part == "train_plain" else one.evaluation["test"]) for one in (packed, read))
+        first, second = (
+            list(one.train_plain if part == "train_plain" else one.evaluation["test"])
+            for one in (packed, read)
+        )
         for one, other in zip(first, second, strict=True):
             assert torch.equal(one.input, other.input) and torch.equal(one.target, other.target)
     for batch in packed.train:
@@ -103,14 +119,18 @@ def test_what_is_evaluated_out_of_the_cache_is_what_is_in_the_files(tree, num_wo
 def test_the_cache_is_made_once_and_again_when_a_file_changes(tree, monkeypatch):
     paths = [str(path) for path in sorted((tree / "train").rglob("*.jpg"))]
     first = pack(paths, 55, tree / "cache")
-    assert [min(image.shape[1:]) for image in first] == [min(*decode(path).shape[1:], 55) for path in paths]
+    assert [min(image.shape[1:]) for image in first] == [
+        min(*decode(path).shape[1:], 55) for path in paths
+    ]
     monkeypatch.setattr(datasets.images, "decode", lambda path: pytest.fail("decoded again"))
     again = pack(paths, 55, tree / "cache")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     monkeypatch.undo()
     Image.new("RGB", (60, 60), (200, 0, 0)).save(paths[3], quality=100)
     assert torch.equal(pack(paths, 55, tree / "cache")[3][:, 0, 0], decode(paths[3])[:, 0, 0])
-    assert len(list((tree / "cache").glob("*.images"))) == 2 and not list((tree / "cache").glob(".*"))
+    assert len(list((tree / "cache").glob("*.images"))) == 2 and not list(
+        (tree / "cache").glob(".*")
+    )
 
 
 def test_an_image_that_cannot_be_read_when_it_is_packed_is_tried_again_later(tree):
@@ -128,7 +148,7 @@ def test_an_image_that_cannot_be_read_when_it_is_packed_is_tried_again_later(tre
 def test_a_cache_that_was_cut_off_is_an_error(tree):
     paths = [str(path) for path in sorted((tree / "train").rglob("*.jpg"))]
     pack(paths, 55, tree / "cache")
-    packed, = (tree / "cache").glob("*.images")
+    (packed,) = (tree / "cache").glob("*.images")
     packed.write_bytes(packed.read_bytes()[:-100])
     with pytest.raises(OSError, match=f"{packed} is damaged: remove it"):
         pack(paths, 55, tree / "cache")
@@ -138,15 +158,23 @@ def test_a_cache_that_is_there_needs_no_leave_to_write(tree, monkeypatch):
     paths = [str(path) for path in sorted((tree / "train").rglob("*.jpg"))]
     pack(paths, 55, tree / "cache")
     monkeypatch.setattr(datasets.images.fcntl, "flock", lambda *_: pytest.fail("locked"))
-    monkeypatch.setattr(datasets.images.Path, "mkdir", lambda *_, **__: pytest.fail("made a folder"))
+    monkeypatch.setattr(
+        datasets.images.Path, "mkdir", lambda *_, **__: pytest.fail("made a folder")
+    )
     assert min(pack(paths, 55, tree / "cache")[3].shape[1:]) == 55
 
 
 def test_a_cache_may_be_larger_than_the_memory(tmp_path):
-    count = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 1.5 / (3 * 20_000**2)) + 1
+    count = (
+        int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 1.5 / (3 * 20_000**2)) + 1
+    )
     with open(tmp_path / "large.images", "wb") as file:
         file.truncate(count * 3 * 20_000**2)  # nothing but a hole
-    images = Decoded([""] * (count + 1), np.array([[20_000, 20_000]] * (count - 1) + [[10, 12]] * 2), tmp_path / "large.images")
+    images = Decoded(
+        [""] * (count + 1),
+        np.array([[20_000, 20_000]] * (count - 1) + [[10, 12]] * 2),
+        tmp_path / "large.images",
+    )
     assert images[count].shape == (3, 10, 12)
     again = pickle.loads(pickle.dumps(images))
     assert again.map is None and torch.equal(again[count - 1], images[count - 1])
@@ -159,6 +187,7 @@ def slow_pack(paths, cache, results):
         made.append(path)
         time.sleep(0.1)
         return decode(path)
+
     datasets.images.decode = slowly
     images = pack(paths, 55, cache)
     results.put((len(made), int(images[0].sum())))
@@ -171,7 +200,9 @@ def test_of_two_processes_that_want_the_cache_one_makes_it(tmp_path):
         write_png(torch.full((3, 10, 12), number + 1, dtype=torch.uint8), paths[-1])
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
-    both = [fork.Process(target=slow_pack, args=(paths, tmp_path / "cache", results)) for _ in range(2)]
+    both = [
+        fork.Process(target=slow_pack, args=(paths, tmp_path / "cache", results)) for _ in range(2)
+    ]
     for process in both:
         process.start()
     assert sorted(results.get(timeout=60) for _ in both) == [(0, 360), (5, 360)]

@@ -1,4 +1,7 @@
-"""What every loss promises, found through losses.__all__; and the numbers of each, by hand or from a naive loop."""
+"""What every loss promises, found through losses.__all__.
+
+And the numbers of each, by hand or from a naive loop.
+"""
 
 import math
 
@@ -15,14 +18,31 @@ from losses.task import cross_entropy, get_task_loss, mse, smooth_l1
 from utils.build import build
 
 N, C, B = 40, 5, 8
-REQUIRED = {"GradientRescaling": [
-    {"beta": 8.0, "lam": 0.5}, {"beta": 2.0, "lam": 0.3, "variant": "normal", "normalise": "none"},
-    {"beta": 2.0, "lam": 2.0, "variant": "beta"}, {"beta": 3.0, "lam": 0.0, "variant": "exponential"}]}
-ALSO = {"DiscrimLoss": [{"sigma_decay": 0.01, "threshold": "mean"}, {"beta": 0.0, "threshold": 0.5, "suppression": "exp"},
-                        {"bias_correction": "visits", "log_sigma_low": 0.1}],
-        "SuperLoss": [{"tau": "ema"}, {"tau": 0.5, "lam": 0.25}],
-        "DataParameters": [{"level": "class"}, {"level": "both", "instance_decay": 0.01, "class_decay": 0.01}]}
-REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # a loss that is named here is also tested on regression
+REQUIRED = {
+    "GradientRescaling": [
+        {"beta": 8.0, "lam": 0.5},
+        {"beta": 2.0, "lam": 0.3, "variant": "normal", "normalise": "none"},
+        {"beta": 2.0, "lam": 2.0, "variant": "beta"},
+        {"beta": 3.0, "lam": 0.0, "variant": "exponential"},
+    ]
+}
+ALSO = {
+    "DiscrimLoss": [
+        {"sigma_decay": 0.01, "threshold": "mean"},
+        {"beta": 0.0, "threshold": 0.5, "suppression": "exp"},
+        {"bias_correction": "visits", "log_sigma_low": 0.1},
+    ],
+    "SuperLoss": [{"tau": "ema"}, {"tau": 0.5, "lam": 0.25}],
+    "DataParameters": [
+        {"level": "class"},
+        {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
+    ],
+}
+REGRESSION = {
+    "Plain",
+    "DiscrimLoss",
+    "SuperLoss",
+}  # a loss that is named here is also tested on regression
 
 
 def cases():
@@ -41,8 +61,15 @@ def name_of(value):
 
 
 def make(name, arguments, task_loss):
-    return build(losses, {"name": name, **arguments}, task_loss=task_loss, num_samples=N, num_outputs=C,
-                 model=torch.nn.Linear(3, C), epochs=5)
+    return build(
+        losses,
+        {"name": name, **arguments},
+        task_loss=task_loss,
+        num_samples=N,
+        num_outputs=C,
+        model=torch.nn.Linear(3, C),
+        epochs=5,
+    )
 
 
 def batches(task_loss, count, seed=0):
@@ -51,9 +78,17 @@ def batches(task_loss, count, seed=0):
     for _ in range(count):
         index = torch.randperm(N, generator=generator)[:B]
         if task_loss is cross_entropy:
-            yield torch.randn(B, C, generator=generator), torch.randint(C, (B,), generator=generator), index
+            yield (
+                torch.randn(B, C, generator=generator),
+                torch.randint(C, (B,), generator=generator),
+                index,
+            )
         else:
-            yield torch.randn(B, 1, generator=generator), 3 * torch.randn(B, generator=generator), index
+            yield (
+                torch.randn(B, 1, generator=generator),
+                3 * torch.randn(B, generator=generator),
+                index,
+            )
 
 
 def state(loss):
@@ -61,7 +96,9 @@ def state(loss):
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 @pytest.mark.parametrize(("name", "arguments", "task_loss"), list(cases()), ids=name_of)
@@ -99,7 +136,10 @@ class TestContract:
         order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
         first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
         for output, target, index in batches(task_loss, 3):
-            torch.testing.assert_close(first(output, target, index)[order], second(output[order], target[order], index[order]))
+            torch.testing.assert_close(
+                first(output, target, index)[order],
+                second(output[order], target[order], index[order]),
+            )
         for key, value in first.state_dict().items():
             torch.testing.assert_close(value, second.state_dict()[key])
 
@@ -118,16 +158,24 @@ class TestContract:
         for output, target, index in batches(task_loss, 3):
             output = output.bfloat16().requires_grad_()
             values = half(output, target, index)
-            torch.testing.assert_close(values, full(output.detach().float(), target, index), rtol=0.02, atol=0.02)
+            torch.testing.assert_close(
+                values, full(output.detach().float(), target, index), rtol=0.02, atol=0.02
+            )
             values.mean().backward()
-            assert values.dtype == torch.float32 and output.grad.dtype == torch.bfloat16 and output.grad.isfinite().all()
+            assert (
+                values.dtype == torch.float32
+                and output.grad.dtype == torch.bfloat16
+                and output.grad.isfinite().all()
+            )
 
     def test_float64_outputs_are_accepted(self, name, arguments, task_loss):
         double, single = make(name, arguments, task_loss), make(name, arguments, task_loss)
         for output, target, index in batches(task_loss, 3):
             values = double(output.double(), target, index)
             assert values.dtype == torch.float64
-            torch.testing.assert_close(values.float(), single(output, target, index), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                values.float(), single(output, target, index), rtol=1e-4, atol=1e-5
+            )
 
     def test_the_score_numbers_every_sample_or_is_none(self, name, arguments, task_loss):
         score = make(name, arguments, task_loss).sample_score()
@@ -135,7 +183,10 @@ class TestContract:
 
     def test_the_objective_takes_the_mean_and_keeps_the_output(self, name, arguments, task_loss):
         method = make(name, arguments, task_loss).eval()
-        objective, model = as_objective(method), torch.nn.Linear(3, C if task_loss is cross_entropy else 1)
+        objective, model = (
+            as_objective(method),
+            torch.nn.Linear(3, C if task_loss is cross_entropy else 1),
+        )
         _, target, index = next(batches(task_loss, 1))
         batch = type("Batch", (), {"input": torch.randn(B, 3), "target": target, "index": index})
         value = objective(model, batch)
@@ -150,19 +201,29 @@ def test_a_loss_that_cannot_serve_regression_says_so_at_construction(name):
         make(name, REQUIRED.get(name, [{}])[0], smooth_l1)
 
 
-@pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("DiscrimLoss", {"beta": 1.0}, "beta.*got 1.0"), ("DiscrimLoss", {"rho": -0.1}, "rho"),
-    ("DiscrimLoss", {"threshold": "median"}, "median"), ("DiscrimLoss", {"suppression": "cosine"}, "linear, sin.*cosine"),
-    ("DiscrimLoss", {"suppression_epochs": -1}, "suppression_epochs"), ("DiscrimLoss", {"bias_correction": "none"}, "visits"),
-    ("DiscrimLoss", {"sigma_lr": -1.0}, "learning rate"), ("DiscrimLoss", {"log_sigma_low": 4.0}, "lower bound"),
-    ("SuperLoss", {"lam": 0.0}, "lam must be"), ("SuperLoss", {"tau": "gak"}, "gak"),
-    ("DataParameters", {"level": "sample"}, "sample"), ("DataParameters", {"instance_init": 0.0}, "above 0"),
-    ("GradientRescaling", {"beta": 1.0, "lam": -1.0}, "lam must"),
-    ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "variant": "gamma"}, "power.*gamma"),
-    ("GradientRescaling", {"beta": 0.5, "lam": 1.0, "variant": "beta"}, "bounded"),
-    ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "normalise": "sum"}, "batch.*sum"),
-    ("GCE", {"q": 0.0}, "q must"), ("GCE", {"q": 1.1}, "q must"),
-])
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("DiscrimLoss", {"beta": 1.0}, "beta.*got 1.0"),
+        ("DiscrimLoss", {"rho": -0.1}, "rho"),
+        ("DiscrimLoss", {"threshold": "median"}, "median"),
+        ("DiscrimLoss", {"suppression": "cosine"}, "linear, sin.*cosine"),
+        ("DiscrimLoss", {"suppression_epochs": -1}, "suppression_epochs"),
+        ("DiscrimLoss", {"bias_correction": "none"}, "visits"),
+        ("DiscrimLoss", {"sigma_lr": -1.0}, "learning rate"),
+        ("DiscrimLoss", {"log_sigma_low": 4.0}, "lower bound"),
+        ("SuperLoss", {"lam": 0.0}, "lam must be"),
+        ("SuperLoss", {"tau": "gak"}, "gak"),
+        ("DataParameters", {"level": "sample"}, "sample"),
+        ("DataParameters", {"instance_init": 0.0}, "above 0"),
+        ("GradientRescaling", {"beta": 1.0, "lam": -1.0}, "lam must"),
+        ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "variant": "gamma"}, "power.*gamma"),
+        ("GradientRescaling", {"beta": 0.5, "lam": 1.0, "variant": "beta"}, "bounded"),
+        ("GradientRescaling", {"beta": 1.0, "lam": 1.0, "normalise": "sum"}, "batch.*sum"),
+        ("GCE", {"q": 0.0}, "q must"),
+        ("GCE", {"q": 1.1}, "q must"),
+    ],
+)
 def test_an_argument_outside_its_range_is_named(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(name, arguments, cross_entropy)
@@ -187,7 +248,8 @@ def test_superloss_needs_a_threshold_where_there_are_no_classes():
     assert SuperLoss(cross_entropy, num_outputs=10).tau == pytest.approx(math.log(10))
 
 
-# --- task losses -----------------------------------------------------------------------------------------------------------
+# --- task losses
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_regression_losses_do_not_broadcast():
@@ -204,25 +266,43 @@ def test_a_task_loss_of_another_task_is_unknown():
         get_task_loss("classification", "mse", "classification")
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------------
+# --- numbers
+# ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "arguments", "task_loss"),
-                         [case for case in cases() if case[0] != "GradientRescaling"], ids=name_of)
+@pytest.mark.parametrize(
+    ("name", "arguments", "task_loss"),
+    [case for case in cases() if case[0] != "GradientRescaling"],
+    ids=name_of,
+)
 def test_gradients_against_finite_differences(name, arguments, task_loss):
     loss = make(name, arguments, task_loss)
     list(loss(*batch) for batch in batches(task_loss, 3))
     loss = loss.double().eval()  # in evaluation mode, and so with the state held still
     output, target, index = next(batches(task_loss, 1, seed=5))
     output = (2 * output).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: loss(z, target.double() if task_loss is not cross_entropy else target, index),
-                                    output, eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda z: loss(z, target.double() if task_loss is not cross_entropy else target, index),
+        output,
+        eps=1e-6,
+        atol=1e-6,
+    )
 
 
 def test_sigma_gradient_against_finite_differences():
-    """d mean(loss) / d log sigma in closed form is what the first step of an unclamped table moves by."""
+    """d mean(loss) / d log sigma in closed form is what the first step of an unclamped table moves
+    by.
+    """
     output, target, index = next(batches(cross_entropy, 1))
-    loss = DiscrimLoss(cross_entropy, N, sigma_lr=1.0, log_sigma_low=-99.0, log_sigma_high=99.0, a=0.3, threshold=0.7)
+    loss = DiscrimLoss(
+        cross_entropy,
+        N,
+        sigma_lr=1.0,
+        log_sigma_low=-99.0,
+        log_sigma_high=99.0,
+        a=0.3,
+        threshold=0.7,
+    )
 
     def mean(offset, sample):
         shifted = DiscrimLoss(cross_entropy, N, a=0.3, threshold=0.7, sigma_lr=0.0).double()
@@ -237,7 +317,9 @@ def test_sigma_gradient_against_finite_differences():
 
 def test_temperature_gradient_against_finite_differences():
     output, target, index = next(batches(cross_entropy, 1))
-    loss = DataParameters(cross_entropy, N, C, level="both", instance_lr=1.0, class_lr=1.0, low=-99.0, high=99.0)
+    loss = DataParameters(
+        cross_entropy, N, C, level="both", instance_lr=1.0, class_lr=1.0, low=-99.0, high=99.0
+    )
 
     def mean(table, row, offset):
         shifted = DataParameters(cross_entropy, N, C, level="both").double().eval()
@@ -248,12 +330,23 @@ def test_temperature_gradient_against_finite_differences():
     for table, rows in (("instance", index.tolist()), ("classes", target.unique().tolist())):
         for row in rows:
             slope = (mean(table, row, 1e-5) - mean(table, row, -1e-5)) / 2e-5
-            assert -getattr(loss, table).value[row].item() == pytest.approx(slope, rel=1e-3, abs=1e-6)
+            assert -getattr(loss, table).value[row].item() == pytest.approx(
+                slope, rel=1e-3, abs=1e-6
+            )
 
 
 def test_discrimloss_with_visits_equals_a_naive_loop():
     """bias_correction="visits" where samples are drawn unevenly, against plain Python."""
-    loss = DiscrimLoss(cross_entropy, N, bias_correction="visits", suppression_epochs=0, a=0.25, p=0.5, q=3.0, sigma_lr=0.5)
+    loss = DiscrimLoss(
+        cross_entropy,
+        N,
+        bias_correction="visits",
+        suppression_epochs=0,
+        a=0.25,
+        p=0.5,
+        q=3.0,
+        sigma_lr=0.5,
+    )
     history, visits, log_sigma, velocity, k = [0.0] * N, [0] * N, [0.0] * N, [0.0] * N, None
     for epoch, (output, target, index) in enumerate(batches(cross_entropy, 12)):
         loss.set_epoch(epoch)
@@ -270,7 +363,9 @@ def test_discrimloss_with_visits_equals_a_naive_loop():
             expected = (average[position] - gamma * k) / math.exp(log_sigma[i])
             assert values[position].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
             velocity[i] = 0.9 * velocity[i] - expected / B
-            log_sigma[i] = min(max(log_sigma[i] - 0.5 * velocity[i], math.log(1 / 20)), math.log(20))
+            log_sigma[i] = min(
+                max(log_sigma[i] - 0.5 * velocity[i], math.log(1 / 20)), math.log(20)
+            )
     torch.testing.assert_close(loss.log_sigma.value, torch.tensor(log_sigma), rtol=1e-4, atol=1e-5)
 
 
@@ -304,14 +399,32 @@ def test_a_class_drawn_twice_takes_one_step_along_the_sum():
     output = torch.randn(1, C).expand(4, C)
     loss(output, torch.tensor([1, 1, 1, 1]), torch.arange(4))
     once = DataParameters(cross_entropy, N, C, level="class", class_decay=0.4, class_init=2.0)
-    once(output[:1], torch.tensor([1]), torch.arange(1))  # a mean over 4 equal samples; decay once for each of them
+    once(
+        output[:1], torch.tensor([1]), torch.arange(1)
+    )  # a mean over 4 equal samples; decay once for each of them
     torch.testing.assert_close(loss.classes.value, once.classes.value)
     assert (loss.classes.value[[0, 2, 3, 4]] == math.log(2)).all()
 
 
-SUPERLOSS = [(math.log(10), 1.0, [(0, 2.7182818, -5.2590752), (1, 2.7182818, -2.5407934), (1.567826, 2.5824740, -0.9973732),
-                                  (3, 0.7656755, 0.6052808), (10, 0.3069091, 3.7576488), (20, 0.1885478, 6.1203796)]),
-             (math.log(100), 0.25, [(5, 0.6152038, 0.3019016), (10, 0.1662787, 1.7017350), (3, 2.7182818, -4.1133049)])]
+SUPERLOSS = [
+    (
+        math.log(10),
+        1.0,
+        [
+            (0, 2.7182818, -5.2590752),
+            (1, 2.7182818, -2.5407934),
+            (1.567826, 2.5824740, -0.9973732),
+            (3, 0.7656755, 0.6052808),
+            (10, 0.3069091, 3.7576488),
+            (20, 0.1885478, 6.1203796),
+        ],
+    ),
+    (
+        math.log(100),
+        0.25,
+        [(5, 0.6152038, 0.3019016), (10, 0.1662787, 1.7017350), (3, 2.7182818, -4.1133049)],
+    ),
+]
 
 
 @pytest.mark.parametrize(("tau", "lam", "table"), SUPERLOSS)
@@ -321,24 +434,36 @@ def test_superloss_values(tau, lam, table):
         losses_in = torch.tensor([float(value)], requires_grad=True)
         out = loss(losses_in, None, None)
         out.backward()
-        assert out.item() == pytest.approx(expected, abs=2e-6) and losses_in.grad.item() == pytest.approx(sigma, rel=1e-5)
+        assert out.item() == pytest.approx(
+            expected, abs=2e-6
+        ) and losses_in.grad.item() == pytest.approx(sigma, rel=1e-5)
 
 
 def test_the_confidence_of_superloss_against_scipy():
     from scipy.special import lambertw
 
-    z = torch.cat([-math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    z = torch.cat(
+        [
+            -math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64),
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
     expected = torch.from_numpy(np.exp(-lambertw(z.numpy()).real))
     torch.testing.assert_close(confidence(2 * z), expected, rtol=1e-9, atol=0)
     away = z > -math.exp(-1) + 1e-6
     torch.testing.assert_close(confidence(2 * z)[away], expected[away], rtol=1e-13, atol=0)
-    assert confidence(torch.tensor([-2 / math.e, -2.0], dtype=torch.float64)).tolist() == pytest.approx([math.e] * 2, rel=1e-7)
+    assert confidence(
+        torch.tensor([-2 / math.e, -2.0], dtype=torch.float64)
+    ).tolist() == pytest.approx([math.e] * 2, rel=1e-7)
     assert confidence(torch.zeros(1, dtype=torch.float64)).item() == 1
 
 
 def test_superloss_is_finite_at_and_around_the_branch_point():
     branch = -2 / math.e
-    for dtype, lowest in ((torch.float32, 2.71), (torch.bfloat16, 2.25)):  # three steps above, bfloat16 is far away
+    for dtype, lowest in (
+        (torch.float32, 2.71),
+        (torch.bfloat16, 2.25),
+    ):  # three steps above, bfloat16 is far away
         around = torch.tensor(branch, dtype=dtype)
         for _ in range(3):
             around = torch.nextafter(around, torch.tensor(-9.0, dtype=dtype))
@@ -366,34 +491,69 @@ def gradient(loss, output=DM_OUTPUT, target=DM_TARGET):
 
 
 def test_derivative_manipulation_gradient():
-    expected = torch.tensor([[-0.0365294, 0.0267052, 0.0098243], [-0.1924855, 0.1198144, 0.0726711],
-                             [0.0051065, -0.0189874, 0.0138809], [0.1259989, 0.1259989, -0.2519977]])
-    torch.testing.assert_close(gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5)), expected, rtol=0, atol=1e-6)
+    expected = torch.tensor(
+        [
+            [-0.0365294, 0.0267052, 0.0098243],
+            [-0.1924855, 0.1198144, 0.0726711],
+            [0.0051065, -0.0189874, 0.0138809],
+            [0.1259989, 0.1259989, -0.2519977],
+        ]
+    )
+    torch.testing.assert_close(
+        gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5)), expected, rtol=0, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("beta", "lam", "weights"), [
-    (8.0, 0.5, [3.1515676, 16.6066311, 1.6381281, 21.7410349]), (2.0, 0.0, [1.3667157, 5.0903804, 1.1360086, 3.7936679]),
-    (16.0, 1.0, [8.2390324, 11.3103160, 2.5989847, 35.0072668])])
+@pytest.mark.parametrize(
+    ("beta", "lam", "weights"),
+    [
+        (8.0, 0.5, [3.1515676, 16.6066311, 1.6381281, 21.7410349]),
+        (2.0, 0.0, [1.3667157, 5.0903804, 1.1360086, 3.7936679]),
+        (16.0, 1.0, [8.2390324, 11.3103160, 2.5989847, 35.0072668]),
+    ],
+)
 def test_derivative_manipulation_weights(beta, lam, weights):
-    norms = gradient(GradientRescaling(cross_entropy, beta=beta, lam=lam, normalise="none")).abs().sum(1) * len(DM_TARGET)
+    norms = gradient(
+        GradientRescaling(cross_entropy, beta=beta, lam=lam, normalise="none")
+    ).abs().sum(1) * len(DM_TARGET)
     torch.testing.assert_close(norms, torch.tensor(weights), rtol=1e-5, atol=1e-5)
-    assert gradient(GradientRescaling(cross_entropy, beta=beta, lam=lam)).abs().sum().item() == pytest.approx(1, abs=1e-6)
+    assert gradient(
+        GradientRescaling(cross_entropy, beta=beta, lam=lam)
+    ).abs().sum().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_emphasis_densities_reduce_to_known_losses():
     plain = gradient(Plain(cross_entropy))
     density = {"variant": "beta", "normalise": "none"}
-    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=1.0, lam=2.0, **density)), plain)
+    torch.testing.assert_close(
+        2 * gradient(GradientRescaling(cross_entropy, beta=1.0, lam=2.0, **density)), plain
+    )
     gce = gradient(GCE(cross_entropy, q=0.7))
-    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=1.7, lam=2.0, **density)), gce)
+    torch.testing.assert_close(
+        2 * gradient(GradientRescaling(cross_entropy, beta=1.7, lam=2.0, **density)), gce
+    )
     mae = gradient(GCE(cross_entropy, q=1.0))
-    torch.testing.assert_close(2 * gradient(GradientRescaling(cross_entropy, beta=2.0, lam=2.0, **density)), mae)
-    exponential = gradient(GradientRescaling(cross_entropy, beta=2.0, lam=7.0, variant="exponential"))
-    torch.testing.assert_close(gradient(GradientRescaling(cross_entropy, beta=2.0, lam=0.0)), exponential)
+    torch.testing.assert_close(
+        2 * gradient(GradientRescaling(cross_entropy, beta=2.0, lam=2.0, **density)), mae
+    )
+    exponential = gradient(
+        GradientRescaling(cross_entropy, beta=2.0, lam=7.0, variant="exponential")
+    )
+    torch.testing.assert_close(
+        gradient(GradientRescaling(cross_entropy, beta=2.0, lam=0.0)), exponential
+    )
     p = DM_OUTPUT.softmax(1).gather(1, DM_TARGET[:, None]).squeeze(1)
-    imae = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=1.0, normalise="none")).abs().sum(1)
+    imae = (
+        gradient(GradientRescaling(cross_entropy, beta=8.0, lam=1.0, normalise="none")).abs().sum(1)
+    )
     torch.testing.assert_close(imae, torch.exp(8 * p * (1 - p)) / 4)
-    normal = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5, variant="normal", normalise="none")).abs().sum(1)
+    normal = (
+        gradient(
+            GradientRescaling(cross_entropy, beta=8.0, lam=0.5, variant="normal", normalise="none")
+        )
+        .abs()
+        .sum(1)
+    )
     torch.testing.assert_close(normal, imae)
     equal = gradient(GradientRescaling(cross_entropy, beta=0.0, lam=1.0)).abs().sum(1)
     torch.testing.assert_close(equal, torch.full((4,), 0.25))
@@ -403,24 +563,40 @@ def test_rescaled_gradients_keep_norm_and_zero_sum_however_sure_the_network_is()
     for gap in (5.0, 17.0, 20.0, 25.0, 60.0, 100.0, 300.0):
         output = torch.zeros(1, 10)
         output[0, 3] = gap
-        rows = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5, normalise="none"), output, torch.tensor([3]))
+        rows = gradient(
+            GradientRescaling(cross_entropy, beta=8.0, lam=0.5, normalise="none"),
+            output,
+            torch.tensor([3]),
+        )
         rest = 1 / (1 + math.exp(gap) / 9)
         weight = math.exp(8 * math.sqrt(1 - rest) * rest)
-        assert rows.abs().sum().item() == pytest.approx(weight, rel=1e-5) and rows.sum().item() == pytest.approx(0, abs=1e-6)
+        assert rows.abs().sum().item() == pytest.approx(
+            weight, rel=1e-5
+        ) and rows.sum().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_gce_values_and_gradients():
-    for p, value, slope in ((0.1, 1.1435340, -0.1795736), (0.3, 0.8135548, -0.3013581), (0.7, 0.3156344, -0.2337168)):
+    for p, value, slope in (
+        (0.1, 1.1435340, -0.1795736),
+        (0.3, 0.8135548, -0.3013581),
+        (0.7, 0.3156344, -0.2337168),
+    ):
         output = torch.tensor([[math.log(p), math.log(1 - p)]])
         loss = GCE(cross_entropy, q=0.7)
         assert loss(output, torch.tensor([0]), None).item() == pytest.approx(value, abs=1e-6)
-        assert gradient(loss, output, torch.tensor([0]))[0, 0].item() == pytest.approx(slope, abs=1e-6)
+        assert gradient(loss, output, torch.tensor([0]))[0, 0].item() == pytest.approx(
+            slope, abs=1e-6
+        )
     tiny = GCE(cross_entropy, q=1e-8)
-    torch.testing.assert_close(tiny(DM_OUTPUT, DM_TARGET, None), cross_entropy(DM_OUTPUT, DM_TARGET), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        tiny(DM_OUTPUT, DM_TARGET, None), cross_entropy(DM_OUTPUT, DM_TARGET), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_discrimloss_weight_of_the_newest_loss():
-    """At sigma = 1 the gradient is that of the task loss times suppression (1 - beta) / (1 - beta^(e+1))."""
+    """At sigma = 1 the gradient is that of the task loss times suppression (1 - beta) / (1 -
+    beta^(e+1)).
+    """
     output, target, index = next(batches(cross_entropy, 1))
     plain = gradient(Plain(cross_entropy), output, target)
     for epoch, factor in ((0, 0.100), (1, 0.2 * 0.1 / 0.19), (3, 0.1 / 0.3439), (19, 0.114)):

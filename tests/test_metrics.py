@@ -10,9 +10,25 @@ import torch
 
 from datasets.base import Batch
 from losses.task import cross_entropy, mse
-from utils.metrics import TrainingRecord, accuracy, detection, easy_hard_incorrect, flag, mae, prediction_table, sample_table
+from utils.metrics import (
+    TrainingRecord,
+    accuracy,
+    detection,
+    easy_hard_incorrect,
+    flag,
+    mae,
+    prediction_table,
+    sample_table,
+)
 
-DETECTION = ("auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction", "flag_precision", "flag_recall")
+DETECTION = (
+    "auroc",
+    "average_precision",
+    "hard_vs_incorrect_auroc",
+    "memorised_fraction",
+    "flag_precision",
+    "flag_recall",
+)
 
 
 def rows(*numbers, of=8):
@@ -23,44 +39,66 @@ def rows(*numbers, of=8):
 
 
 def test_accuracy_and_mean_absolute_error():
-    logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3], [-3, -2, -1], [0.1, 0.3, 0.2]])
+    logits = torch.tensor(
+        [[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3], [-3, -2, -1], [0.1, 0.3, 0.2]]
+    )
     percent = accuracy(logits, torch.tensor([0, 2, 0, 1, 2, 1]))
     assert percent.tolist() == [100, 100, 0, 0, 100, 100]
-    prediction, target = torch.tensor([1.0, -2, 3, 0, 0.5, -0.5]), torch.tensor([3.0, -2, 2, 1, 0, 0.5])
-    assert mae(prediction, target).tolist() == mae(prediction[:, None], target).tolist() == [2, 0, 1, 1, 0.5, 1]
+    prediction, target = (
+        torch.tensor([1.0, -2, 3, 0, 0.5, -0.5]),
+        torch.tensor([3.0, -2, 2, 1, 0, 0.5]),
+    )
+    assert (
+        mae(prediction, target).tolist()
+        == mae(prediction[:, None], target).tolist()
+        == [2, 0, 1, 1, 0.5, 1]
+    )
 
 
 def test_hard_is_correct_with_a_loss_in_the_top_half():
     loss = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     groups = easy_hard_incorrect(loss, rows(1, 6, 7))
     assert {name: np.flatnonzero(mask).tolist() for name, mask in groups.items()} == {
-        "easy": [0, 2, 3], "hard": [4, 5], "incorrect": [1, 6, 7]}
+        "easy": [0, 2, 3],
+        "hard": [4, 5],
+        "incorrect": [1, 6, 7],
+    }
 
 
 @pytest.fixture
 def table():
     """Labels 1, 5 and 7 are incorrect; 4 to 7 have the top half of the losses."""
-    return {"true": np.array([0, 1, 2, 0, 1, 2, 0, 1]), "given": np.array([0, 2, 2, 0, 1, 0, 0, 0]),
-            "predicted": np.array([0, 2, 2, 1, 1, 0, 2, 1]), "flagged": rows(3, 7),
-            "loss": np.array([0.1, 0.2, 0.3, 0.4, 1, 2, 3, 4]), "score": np.array([0.1, 0.6, 0.2, 0.7, 0.3, 0.5, 0.55, 0.8])}
+    return {
+        "true": np.array([0, 1, 2, 0, 1, 2, 0, 1]),
+        "given": np.array([0, 2, 2, 0, 1, 0, 0, 0]),
+        "predicted": np.array([0, 2, 2, 1, 1, 0, 2, 1]),
+        "flagged": rows(3, 7),
+        "loss": np.array([0.1, 0.2, 0.3, 0.4, 1, 2, 3, 4]),
+        "score": np.array([0.1, 0.6, 0.2, 0.7, 0.3, 0.5, 0.55, 0.8]),
+    }
 
 
 def test_detection_of_incorrect_labels(table):
-    assert detection(table) == pytest.approx({
-        "auroc": 12 / 15,  # of the pairs, incorrect above correct: 4 + 3 + 5
-        "average_precision": (1 / 1 + 2 / 3 + 3 / 5) / 3,  # the incorrect ones are 1st, 3rd and 5th by score
-        "hard_vs_incorrect_auroc": 3 / 4,  # 0.5 and 0.8 against 0.3 and 0.55
-        "memorised_fraction": 2 / 3,
-        "flag_precision": 1 / 2,
-        "flag_recall": 1 / 3,
-    })
+    assert detection(table) == pytest.approx(
+        {
+            "auroc": 12 / 15,  # of the pairs, incorrect above correct: 4 + 3 + 5
+            "average_precision": (1 / 1 + 2 / 3 + 3 / 5)
+            / 3,  # the incorrect ones are 1st, 3rd and 5th by score
+            "hard_vs_incorrect_auroc": 3 / 4,  # 0.5 and 0.8 against 0.3 and 0.55
+            "memorised_fraction": 2 / 3,
+            "flag_precision": 1 / 2,
+            "flag_recall": 1 / 3,
+        }
+    )
 
 
 def test_detection_with_nothing_flagged_or_nothing_to_tell_apart_in_the_top_half(table):
     found = detection(table | {"flagged": rows()})
     assert (found["flag_precision"], found["flag_recall"]) == (0, 0)
     found = detection(table | {"loss": np.array([1, 5.0, 2, 3, 4, 6, 4.5, 7])})  # 1, 5, 6, 7
-    assert found["hard_vs_incorrect_auroc"] == pytest.approx(2 / 3)  # 0.6 and 0.8 are above 0.55, 0.5 is not
+    assert found["hard_vs_incorrect_auroc"] == pytest.approx(
+        2 / 3
+    )  # 0.6 and 0.8 are above 0.55, 0.5 is not
     only = detection(table | {"given": np.array([0, 1, 2, 0, 2, 0, 1, 0])})  # 4 to 7 are incorrect
     assert only["hard_vs_incorrect_auroc"] is None and only["auroc"] is not None
 
@@ -81,35 +119,57 @@ def test_flag_marks_the_upper_of_two_groups():
 def test_samples_are_tabled_by_index():
     index, target = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([1, 0, 1, 1, 0, 0])
     margin = torch.tensor([3.0, 0, 5, -1, 4, 2])  # of class 1 over class 0
-    output, mean_loss = torch.stack([torch.zeros(6), margin], 1), np.array([0.1, 0.11, 0.12, 0.9, 0.91, 0.1], np.float32)
-    trained, true = prediction_table(output, target, index, cross_entropy), np.array([0, 0, 0, 1, 1, -1])
+    output, mean_loss = (
+        torch.stack([torch.zeros(6), margin], 1),
+        np.array([0.1, 0.11, 0.12, 0.9, 0.91, 0.1], np.float32),
+    )
+    trained, true = (
+        prediction_table(output, target, index, cross_entropy),
+        np.array([0, 0, 0, 1, 1, -1]),
+    )
     assert trained["target"].tolist() == [0, 1, 0, 1, 0, 1]
     table = sample_table(trained, true, mean_loss=mean_loss, score=None)
     assert table["index"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert table["given"].tolist() == [0, 1, 0, 1, 0, 1] and table["true"].tolist() == [0, 0, 0, 1, 1, -1]
+    assert table["given"].tolist() == [0, 1, 0, 1, 0, 1] and table["true"].tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        -1,
+    ]
     assert table["predicted"].tolist() == [0, 0, 1, 1, 1, 1]
-    by_hand = [math.log1p(math.exp(wrong)) for wrong in (0, 1, 2, -3, 4, -5)]  # the margin of the wrong class
+    by_hand = [
+        math.log1p(math.exp(wrong)) for wrong in (0, 1, 2, -3, 4, -5)
+    ]  # the margin of the wrong class
     assert table["loss"].tolist() == pytest.approx(by_hand, rel=1e-5)
     assert table["mean_loss"].tolist() == table["score"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [3, 4]
 
     score = torch.from_numpy(mean_loss).flip(0)  # a method's own wins
     table = sample_table(trained, true, mean_loss=mean_loss, score=score)
-    assert table["score"].tolist() == score.tolist() and table["mean_loss"].tolist() == mean_loss.tolist()
+    assert (
+        table["score"].tolist() == score.tolist()
+        and table["mean_loss"].tolist() == mean_loss.tolist()
+    )
     assert np.flatnonzero(table["flagged"]).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
 def test_of_a_regression_the_prediction_itself_is_tabled(shape):
-    index, output = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
+    index, output = (
+        torch.tensor([3, 0, 5, 1, 4, 2]),
+        torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape),
+    )
     trained = prediction_table(output, index.float() - 1, index, mse)
     table = sample_table(trained, np.full(6, -1), score=None, mean_loss=np.arange(6.0))
     assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4] and table["loss"].tolist() == [2.25] * 6
 
 
-# Of ten samples, eight are trained on, in two steps of different size; labels 1, 6 and 7 are incorrect. A sample's error is
-# its row + 1 and the loss its square, so that 4, 5, 6 and 7 are the top half; 2, 5, 6 and 7 count for half of that.
+# Of ten samples, eight are trained on, in two steps of different size; labels 1, 6 and 7 are
+# incorrect. A sample's error is its row + 1 and the loss its square, so that 4, 5, 6 and 7 are the
+# top half; 2, 5, 6 and 7 count for half of that.
 STEPS = [[5, 0, 3, 6, 1], [7, 2, 4]]
 LOADER = SimpleNamespace(rows_of=lambda step: STEPS[step])
 ERRORS = torch.tensor([1.0, -2, 3, 4, -5, 6, 7, -8, 100, 100])
@@ -125,7 +185,9 @@ def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
     """What the training loop does with a batch, but for the model."""
     index = torch.tensor(STEPS[step])
     batch = Batch(torch.zeros(len(index), 1), torch.full((len(index),), 20.0), index)
-    output = (20 + errors[index]).reshape(shape).requires_grad_() * 1.0  # no leaf, as that of a model
+    output = (20 + errors[index]).reshape(
+        shape
+    ).requires_grad_() * 1.0  # no leaf, as that of a model
     output.retain_grad()
     loss = (WEIGHTS[index] * mse(output, batch.target)).mean()
     loss.backward()
@@ -142,14 +204,20 @@ def test_an_epoch_in_numbers(shape):
         record.check(0, LOADER)
         record.seconds = 2.0
         row = record.end_epoch(CORRUPTED)
-    assert row == pytest.approx({
-        "lr": 0.1, "train_loss": (1 + 4 + 9 / 2 + 16 + 25 + 36 / 2 + 49 / 2 + 64 / 2) / 8,
-        "train_metric": 4.5, "seconds": 2, "images_per_second": 4,
-        "weight_easy": (1 + 3 / 2 + 4) / (1 + 3 + 4),
-        "weight_hard": (5 + 6 / 2) / (5 + 6),
-        "weight_incorrect": (2 + 7 / 2 + 8 / 2) / (2 + 7 + 8),
-        "mass_incorrect": 9.5 / (6.5 + 8 + 9.5),
-    }, rel=1e-5)
+    assert row == pytest.approx(
+        {
+            "lr": 0.1,
+            "train_loss": (1 + 4 + 9 / 2 + 16 + 25 + 36 / 2 + 49 / 2 + 64 / 2) / 8,
+            "train_metric": 4.5,
+            "seconds": 2,
+            "images_per_second": 4,
+            "weight_easy": (1 + 3 / 2 + 4) / (1 + 3 + 4),
+            "weight_hard": (5 + 6 / 2) / (5 + 6),
+            "weight_incorrect": (2 + 7 / 2 + 8 / 2) / (2 + 7 + 8),
+            "mass_incorrect": 9.5 / (6.5 + 8 + 9.5),
+        },
+        rel=1e-5,
+    )
     squares = [1, 4, 9, 16, 25, 36, 49, 64, 0, 0]
     assert record.samples["loss"].tolist() == squares  # of the task, not of the method
     assert record.samples["loss_total"].tolist() == [5 * square for square in squares]
@@ -164,7 +232,10 @@ def test_an_epoch_that_is_a_part_of_a_pass_counts_what_it_has_seen():
         record.seconds = 1.0
         row = record.end_epoch(CORRUPTED)
         assert row["train_metric"] == pytest.approx(ERRORS[STEPS[step]].abs().mean().item())
-    assert row["weight_incorrect"] == pytest.approx(0.5) and record.mean_loss(1)[:8].tolist() == ERRORS[:8].square().tolist()
+    assert (
+        row["weight_incorrect"] == pytest.approx(0.5)
+        and record.mean_loss(1)[:8].tolist() == ERRORS[:8].square().tolist()
+    )
 
 
 def test_how_often_the_record_is_checked_changes_nothing():
@@ -192,11 +263,18 @@ def test_cross_entropy_has_a_weight_of_1_on_samples_that_it_has_fitted_to_the_la
     output.retain_grad()
     loss = cross_entropy(output, target).mean()
     loss.backward()
-    record.update(0, loss, Batch(torch.zeros(64, 1), target, torch.arange(64)), (output, target, torch.arange(64)))
+    record.update(
+        0,
+        loss,
+        Batch(torch.zeros(64, 1), target, torch.arange(64)),
+        (output, target, torch.arange(64)),
+    )
     record.check(0, LOADER)
     record.seconds = 1.0
     row = record.end_epoch(rows(1, of=64))
-    assert [row[f"weight_{group}"] for group in ("easy", "hard", "incorrect")] == pytest.approx([1, 1, 1], rel=1e-5)
+    assert [row[f"weight_{group}"] for group in ("easy", "hard", "incorrect")] == pytest.approx(
+        [1, 1, 1], rel=1e-5
+    )
 
 
 def test_there_are_no_weights_where_they_are_not_known():
@@ -209,7 +287,10 @@ def test_there_are_no_weights_where_they_are_not_known():
         record.seconds = 1.0
         row = record.end_epoch(corrupted)
         assert row["train_loss"] == pytest.approx(15.625)
-        assert all(math.isnan(row.get(f"weight_{group}", math.nan)) for group in ("easy", "hard", "incorrect"))
+        assert all(
+            math.isnan(row.get(f"weight_{group}", math.nan))
+            for group in ("easy", "hard", "incorrect")
+        )
 
 
 def test_the_record_goes_on_from_its_state():
@@ -223,7 +304,12 @@ def test_the_record_goes_on_from_its_state():
     for each in (record, again):
         take_step(each, 1)
         each.check(0, LOADER)
-        results.append((each.end_epoch(CORRUPTED), {name: values.tolist() for name, values in each.samples.items()}))
+        results.append(
+            (
+                each.end_epoch(CORRUPTED),
+                {name: values.tolist() for name, values in each.samples.items()},
+            )
+        )
     assert results[0] == results[1] and results[1][0]["train_loss"] == pytest.approx(15.625)
     assert results[1][0]["seconds"] == 1.5
 

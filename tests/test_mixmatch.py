@@ -1,4 +1,8 @@
-"""MixMatch: each of its parts by hand, a whole step against a naive loop, and that it beats plain training where it should."""
+"""MixMatch.
+
+Each of its parts by hand, a whole step against a naive loop, and that it beats plain training where
+it should.
+"""
 
 import copy
 import json
@@ -28,8 +32,12 @@ def make(model=None, **arguments):
 
 def a_batch(seed=1, views=K):
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.randn(B, FEATURES, generator=generator), torch.randint(C, (B,), generator=generator), torch.arange(B),
-                 torch.randn(views, B, FEATURES, generator=generator))
+    return Batch(
+        torch.randn(B, FEATURES, generator=generator),
+        torch.randint(C, (B,), generator=generator),
+        torch.arange(B),
+        torch.randn(views, B, FEATURES, generator=generator),
+    )
 
 
 @pytest.mark.parametrize(("size", "number"), [(64, 3), (6, 3), (7, 4), (5, 2)])
@@ -55,7 +63,12 @@ def test_the_ramp_of_the_paper():
     assert loss.weight() == 0
     loss(model, batch)
     assert loss.steps == 1 and loss.weight() == pytest.approx(75 / 512_000)
-    for steps, weight in ((1024 * 250, 37.5), (1024 * 500 - 1, 74.99985), (1024 * 500, 75), (1024 * 600, 75)):
+    for steps, weight in (
+        (1024 * 250, 37.5),
+        (1024 * 500 - 1, 74.99985),
+        (1024 * 500, 75),
+        (1024 * 600, 75),
+    ):
         loss.steps.fill_(steps)
         assert float(loss.weight()) == pytest.approx(weight, abs=1e-5)
     assert make(ramp_epochs=0).weight() == 75
@@ -80,11 +93,17 @@ def test_guesses_are_sharpened_means_over_the_views():
     flat = make(temperature=1.0).guess(network(), views)
     assert (guess.max(1).values >= flat.max(1).values).all()
     hard = make(temperature=0.01).guess(network(), views)
-    assert torch.equal(hard.argmax(1), flat.argmax(1)) and (hard.max(1).values > 0.9).float().mean() > 0.5
+    assert (
+        torch.equal(hard.argmax(1), flat.argmax(1))
+        and (hard.max(1).values > 0.9).float().mean() > 0.5
+    )
 
 
 def test_a_guess_leaves_no_weights_without_gradient_behind_for_the_next_pass():
-    """Autocast keeps its half-precision weights for as long as it is open; those of a pass without gradient have none."""
+    """Autocast keeps its half-precision weights for as long as it is open.
+
+    Those of a pass without gradient have none.
+    """
     model, loss, batch = network(), make(), a_batch()
     with torch.autocast("cpu", torch.bfloat16):
         loss.guess(model, batch.extra)
@@ -106,8 +125,12 @@ def test_a_mixture_keeps_at_least_half_of_its_own():
         own = mixed.diagonal()
         shares.append(own.min().item())
         assert (own >= 0.5 - 1e-6).all() and torch.allclose(mixed.sum(1), torch.ones(3 * B))
-        assert torch.allclose(mixed @ targets, labels, atol=1e-4)  # inputs and targets are mixed alike
-        assert len({round(share, 4) for share in own.tolist() if share < 1 - 1e-4}) <= 1  # one lambda a step
+        assert torch.allclose(
+            mixed @ targets, labels, atol=1e-4
+        )  # inputs and targets are mixed alike
+        assert (
+            len({round(share, 4) for share in own.tolist() if share < 1 - 1e-4}) <= 1
+        )  # one lambda a step
     # of Beta(3/4, 3/4), folded: its mean is 1/2 + E|lambda - 1/2| = 0.791
     assert abs(np.mean(shares) - 0.791) < 0.04
 
@@ -123,22 +146,31 @@ def test_a_step_equals_a_naive_loop():
     with torch.no_grad():
         q = (F.softmax(reference(batch.extra[0]), 1) + F.softmax(reference(batch.extra[1]), 1)) / 2
     q = q**2 / (q**2).sum(1, keepdim=True)
-    x, y = [*batch.input, *batch.extra[0], *batch.extra[1]], [*F.one_hot(batch.target, C).float(), *q, *q]
+    x, y = (
+        [*batch.input, *batch.extra[0], *batch.extra[1]],
+        [*F.one_hot(batch.target, C).float(), *q, *q],
+    )
     share = float(torch.distributions.Beta(0.75, 0.75).sample())
     share, other = max(share, 1 - share), torch.randperm(3 * B).tolist()
     mixed_x = [share * x[i] + (1 - share) * x[other[i]] for i in range(3 * B)]
     mixed_y = [share * y[i] + (1 - share) * y[other[i]] for i in range(3 * B)]
-    order = list(range(3 * B))  # blocks of 2: block 1 of the first chunk with that of the second, block 2 with the third's
+    order = list(
+        range(3 * B)
+    )  # blocks of 2: block 1 of the first chunk with that of the second, block 2 with the third's
     for i in (1, 2):
         for j in (2 * i, 2 * i + 1):
             order[j], order[B * i + j] = order[B * i + j], order[j]
     logits = [None] * (3 * B)
     for chunk in range(3):
-        places = order[chunk * B:(chunk + 1) * B]
-        for place, output in zip(places, reference(torch.stack([mixed_x[place] for place in places])), strict=True):
+        places = order[chunk * B : (chunk + 1) * B]
+        for place, output in zip(
+            places, reference(torch.stack([mixed_x[place] for place in places])), strict=True
+        ):
             logits[place] = output
     labelled = sum(-(mixed_y[i] * F.log_softmax(logits[i], 0)).sum() for i in range(B)) / B
-    unlabelled = sum(((F.softmax(logits[i], 0) - mixed_y[i])**2).sum() for i in range(B, 3 * B)) / (2 * B * C)
+    unlabelled = sum(
+        ((F.softmax(logits[i], 0) - mixed_y[i]) ** 2).sum() for i in range(B, 3 * B)
+    ) / (2 * B * C)
     expected = labelled + 3 * unlabelled
     expected.backward()
     torch.testing.assert_close(got, expected)
@@ -156,7 +188,9 @@ def test_the_average_moves_before_the_parameters_shrink():
         for parameter in model.parameters():
             parameter += 1
     loss.after_step(model)
-    for old, parameter, average in zip(before, model.parameters(), loss.average.parameters(), strict=True):
+    for old, parameter, average in zip(
+        before, model.parameters(), loss.average.parameters(), strict=True
+    ):
         torch.testing.assert_close(average, 0.9 * old + 0.1 * (old + 1))
         torch.testing.assert_close(parameter, 0.99 * (old + 1))
         assert not average.requires_grad
@@ -170,7 +204,9 @@ def test_what_is_evaluated_has_averaged_parameters_and_the_models_own_statistics
         loss.after_step(model)
     assert not torch.equal(loss.average[1].running_mean, model[1].running_mean)
     evaluated = loss.evaluated(model)
-    assert evaluated is loss.average and torch.equal(evaluated[1].running_mean, model[1].running_mean)
+    assert evaluated is loss.average and torch.equal(
+        evaluated[1].running_mean, model[1].running_mean
+    )
     assert not torch.equal(evaluated[0].weight, model[0].weight)
 
 
@@ -185,7 +221,10 @@ def test_state_goes_on_bit_identically():
             value.backward()
             loss.after_step(model)
             if interrupted and step == 2:
-                state, parameters = copy.deepcopy(loss.state_dict()), copy.deepcopy(model.state_dict())
+                state, parameters = (
+                    copy.deepcopy(loss.state_dict()),
+                    copy.deepcopy(model.state_dict()),
+                )
                 model = network(9)
                 loss = make(model)
                 model.load_state_dict(parameters)
@@ -195,9 +234,19 @@ def test_state_goes_on_bit_identically():
     assert all(torch.equal(value, runs[1][1][key]) for key, value in runs[0][1].items())
 
 
-@pytest.mark.parametrize("arguments", [{"num_views": 0}, {"temperature": 0.0}, {"steps_per_epoch": 0}, {"alpha": 0.0},
-                                       {"unlabelled_weight": -1.0}, {"ramp_epochs": -1.0}, {"ema_decay": 1.0},
-                                       {"parameter_decay": -0.1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_views": 0},
+        {"temperature": 0.0},
+        {"steps_per_epoch": 0},
+        {"alpha": 0.0},
+        {"unlabelled_weight": -1.0},
+        {"ramp_epochs": -1.0},
+        {"ema_decay": 1.0},
+        {"parameter_decay": -0.1},
+    ],
+)
 def test_arguments_out_of_range_are_named(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         make(**arguments)
@@ -216,32 +265,66 @@ def test_bfloat16_outputs_are_accepted():
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(model, a_batch())
     value.backward()
-    assert value.dtype == torch.float32 and value.isfinite() and model[0].weight.grad.isfinite().all()
+    assert (
+        value.dtype == torch.float32 and value.isfinite() and model[0].weight.grad.isfinite().all()
+    )
 
 
 # Whole runs
 
 
 def test_it_beats_plain_at_60_percent_noise(run):
-    """On real digits, mean of 3 seeds: cross-entropy, whose losses are recorded, then MixMatch on what they select."""
+    """On real digits, mean of 3 seeds.
+
+    Cross-entropy, whose losses are recorded, then MixMatch on what they select.
+    """
     last = {"plain": [], "mixmatch": []}
     for seed in (1, 2, 3):
-        common = [f"seed={seed}", "noise.kind=symmetric", "noise.fraction=0.6", "model=cnn", "model.width=8"]
-        code, directory, *_ = run(*common, "record_losses=true", "epochs=25", params="params/digits/plain.yaml", name=f"{seed}")
+        common = [
+            f"seed={seed}",
+            "noise.kind=symmetric",
+            "noise.fraction=0.6",
+            "model=cnn",
+            "model.width=8",
+        ]
+        code, directory, *_ = run(
+            *common,
+            "record_losses=true",
+            "epochs=25",
+            params="params/digits/plain.yaml",
+            name=f"{seed}",
+        )
         assert code == 0
         last["plain"].append(json.loads((directory / "summary.json").read_text())["test"]["last"])
-        code, directory, printed, _ = run(*common, f"dataset.selection.history={directory}/losses.npy", "epochs=12",
-                                          params="params/digits/rsl_mixmatch.yaml", name=f"m{seed}")
+        code, directory, printed, _ = run(
+            *common,
+            f"dataset.selection.history={directory}/losses.npy",
+            "epochs=12",
+            params="params/digits/rsl_mixmatch.yaml",
+            name=f"m{seed}",
+        )
         assert code == 0 and "accuracy nan" not in printed
-        last["mixmatch"].append(json.loads((directory / "summary.json").read_text())["test"]["last"])
+        last["mixmatch"].append(
+            json.loads((directory / "summary.json").read_text())["test"]["last"]
+        )
     assert np.mean(last["mixmatch"]) > np.mean(last["plain"]) + 5, last
 
 
 def test_too_large_a_selection_is_named_before_training(run):
-    _, directory, *_ = run("record_losses=true", "noise.fraction=0.01", params="params/digits/plain.yaml", name="p")
-    code, other, _, complaints = run(f"dataset.selection.history={directory}/losses.npy", "noise.fraction=0.01",
-                                     "batch_size=128", params="params/digits/rsl_mixmatch.yaml")
-    assert code == 2 and "samples unlabelled, fewer than a batch of 128" in complaints and not (other / "config.yaml").exists()
+    _, directory, *_ = run(
+        "record_losses=true", "noise.fraction=0.01", params="params/digits/plain.yaml", name="p"
+    )
+    code, other, _, complaints = run(
+        f"dataset.selection.history={directory}/losses.npy",
+        "noise.fraction=0.01",
+        "batch_size=128",
+        params="params/digits/rsl_mixmatch.yaml",
+    )
+    assert (
+        code == 2
+        and "samples unlabelled, fewer than a batch of 128" in complaints
+        and not (other / "config.yaml").exists()
+    )
 
 
 def test_without_a_selection_it_says_what_is_missing(run):

@@ -1,4 +1,7 @@
-"""Every backbone: its exact parameter count, its shapes, and the details on which published numbers depend."""
+"""Every backbone.
+
+Its exact parameter count, its shapes, and the details on which published numbers depend.
+"""
 
 import errno
 import inspect
@@ -17,7 +20,9 @@ import models
 from models.imagenet_resnet import WEIGHTS
 from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_activation_net
 
-COUNTS = {  # parameters with 10 outputs and defaults otherwise; a sum is by hand, layer by layer or group by group
+# parameters with 10 outputs and defaults otherwise; a sum is by hand, layer by layer or group by
+# group
+COUNTS = {
     "cnn": 320 + 18_496 + 131_200 + 1_290,
     "lenet": 156 + 2_416 + 30_840 + 10_164 + 850,
     "mlp": 16_640 + 65_792 + 2_570,
@@ -32,7 +37,11 @@ COUNTS = {  # parameters with 10 outputs and defaults otherwise; a sum is by han
 }
 TOKENS = {"digitsum_lstm", "text_encoder"}  # do not take images: tests of their own
 IMAGES = [name for name in models.__all__ if name not in TOKENS]
-LARGE = {"resnet50", "wide_resnet", "wide_resnet28_10"}  # only on the meta device: shapes without numbers
+LARGE = {
+    "resnet50",
+    "wide_resnet",
+    "wide_resnet28_10",
+}  # only on the meta device: shapes without numbers
 SIZES = {"cnn": 8, "mlp": 8, "lenet": 28}
 
 
@@ -41,12 +50,17 @@ def count(model):
 
 
 def build(name, **arguments):
-    """Build a model with 10 outputs unless told otherwise; return it with a batch of two of its images."""
+    """Build a model with 10 outputs unless told otherwise.
+
+    Return it with a batch of two of its images.
+    """
     torch.manual_seed(0)
     factory, size = getattr(models, name), SIZES.get(name, 32)
     in_channels = inspect.signature(factory).parameters.get("in_channels")
     with torch.device("meta" if name in LARGE else "cpu"):
-        return factory(**{"num_outputs": 10} | arguments), torch.randn(2, in_channels.default if in_channels else 3, size, size)
+        return factory(**{"num_outputs": 10} | arguments), torch.randn(
+            2, in_channels.default if in_channels else 3, size, size
+        )
 
 
 def test_all_models_are_counted():
@@ -55,12 +69,17 @@ def test_all_models_are_counted():
 
 @pytest.mark.parametrize("name", models.__all__)
 def test_signature_is_a_schema(name):
-    """YAML is checked against it: every argument has a type, only num_outputs has no default, nothing is caught unnamed."""
+    """YAML is checked against it.
+
+    Every argument has a type, only num_outputs has no default, nothing is caught unnamed.
+    """
     arguments = inspect.signature(getattr(models, name)).parameters.values()
     for argument in arguments:
         assert argument.annotation is not argument.empty, argument
         assert argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY), argument
-    assert [argument.name for argument in arguments if argument.default is argument.empty] == ["num_outputs"]
+    assert [argument.name for argument in arguments if argument.default is argument.empty] == [
+        "num_outputs"
+    ]
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -72,7 +91,9 @@ def test_count_shape_and_gradients(name):
     output.square().sum().backward()
     for key, parameter in model.named_parameters():
         if name == "wide_resnet28_2" and key.startswith(("group2.0.bn1", "group3.0.bn1")):
-            assert parameter.grad is None and not parameter.requires_grad, key  # its docstring says so
+            assert parameter.grad is None and not parameter.requires_grad, (
+                key
+            )  # its docstring says so
             continue
         assert parameter.grad is not None, key
         assert name in LARGE or parameter.grad.any(), key
@@ -87,34 +108,45 @@ def test_other_channels_and_sizes(name):
     assert model(torch.empty(2, 2, size, size, device=images.device).normal_()).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name, num_outputs, arguments, expected", [
-    ("wide_resnet28_10", 100, {}, 36_546_980),
-    ("wide_resnet28_2", 100, {}, 1_479_220),
-    ("wide_resnet", 100, {}, 36_536_884),
-    ("wide_resnet", 10, {"depth": 28, "width": 2}, 1_467_610),
-    ("wide_resnet", 10, {"depth": 16, "width": 4}, 2_748_890),
-    ("wide_resnet", 10, {"depth": 40, "width": 2}, 2_243_546),
-    ("resnet50", 14, {}, 23_536_718),
-    ("imagenet_resnet18", 1, {}, 11_177_025),
-    ("mlp", 3, {"hidden": [5, 7], "image_size": 2, "in_channels": 3}, 12 * 5 + 5 + 5 * 7 + 7 + 7 * 3 + 3),
-    ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
-    ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
-])
+@pytest.mark.parametrize(
+    "name, num_outputs, arguments, expected",
+    [
+        ("wide_resnet28_10", 100, {}, 36_546_980),
+        ("wide_resnet28_2", 100, {}, 1_479_220),
+        ("wide_resnet", 100, {}, 36_536_884),
+        ("wide_resnet", 10, {"depth": 28, "width": 2}, 1_467_610),
+        ("wide_resnet", 10, {"depth": 16, "width": 4}, 2_748_890),
+        ("wide_resnet", 10, {"depth": 40, "width": 2}, 2_243_546),
+        ("resnet50", 14, {}, 23_536_718),
+        ("imagenet_resnet18", 1, {}, 11_177_025),
+        (
+            "mlp",
+            3,
+            {"hidden": [5, 7], "image_size": 2, "in_channels": 3},
+            12 * 5 + 5 + 5 * 7 + 7 + 7 * 3 + 3,
+        ),
+        ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
+        ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
+    ],
+)
 def test_other_counts(name, num_outputs, arguments, expected):
     assert count(build(name, num_outputs=num_outputs, **arguments)[0]) == expected
 
 
-@pytest.mark.parametrize("name, arguments, message", [
-    ("wide_resnet", {"depth": 18}, r"depth must be 6n \+ 4 .* got 18"),
-    ("wide_resnet", {"depth": 4}, r"depth must be 6n \+ 4 .* got 4"),
-    ("wide_resnet", {"width": 0}, "width must be at least 1, got 0"),
-    ("wide_resnet", {"dropout": 1.5}, r"between 0 and 1, but got 1\.5"),
-    ("wide_resnet28_10", {"dropout": -0.1}, r"between 0 and 1, but got -0\.1"),
-    ("lenet", {"image_size": 32}, "28x28, got 32x32; resize"),
-    ("cnn", {"image_size": 1}, "image_size must be at least 2, got 1; use mlp"),
-    ("cnn", {"width": 0}, "width must be at least 1, got 0"),
-    ("mlp", {"hidden": [16, 0]}, r"at least 1 unit, got hidden = \[16, 0\]"),
-])
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("wide_resnet", {"depth": 18}, r"depth must be 6n \+ 4 .* got 18"),
+        ("wide_resnet", {"depth": 4}, r"depth must be 6n \+ 4 .* got 4"),
+        ("wide_resnet", {"width": 0}, "width must be at least 1, got 0"),
+        ("wide_resnet", {"dropout": 1.5}, r"between 0 and 1, but got 1\.5"),
+        ("wide_resnet28_10", {"dropout": -0.1}, r"between 0 and 1, but got -0\.1"),
+        ("lenet", {"image_size": 32}, "28x28, got 32x32; resize"),
+        ("cnn", {"image_size": 1}, "image_size must be at least 2, got 1; use mlp"),
+        ("cnn", {"width": 0}, "width must be at least 1, got 0"),
+        ("mlp", {"hidden": [16, 0]}, r"at least 1 unit, got hidden = \[16, 0\]"),
+    ],
+)
 def test_impossible_arguments(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(name, **arguments)
@@ -124,12 +156,25 @@ def test_order_of_layers():
     kinds = [type(layer).__name__ for layer in build("mlp")[0]]
     assert kinds == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
     kinds = [type(layer).__name__ for layer in build("cnn")[0]]
-    assert kinds == ["Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+    assert kinds == [
+        "Conv2d",
+        "ReLU",
+        "Conv2d",
+        "ReLU",
+        "MaxPool2d",
+        "Flatten",
+        "Linear",
+        "ReLU",
+        "Linear",
+    ]
     kinds = [type(layer).__name__ for layer in build("lenet")[0]]
-    assert kinds == ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten"] + ["Linear", "ReLU"] * 2 + ["Linear"]
+    assert kinds == ["Conv2d", "ReLU", "MaxPool2d"] * 2 + ["Flatten"] + ["Linear", "ReLU"] * 2 + [
+        "Linear"
+    ]
 
 
 # Wide residual networks
+
 
 def group_blocks(model):
     return [list(group) for group in (model.group1, model.group2, model.group3)]
@@ -138,10 +183,13 @@ def group_blocks(model):
 def test_wide_resnet28_10_is_the_authors_variant():
     model = build("wide_resnet28_10")[0]
     assert [block.conv2.stride for blocks in group_blocks(model) for block in blocks] == [
-        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)
+    ]
     assert all(block.conv1.stride == (1, 1) for blocks in group_blocks(model) for block in blocks)
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    assert len(convolutions) == 1 + 24 + 3 and all(convolution.bias is not None for convolution in convolutions)
+    assert len(convolutions) == 1 + 24 + 3 and all(
+        convolution.bias is not None for convolution in convolutions
+    )
     momenta = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert momenta == [0.1] * 24 + [0.9] and model.bn.momentum == 0.9
 
@@ -149,27 +197,41 @@ def test_wide_resnet28_10_is_the_authors_variant():
 def test_wide_resnet_is_the_papers():
     model = build("wide_resnet")[0]
     assert [block.conv1.stride for blocks in group_blocks(model) for block in blocks] == [
-        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)
+    ]
     assert all(block.conv2.stride == (1, 1) for blocks in group_blocks(model) for block in blocks)
     assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
-    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    assert {
+        module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)
+    } == {0.1}
     assert [block.shortcut is not None for block in model.group2] == [True, False, False, False]
 
 
 def test_wide_resnet28_2_is_the_authors():
     model = build("wide_resnet28_2")[0]
-    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.001}
+    assert {
+        module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)
+    } == {0.001}
     assert all(module.bias is None for module in model.modules() if isinstance(module, nn.Conv2d))
     assert [block.conv1.stride for blocks in group_blocks(model) for block in blocks] == [
-        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)]
+        (stride, stride) for stride in (1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1)
+    ]
     assert isinstance(model.relu, nn.LeakyReLU) and model.relu.negative_slope == 0.1
     assert_he_over_the_fan_out(model.group3[1].conv2)
-    assert model.head.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + 10)), rel=0.1) and not model.head.bias.any()
+    assert (
+        model.head.weight.std().item() == pytest.approx(math.sqrt(2 / (128 + 10)), rel=0.1)
+        and not model.head.bias.any()
+    )
 
 
-@pytest.mark.parametrize("in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"])
+@pytest.mark.parametrize(
+    "in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"]
+)
 def test_leaky_block_against_the_formula(in_channels, stride):
-    """Halving blocks take their raw input; widening ones the activated input, in the shortcut too; others add the raw input."""
+    """Halving blocks take their raw input.
+
+    Widening ones the activated input, in the shortcut too; others add the raw input.
+    """
     torch.manual_seed(1)
     block = LeakyBlock(in_channels, 4, stride=stride).double().eval()
     for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
@@ -186,14 +248,21 @@ def test_leaky_block_against_the_formula(in_channels, stride):
     before = images if stride == 2 else activated(images, block.bn1)
     residual = F.conv2d(before, block.conv1.weight, stride=stride, padding=1)
     residual = F.conv2d(activated(residual, block.bn2), block.conv2.weight, padding=1)
-    shortcut = images if in_channels == 4 else F.conv2d(before, block.shortcut.weight, stride=stride)
+    shortcut = (
+        images if in_channels == 4 else F.conv2d(before, block.shortcut.weight, stride=stride)
+    )
     torch.testing.assert_close(block(images), residual + shortcut)
 
 
 @pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
-@pytest.mark.parametrize("in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"])
+@pytest.mark.parametrize(
+    "in_channels, stride", [(3, 2), (3, 1), (4, 1)], ids=["halved", "widened", "same shape"]
+)
 def test_block_against_the_formula(kind, in_channels, stride):
-    """The variant's shortcut takes the raw input; the paper's takes the activated one where it is a convolution."""
+    """The variant's shortcut takes the raw input.
+
+    The paper's takes the activated one where it is a convolution.
+    """
     torch.manual_seed(1)
     block = kind(in_channels, 4, stride=stride, dropout=0.0).double()
     for parameter in block.parameters():
@@ -209,18 +278,28 @@ def test_block_against_the_formula(kind, in_channels, stride):
     first, second = (1, stride) if raw else (stride, 1)
     once = activated(images, block.bn1)
     residual = F.conv2d(once, block.conv1.weight, block.conv1.bias, stride=first, padding=1)
-    residual = F.conv2d(activated(residual, block.bn2), block.conv2.weight, block.conv2.bias, stride=second, padding=1)
+    residual = F.conv2d(
+        activated(residual, block.bn2),
+        block.conv2.weight,
+        block.conv2.bias,
+        stride=second,
+        padding=1,
+    )
     if in_channels == 4:
         shortcut = images
     else:
-        shortcut = F.conv2d(images if raw else once, block.shortcut.weight, block.shortcut.bias, stride=stride)
+        shortcut = F.conv2d(
+            images if raw else once, block.shortcut.weight, block.shortcut.bias, stride=stride
+        )
     torch.testing.assert_close(block(images), residual + shortcut)
 
 
 @pytest.mark.parametrize("kind", [PreActBlock, RawShortcutBlock])
 def test_dropout_only_while_training(kind):
     torch.manual_seed(0)
-    net = pre_activation_net(partial(kind, dropout=0.5), num_outputs=3, in_channels=1, stem=4, widths=[4, 8], blocks=2)
+    net = pre_activation_net(
+        partial(kind, dropout=0.5), num_outputs=3, in_channels=1, stem=4, widths=[4, 8], blocks=2
+    )
     images = torch.randn(4, 1, 8, 8)
     assert sum(module.p == 0.5 for module in net.modules() if isinstance(module, nn.Dropout)) == 4
     assert not torch.equal(net(images), net(images))
@@ -230,7 +309,9 @@ def test_dropout_only_while_training(kind):
 
 def test_network_ends_in_normalise_relu_average_linear():
     torch.manual_seed(0)
-    net = pre_activation_net(PreActBlock, num_outputs=3, in_channels=2, stem=4, widths=[4, 8], blocks=1).eval()
+    net = pre_activation_net(
+        PreActBlock, num_outputs=3, in_channels=2, stem=4, widths=[4, 8], blocks=1
+    ).eval()
     nn.init.normal_(net.bn.weight)
     images = torch.randn(2, 2, 8, 8)
     maps = net.bn(net.group2(net.group1(net.stem(images))))
@@ -241,17 +322,26 @@ def test_network_ends_in_normalise_relu_average_linear():
 
 # Initialisation
 
+
 def assert_he_over_the_fan_out(convolution):
     expected = math.sqrt(2 / (convolution.out_channels * math.prod(convolution.kernel_size)))
     assert convolution.weight.std().item() == pytest.approx(expected, rel=0.1)
-    assert convolution.weight.abs().max() > 2.5 * expected  # a uniform draw ends at 1.73 of its deviations
+    assert (
+        convolution.weight.abs().max() > 2.5 * expected
+    )  # a uniform draw ends at 1.73 of its deviations
 
 
 def test_he_initialisation():
     preact = build("preact_resnet18")[0]
     wide = models.wide_resnet(10, depth=10, width=2)
     halving = wide.group3[0]
-    for convolution in (wide.group2[0].conv1, halving.conv2, halving.shortcut, preact.stem, preact.group1[0].conv1):
+    for convolution in (
+        wide.group2[0].conv1,
+        halving.conv2,
+        halving.shortcut,
+        preact.stem,
+        preact.group1[0].conv1,
+    ):
         assert_he_over_the_fan_out(convolution)
     assert not wide.head.bias.any() and not preact.head.bias.any()
     assert_he_over_the_fan_out(build("resnet18")[0].conv1)
@@ -270,13 +360,19 @@ def test_torch_default_initialisation_of_the_variant():
 
 # ResNets
 
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "preact_resnet18"])
 def test_cifar_form_keeps_the_image_until_the_second_group(name):
     model = build(name)[0].eval()
     shapes = []
-    groups = [f"group{number}" if name == "preact_resnet18" else f"layer{number}" for number in (1, 2, 3, 4)]
+    groups = [
+        f"group{number}" if name == "preact_resnet18" else f"layer{number}"
+        for number in (1, 2, 3, 4)
+    ]
     for group in groups:
-        getattr(model, group).register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+        getattr(model, group).register_forward_hook(
+            lambda module, inputs, output: shapes.append(tuple(output.shape[1:]))
+        )
     with torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
     assert shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
@@ -284,7 +380,10 @@ def test_cifar_form_keeps_the_image_until_the_second_group(name):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty torch cache; the path of the weights in it, whose file is removed in the end for its 98 MB."""
+    """An empty torch cache.
+
+    The path of the weights in it, whose file is removed in the end for its 98 MB.
+    """
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     path = tmp_path / "checkpoints" / "resnet50-0676ba61.pth"
     yield path
@@ -319,15 +418,23 @@ def offline(request):
     raise URLError("Name or service not known")
 
 
-@pytest.mark.parametrize("urlopen, cause", [
-    (offline, "Name or service not known"),
-    (BrokenDownload, "Connection reset by peer"),
-])
+@pytest.mark.parametrize(
+    "urlopen, cause",
+    [
+        (offline, "Name or service not known"),
+        (BrokenDownload, "Connection reset by peer"),
+    ],
+)
 def test_pretrained_without_weights_says_what_to_place_where(hub, monkeypatch, urlopen, cause):
     monkeypatch.setattr(torch.hub, "urlopen", urlopen)
     with pytest.raises(FileNotFoundError) as caught:
         models.resnet50(14, pretrained=True)
-    for part in (str(hub), torchvision.models.get_weight(WEIGHTS["resnet50"]).url, cause, "pretrained: false"):
+    for part in (
+        str(hub),
+        torchvision.models.get_weight(WEIGHTS["resnet50"]).url,
+        cause,
+        "pretrained: false",
+    ):
         assert part in str(caught.value)
     assert list(hub.parent.iterdir()) == []
 
@@ -342,8 +449,12 @@ def test_pretrained_takes_a_file_placed_in_the_cache(hub, monkeypatch):
     model = models.resnet50(14, pretrained=True)
     state = model.state_dict()
     assert set(state) == set(placed)
-    assert all(torch.equal(state[key], value) for key, value in placed.items() if not key.startswith("fc."))
-    assert model.fc.weight.shape == (14, 2048) and not torch.equal(model.fc.weight, placed["fc.weight"][:14])
+    assert all(
+        torch.equal(state[key], value) for key, value in placed.items() if not key.startswith("fc.")
+    )
+    assert model.fc.weight.shape == (14, 2048) and not torch.equal(
+        model.fc.weight, placed["fc.weight"][:14]
+    )
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -1,4 +1,7 @@
-"""Label noise: the authors' numbers, the rate and the purity of every kind, and labels that are read from files."""
+"""Label noise.
+
+The authors' numbers, the rate and the purity of every kind, and labels that are read from files.
+"""
 
 import hashlib
 import json
@@ -18,15 +21,115 @@ GOLDEN = Path(__file__).parent / "golden"
 PERMUTED = json.loads((GOLDEN / "noise_mnist.json").read_text())
 FRACTIONS = (0.2, 0.4, 0.7)
 CLASSES = (10, 100)
-LOOK_ALIKES = {  # written out again, from the papers: 9 truck, 1 automobile, 2 bird, 0 airplane, 4 deer, 7 horse, 3 cat, 5 dog
+# written out again, from the papers: 9 truck, 1 automobile, 2 bird, 0 airplane, 4 deer, 7 horse, 3
+# cat, 5 dog
+LOOK_ALIKES = {
     "cifar10": {9: 1, 2: 0, 4: 7, 3: 5, 5: 3},
     "mnist": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
     "digits": {2: 7, 3: 8, 5: 6, 6: 5, 7: 1},
 }
 COARSE = (  # superclass of each fine class, as coarse_labels of CIFAR-100's own files has it
-    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
-    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
-    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13)
+    4,
+    1,
+    14,
+    8,
+    0,
+    6,
+    7,
+    7,
+    18,
+    3,
+    3,
+    14,
+    9,
+    18,
+    7,
+    11,
+    3,
+    9,
+    7,
+    11,
+    6,
+    11,
+    5,
+    10,
+    7,
+    6,
+    13,
+    15,
+    3,
+    15,
+    0,
+    11,
+    1,
+    10,
+    12,
+    14,
+    16,
+    9,
+    11,
+    5,
+    5,
+    19,
+    8,
+    8,
+    15,
+    13,
+    14,
+    17,
+    18,
+    10,
+    16,
+    4,
+    17,
+    4,
+    2,
+    0,
+    17,
+    4,
+    18,
+    17,
+    10,
+    3,
+    2,
+    12,
+    12,
+    16,
+    12,
+    1,
+    9,
+    19,
+    2,
+    10,
+    0,
+    1,
+    16,
+    12,
+    9,
+    13,
+    15,
+    13,
+    16,
+    19,
+    2,
+    4,
+    6,
+    19,
+    5,
+    5,
+    8,
+    19,
+    18,
+    1,
+    2,
+    15,
+    6,
+    0,
+    17,
+    8,
+    14,
+    13,
+)
 
 
 def balanced(num_classes, num_samples=20_000):
@@ -39,8 +142,15 @@ def digest(array, dtype):
 
 def make(labels, kind="none", fraction=0.0, seed=0, num_classes=10, dataset="cifar10", **others):
     """inject() with whatever a test does not care about."""
-    return inject(torch.from_numpy(labels), kind=kind, fraction=fraction, seed=seed, num_classes=num_classes,
-                  dataset=dataset, **others)
+    return inject(
+        torch.from_numpy(labels),
+        kind=kind,
+        fraction=fraction,
+        seed=seed,
+        num_classes=num_classes,
+        dataset=dataset,
+        **others,
+    )
 
 
 # Numbers of the authors' code
@@ -54,31 +164,46 @@ def mnist_labels():
     return labels.astype(np.int64)
 
 
-@pytest.mark.parametrize("row", PERMUTED["rows"], ids=lambda row: f"seed{row['seed']}-{row['fraction']}")
+@pytest.mark.parametrize(
+    "row", PERMUTED["rows"], ids=lambda row: f"seed{row['seed']}-{row['fraction']}"
+)
 def test_permute_is_bit_exact_on_mnist(row, mnist_labels):
     order = permutation_order(len(mnist_labels), row["fraction"], row["seed"])
     assert len(order) == row["m"]
     assert order[:8].tolist() == row["first8"] and order[-4:].tolist() == row["last4"]
     assert digest(order, "<i8") == row["order_sha256"]
 
-    authors_images = np.concatenate([order, np.arange(row["m"], len(mnist_labels))])  # image at each of the authors' positions
+    authors_images = np.concatenate(
+        [order, np.arange(row["m"], len(mnist_labels))]
+    )  # image at each of the authors' positions
     assert digest(authors_images, "<i8") == row["full_order_sha256"]
-    assert digest(mnist_labels[authors_images], np.uint8) == row["true_labels_of_images_sha256_uint8"]
+    assert (
+        digest(mnist_labels[authors_images], np.uint8) == row["true_labels_of_images_sha256_uint8"]
+    )
 
     given = permute(mnist_labels, row["fraction"], row["seed"], 10)
-    np.testing.assert_array_equal(given[authors_images], mnist_labels)  # their labels stay where they are
+    np.testing.assert_array_equal(
+        given[authors_images], mnist_labels
+    )  # their labels stay where they are
     assert (given != mnist_labels).sum() == row["wrong"]
 
 
-@pytest.mark.parametrize("row", PERMUTED["cifar_n50000_seed1"], ids=lambda row: str(row["fraction"]))
+@pytest.mark.parametrize(
+    "row", PERMUTED["cifar_n50000_seed1"], ids=lambda row: str(row["fraction"])
+)
 def test_permute_order_is_bit_exact_on_cifar(row):
     order = permutation_order(50_000, row["fraction"], seed=1)
     assert len(order) == row["m"] and order[:8].tolist() == row["first8"]
     assert digest(order, "<i8") == row["order_sha256"]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("symmetric_inclusive", [0, 1, 2, 3, 5, 7, 6, 7, 6, 9, 1, 1]),
-                                                ("pair", [0, 1, 2, 3, 5, 5, 7, 7, 8, 0, 0, 1])])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("symmetric_inclusive", [0, 1, 2, 3, 5, 7, 6, 7, 6, 9, 1, 1]),
+        ("pair", [0, 1, 2, 3, 5, 5, 7, 7, 8, 0, 0, 1]),
+    ],
+)
 def test_kinds_of_rsl_are_bit_exact(kind, expected):
     labels = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     assert KINDS[kind](labels, 0.5, 0, 10).tolist() == expected
@@ -88,9 +213,16 @@ def test_kinds_of_rsl_are_bit_exact(kind, expected):
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
-@pytest.mark.parametrize(("kind", "num_classes"), [
-    (kind, num_classes) for kind in KINDS if kind not in ("symmetric", "asymmetric")  # exact, see below
-    for num_classes in CLASSES if kind != "structured" or num_classes == 10])
+@pytest.mark.parametrize(
+    ("kind", "num_classes"),
+    [
+        (kind, num_classes)
+        for kind in KINDS
+        if kind not in ("symmetric", "asymmetric")  # exact, see below
+        for num_classes in CLASSES
+        if kind != "structured" or num_classes == 10
+    ],
+)
 def test_realised_rate_is_within_four_standard_deviations(kind, fraction, num_classes):
     labels = balanced(num_classes)
     share = {"pair": 1, "structured": 0.5}.get(kind, 1 - 1 / num_classes)
@@ -99,8 +231,17 @@ def test_realised_rate_is_within_four_standard_deviations(kind, fraction, num_cl
     assert abs(realised - rate) < 4 * (rate * (1 - rate) / len(labels)) ** 0.5
 
 
-@pytest.mark.parametrize(("fraction", "num_samples", "wrong"), [
-    (0.2, 20_000, 4_000), (0.4, 20_000, 8_000), (0.7, 20_000, 14_000), (1.0, 20_000, 20_000), (0.45, 999, 450), (0.3, 1, 0)])
+@pytest.mark.parametrize(
+    ("fraction", "num_samples", "wrong"),
+    [
+        (0.2, 20_000, 4_000),
+        (0.4, 20_000, 8_000),
+        (0.7, 20_000, 14_000),
+        (1.0, 20_000, 20_000),
+        (0.45, 999, 450),
+        (0.3, 1, 0),
+    ],
+)
 @pytest.mark.parametrize("num_classes", CLASSES)
 def test_symmetric_changes_exactly_the_fraction(fraction, num_samples, wrong, num_classes):
     labels = balanced(num_classes, num_samples)
@@ -121,7 +262,9 @@ def test_symmetric_reaches_every_other_class_alike(num_classes):
 @pytest.mark.parametrize("num_classes", CLASSES)
 def test_symmetric_inclusive_reaches_every_class_alike_the_true_one_included(num_classes):
     labels = balanced(num_classes)
-    steps = np.bincount((KINDS["symmetric_inclusive"](labels, 1.0, 0, num_classes) - labels) % num_classes)
+    steps = np.bincount(
+        (KINDS["symmetric_inclusive"](labels, 1.0, 0, num_classes) - labels) % num_classes
+    )
     expected = len(labels) / num_classes
     assert len(steps) == num_classes and abs(steps - expected).max() < 5 * expected**0.5
 
@@ -138,7 +281,9 @@ def test_pair_moves_to_the_next_class_only(num_classes):
     labels = balanced(num_classes, 2_000)
     given = KINDS["pair"](labels, 0.5, 0, num_classes)
     assert set(((given - labels) % num_classes).tolist()) == {0, 1}
-    np.testing.assert_array_equal(KINDS["pair"](labels, 1.0, 0, num_classes), (labels + 1) % num_classes)
+    np.testing.assert_array_equal(
+        KINDS["pair"](labels, 1.0, 0, num_classes), (labels + 1) % num_classes
+    )
 
 
 def test_structured_moves_along_the_cifar10_map():
@@ -147,13 +292,18 @@ def test_structured_moves_along_the_cifar10_map():
     given = KINDS["structured"](labels, 0.4, 0, 10)
     moved = given != labels
     assert moved.any()
-    assert all(LOOK_ALIKES["cifar10"][source] == to for source, to in zip(labels[moved], given[moved], strict=True))
+    assert all(
+        LOOK_ALIKES["cifar10"][source] == to
+        for source, to in zip(labels[moved], given[moved], strict=True)
+    )
 
 
 @pytest.mark.parametrize("fraction", [*FRACTIONS, 1.0])
 @pytest.mark.parametrize("dataset", LOOK_ALIKES)
 def test_asymmetric_moves_the_exact_share_of_each_class_along_the_map(dataset, fraction):
-    counts = [42 + 6 * label for label in range(10)]  # unequal, and even, so that fraction * count never ends in .5
+    counts = [
+        42 + 6 * label for label in range(10)
+    ]  # unequal, and even, so that fraction * count never ends in .5
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), counts))
     given = KINDS["asymmetric"](labels, fraction, 5, 10, dataset=dataset)
     for label, count in enumerate(counts):
@@ -193,7 +343,12 @@ def test_input_and_global_generators_are_left_alone(kind):
     labels = balanced(10, 1_000)
     labels.flags.writeable = False
     np.random.seed(11)
-    before = np.random.get_state()[1].copy(), np.random.get_state()[2], random.getstate(), torch.get_rng_state()
+    before = (
+        np.random.get_state()[1].copy(),
+        np.random.get_state()[2],
+        random.getstate(),
+        torch.get_rng_state(),
+    )
     given = KINDS[kind](labels, 0.4, 1, 10)
     assert not np.shares_memory(given, labels)
     np.testing.assert_array_equal(labels, balanced(10, 1_000))
@@ -246,7 +401,11 @@ def test_sha256_is_that_of_the_given_labels_and_tells_them_apart():
     noise = make(labels, "symmetric", fraction=0.4, seed=1)
     assert noise.sha256 == hashlib.sha256(struct.pack("<100q", *noise.given)).hexdigest()
     assert noise.sha256 == make(labels, "symmetric", fraction=0.4, seed=1).sha256
-    others = [make(labels, "symmetric", fraction=0.4, seed=2), make(labels, "pair", fraction=0.4, seed=1), make(labels)]
+    others = [
+        make(labels, "symmetric", fraction=0.4, seed=2),
+        make(labels, "pair", fraction=0.4, seed=1),
+        make(labels),
+    ]
     assert len({noise.sha256, *(other.sha256 for other in others)}) == 4
 
 
@@ -275,7 +434,9 @@ def test_untrusted_labels_count_as_true_under_injected_noise():
 
 
 def test_unknown_kind_names_the_nearest():
-    with pytest.raises(ValueError, match=r"noise\.kind: 'pare' is not known; did you mean 'pair'\?"):
+    with pytest.raises(
+        ValueError, match=r"noise\.kind: 'pare' is not known; did you mean 'pair'\?"
+    ):
         make(balanced(10, 50), "pare", fraction=0.4)
 
 
@@ -305,7 +466,11 @@ LABELS = [3, 1, 4, 1, 5, 9, 2, 6]
 def test_npz_is_read_by_its_key_given_or_by_another(tmp_path):
     np.savez(tmp_path / "labels.npz", given=LABELS, worse=np.array(LABELS[::-1], float))
     path = tmp_path / "labels.npz"
-    for kind, expected in ((f"file:{path}", LABELS), (f"file:{path}#given", LABELS), (f"file:{path}#worse", LABELS[::-1])):
+    for kind, expected in (
+        (f"file:{path}", LABELS),
+        (f"file:{path}#given", LABELS),
+        (f"file:{path}#worse", LABELS[::-1]),
+    ):
         noise = make(np.zeros(8, int), kind)
         assert noise.given.dtype == np.int64 and noise.given.tolist() == expected
         assert noise.true.tolist() == [0] * 8 and noise.corrupted.all()
@@ -313,8 +478,14 @@ def test_npz_is_read_by_its_key_given_or_by_another(tmp_path):
 
 def test_noise_npz_of_a_run_is_read(tmp_path):
     noise = make(balanced(10, 100), "symmetric", fraction=0.4, seed=3)
-    np.savez_compressed(tmp_path / "noise.npz", given=noise.given, true=noise.true, index=np.arange(100),
-                        transition=noise.transition, sha256=noise.sha256)
+    np.savez_compressed(
+        tmp_path / "noise.npz",
+        given=noise.given,
+        true=noise.true,
+        index=np.arange(100),
+        transition=noise.transition,
+        sha256=noise.sha256,
+    )
     assert make(balanced(10, 100), f"file:{tmp_path / 'noise.npz'}").sha256 == noise.sha256
 
 
@@ -324,13 +495,19 @@ def write_csv(path, rows, header="given"):
 
 
 def test_csv_is_read_in_order_without_a_column_index(tmp_path):
-    path = write_csv(tmp_path / "labels.csv", [f"image{label}.png,{label}" for label in LABELS], "name,given")
+    path = write_csv(
+        tmp_path / "labels.csv", [f"image{label}.png,{label}" for label in LABELS], "name,given"
+    )
     assert read_labels(path, 8, 10).tolist() == LABELS
 
 
 def test_csv_is_sorted_by_its_column_index(tmp_path):
     order = [5, 2, 7, 0, 1, 6, 3, 4]
-    path = write_csv(tmp_path / "labels.csv", [f"{row},{LABELS[row]},{9 - LABELS[row]}" for row in order], "index,given,other")
+    path = write_csv(
+        tmp_path / "labels.csv",
+        [f"{row},{LABELS[row]},{9 - LABELS[row]}" for row in order],
+        "index,given,other",
+    )
     assert read_labels(path, 8, 10).tolist() == LABELS
     assert read_labels(f"{path}#other", 8, 10).tolist() == [9 - label for label in LABELS]
 
@@ -383,16 +560,22 @@ def test_number_that_is_no_class_is_refused(bad, tmp_path):
 
 @pytest.mark.parametrize("bad", ["2.5", "cat", "nan", "inf", ""])
 def test_labels_that_are_no_whole_numbers_are_refused(bad, tmp_path):
-    path = write_csv(tmp_path / "labels.csv", [f"{label},x" for label in [*LABELS[:-1], bad]], "given,name")
+    path = write_csv(
+        tmp_path / "labels.csv", [f"{label},x" for label in [*LABELS[:-1], bad]], "given,name"
+    )
     refused(path, r"labels\.csv, given must hold whole numbers")
     np.savez(tmp_path / "labels.npz", given=np.array([*LABELS[:-1], bad]))
     refused(tmp_path / "labels.npz", r"labels\.npz, given must hold whole numbers")
 
 
-@pytest.mark.parametrize(("index", "match"), [
-    ([0, 1, 2, 3, 4, 5, 6, 6], r"index of .* each position in \[0, 8\) once"),
-    ([1, 2, 3, 4, 5, 6, 7, 8], r"index of .* each position in \[0, 8\) once"),
-    ([0, 1, 2, 3, 4, 5, 6, 6.5], "index must hold whole numbers")])
+@pytest.mark.parametrize(
+    ("index", "match"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 6], r"index of .* each position in \[0, 8\) once"),
+        ([1, 2, 3, 4, 5, 6, 7, 8], r"index of .* each position in \[0, 8\) once"),
+        ([0, 1, 2, 3, 4, 5, 6, 6.5], "index must hold whole numbers"),
+    ],
+)
 def test_index_that_is_no_permutation_is_refused(index, match, tmp_path):
     rows = [f"{row},{label}" for row, label in zip(index, LABELS, strict=True)]
     refused(write_csv(tmp_path / "labels.csv", rows, "index,given"), match)
@@ -407,8 +590,16 @@ def test_unreadable_npz_is_refused(damage, tmp_path):
         with open(path, "wb") as file:
             np.save(file, LABELS)
     else:
-        path.write_bytes({"empty": b"", "text": b"3 1 4 1 5 9 2 6", "cut": content[:100],
-                          "flipped": content[:80] + bytes(byte ^ 255 for byte in content[80:90]) + content[90:]}[damage])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "text": b"3 1 4 1 5 9 2 6",
+                "cut": content[:100],
+                "flipped": content[:80]
+                + bytes(byte ^ 255 for byte in content[80:90])
+                + content[90:],
+            }[damage]
+        )
     refused(path, r"cannot be read as \.npz with plain arrays")
 
 
@@ -428,7 +619,9 @@ class Malicious:
 
 
 def test_npz_that_would_run_code_is_refused(tmp_path):
-    np.savez(tmp_path / "labels.npz", given=np.array([Malicious(tmp_path / "attacked")] * 8, object))
+    np.savez(
+        tmp_path / "labels.npz", given=np.array([Malicious(tmp_path / "attacked")] * 8, object)
+    )
     refused(tmp_path / "labels.npz", "cannot be read as .npz with plain arrays")
     assert not (tmp_path / "attacked").exists()
 
@@ -443,8 +636,12 @@ def test_other_formats_are_refused(name, tmp_path):
 
 
 CLEAN = balanced(10, 60)
-RELEASE = {"clean_label": CLEAN} | {name: KINDS["symmetric"](CLEAN, 0.2, seed, 10) for seed, name in enumerate(
-    ["worse_label", "aggre_label", "random_label1", "random_label2", "random_label3"])}
+RELEASE = {"clean_label": CLEAN} | {
+    name: KINDS["symmetric"](CLEAN, 0.2, seed, 10)
+    for seed, name in enumerate(
+        ["worse_label", "aggre_label", "random_label1", "random_label2", "random_label3"]
+    )
+}
 
 
 @pytest.fixture
@@ -470,9 +667,14 @@ def test_human_labels_have_short_names_and_may_be_arrays(short, suffix, human_ro
     key = f"{short}_label" if not short[-1].isdigit() else f"random_label{short[-1]}"
     if suffix == ".npz":
         (Path(human_root) / "CIFAR-10_human.pt").unlink()
-        np.savez(Path(human_root) / "CIFAR-10_human.npz", classes=np.array(["a"]), **{k: v.astype(np.uint8)
-                                                                                     for k, v in RELEASE.items()})
-    np.testing.assert_array_equal(make(CLEAN, f"human:{short}", data_root=human_root).given, RELEASE[key])
+        np.savez(
+            Path(human_root) / "CIFAR-10_human.npz",
+            classes=np.array(["a"]),
+            **{k: v.astype(np.uint8) for k, v in RELEASE.items()},
+        )
+    np.testing.assert_array_equal(
+        make(CLEAN, f"human:{short}", data_root=human_root).given, RELEASE[key]
+    )
 
 
 def test_human_labels_saved_before_numpy_2_are_read(human_root):
@@ -482,19 +684,29 @@ def test_human_labels_saved_before_numpy_2_are_read(human_root):
     assert any(b"numpy._core.multiarray" in content for content in files.values())
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
-            archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    np.testing.assert_array_equal(make(CLEAN, "human:worse_label", data_root=human_root).given, RELEASE["worse_label"])
+            archive.writestr(
+                name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            )
+    np.testing.assert_array_equal(
+        make(CLEAN, "human:worse_label", data_root=human_root).given, RELEASE["worse_label"]
+    )
 
 
 def test_human_labels_of_cifar100_have_their_own_file(tmp_path):
     clean = balanced(100, 200)
-    torch.save({"noisy_label": (clean + 1) % 100, "clean_label": clean}, tmp_path / "CIFAR-100_human.pt")
-    noise = make(clean, "human:noisy_label", num_classes=100, dataset="cifar100", data_root=str(tmp_path))
+    torch.save(
+        {"noisy_label": (clean + 1) % 100, "clean_label": clean}, tmp_path / "CIFAR-100_human.pt"
+    )
+    noise = make(
+        clean, "human:noisy_label", num_classes=100, dataset="cifar100", data_root=str(tmp_path)
+    )
     np.testing.assert_array_equal(noise.given, (clean + 1) % 100)
 
 
 def test_human_name_that_is_not_there_is_refused(human_root):
-    with pytest.raises(ValueError, match="no labels 'worst_label'; it has clean_label, worse_label, aggre_label"):
+    with pytest.raises(
+        ValueError, match="no labels 'worst_label'; it has clean_label, worse_label, aggre_label"
+    ):
         make(CLEAN, "human:worst_label", data_root=human_root)
 
 
@@ -517,8 +729,12 @@ def test_human_labels_exist_for_cifar_only(dataset, human_root):
 
 def test_human_file_that_would_run_code_is_refused(human_root):
     attacked = Path(human_root) / "attacked"
-    torch.save(RELEASE | {"worse_label": Malicious(attacked)}, Path(human_root) / "CIFAR-10_human.pt")
-    with pytest.raises(ValueError, match=r"CIFAR-10_human\.pt cannot be read as plain NumPy arrays"):
+    torch.save(
+        RELEASE | {"worse_label": Malicious(attacked)}, Path(human_root) / "CIFAR-10_human.pt"
+    )
+    with pytest.raises(
+        ValueError, match=r"CIFAR-10_human\.pt cannot be read as plain NumPy arrays"
+    ):
         make(CLEAN, "human:worse_label", data_root=human_root)
     assert not attacked.exists()
 
@@ -526,5 +742,7 @@ def test_human_file_that_would_run_code_is_refused(human_root):
 @pytest.mark.parametrize("content", [b"", b"404: Not Found", b"PK\x03\x04"])
 def test_unreadable_human_file_is_refused(content, human_root):
     (Path(human_root) / "CIFAR-10_human.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"CIFAR-10_human\.pt cannot be read as plain NumPy arrays"):
+    with pytest.raises(
+        ValueError, match=r"CIFAR-10_human\.pt cannot be read as plain NumPy arrays"
+    ):
         make(CLEAN, "human:worse_label", data_root=human_root)

@@ -1,18 +1,30 @@
-"""The optimisers: in the fused form they do what they do without it, whatever the layout of parameters and state."""
+"""The optimisers.
+
+In the fused form they do what they do without it, whatever the layout of parameters and state.
+"""
 
 import pytest
 import torch
 
 from utils import optimizers
 
-SPECS = [{"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}, {"name": "SGD", "lr": 0.1},
-         {"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True}, {"name": "AdamW", "lr": 0.01}]
+SPECS = [
+    {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    {"name": "SGD", "lr": 0.1},
+    {"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+    {"name": "AdamW", "lr": 0.01},
+]
 
 
 def model(channels_last=False):
     torch.manual_seed(0)
-    made = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3), torch.nn.Flatten(),
-                               torch.nn.Linear(16, 5))
+    made = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 4, 3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16, 5),
+    )
     return made.to(memory_format=torch.channels_last) if channels_last else made
 
 
@@ -59,7 +71,9 @@ def test_a_state_that_was_saved_in_another_layout_goes_on_as_it_was(spec, before
     torch.testing.assert_close(weights(second), weights(undisturbed), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("asked", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"dampening": 0.5}])
+@pytest.mark.parametrize(
+    "asked", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"dampening": 0.5}]
+)
 def test_who_asks_for_another_form_gets_it(asked):
     spec = SPECS[0] | asked
     assert not optimizers.make(spec, model().parameters()).param_groups[0]["fused"]

@@ -1,4 +1,7 @@
-"""The numbers that others published and params/ repeats: every one as they wrote it, to the last digit."""
+"""The numbers that others published and params/ repeats.
+
+Every one as they wrote it, to the last digit.
+"""
 
 import math
 
@@ -8,20 +11,72 @@ from main import PACKAGES
 from utils.config import load
 
 KEYS = ("a", "p", "q", "suppression_epochs", "sigma_lr", "sigma_decay", "log_sigma_low")
-# The best trials that the DiscrimLoss authors recorded. On the CIFARs, several rates share a point of their search.
-EARLY = (0.2739100024784782, 0.5441169600504865, 60, 3, 2.609431898226351, 4.700959910367085e-33, 0.07855390412654754)
-LATE = (0.25328447720401703, 1.9237901296528157, 81, 4, 0.08079318881173664, 5.194121605858698e-77, 0.5610712995897812)
+# The best trials that the DiscrimLoss authors recorded. On the CIFARs, several rates share a point
+# of their search.
+EARLY = (
+    0.2739100024784782,
+    0.5441169600504865,
+    60,
+    3,
+    2.609431898226351,
+    4.700959910367085e-33,
+    0.07855390412654754,
+)
+LATE = (
+    0.25328447720401703,
+    1.9237901296528157,
+    81,
+    4,
+    0.08079318881173664,
+    5.194121605858698e-77,
+    0.5610712995897812,
+)
 DISCRIMLOSS = {
-    ("mnist", 0.0): (0.3481373902258772, 1.5647469067139619, 12, 2,
-                     0.08748956163241468, 1.766547972533373e-76, 0.11772038762050713),
-    ("mnist", 0.2): (0.49715297021340354, 1.0476613069946343, 2, 2,
-                     9.999266836439638, 0.008211168182865785, 0.15321363773562724),
-    ("mnist", 0.4): (0.10127790834175762, 0.9656059577509333, 18, 2,
-                     8.263942227587771, 6.082355258437495e-45, 0.13834381625382589),
-    ("mnist", 0.6): (0.10128621307952766, 0.6060078099239783, 16, 2,
-                     0.40745928432335543, 4.738939507973669e-22, 0.12006778215717435),
-    ("mnist", 0.8): (0.12140641880545722, 1.1983945276780459, 14, 2,
-                     0.10294118751284516, 0.09382047709994128, 0.1690132861949647),
+    ("mnist", 0.0): (
+        0.3481373902258772,
+        1.5647469067139619,
+        12,
+        2,
+        0.08748956163241468,
+        1.766547972533373e-76,
+        0.11772038762050713,
+    ),
+    ("mnist", 0.2): (
+        0.49715297021340354,
+        1.0476613069946343,
+        2,
+        2,
+        9.999266836439638,
+        0.008211168182865785,
+        0.15321363773562724,
+    ),
+    ("mnist", 0.4): (
+        0.10127790834175762,
+        0.9656059577509333,
+        18,
+        2,
+        8.263942227587771,
+        6.082355258437495e-45,
+        0.13834381625382589,
+    ),
+    ("mnist", 0.6): (
+        0.10128621307952766,
+        0.6060078099239783,
+        16,
+        2,
+        0.40745928432335543,
+        4.738939507973669e-22,
+        0.12006778215717435,
+    ),
+    ("mnist", 0.8): (
+        0.12140641880545722,
+        1.1983945276780459,
+        14,
+        2,
+        0.10294118751284516,
+        0.09382047709994128,
+        0.1690132861949647,
+    ),
     ("cifar10", 0.0): LATE,
     ("cifar10", 0.2): EARLY,
     ("cifar10", 0.4): EARLY,
@@ -30,11 +85,24 @@ DISCRIMLOSS = {
     ("cifar100", 0.0): LATE,
     ("cifar100", 0.2): LATE,
     ("cifar100", 0.4): EARLY,
-    ("cifar100", 0.6): (0.37805822671098877, 2.253292140418102, 75, 2,
-                        8.174786595611666, 1.80652927292908e-48, 0.05546256877970612),
+    ("cifar100", 0.6): (
+        0.37805822671098877,
+        2.253292140418102,
+        75,
+        2,
+        8.174786595611666,
+        1.80652927292908e-48,
+        0.05546256877970612,
+    ),
 }
 DATASETS = ("mnist", "cifar10", "cifar100")
-METHODS = ("plain", "discrimloss", "superloss", "data_parameters", "gce")  # gradient_rescaling: of papers with other recipes
+METHODS = (
+    "plain",
+    "discrimloss",
+    "superloss",
+    "data_parameters",
+    "gce",
+)  # gradient_rescaling: of papers with other recipes
 SGD = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -45,7 +113,10 @@ def resolved(dataset, method, *overrides):
 @pytest.mark.parametrize(("dataset", "fraction"), DISCRIMLOSS)
 def test_discrimloss_is_as_its_authors_searched_it(dataset, fraction):
     config = resolved(dataset, "discrimloss", f"noise.fraction={fraction}")
-    assert config["loss"] == {"name": "DiscrimLoss", **dict(zip(KEYS, DISCRIMLOSS[dataset, fraction], strict=True))}
+    assert config["loss"] == {
+        "name": "DiscrimLoss",
+        **dict(zip(KEYS, DISCRIMLOSS[dataset, fraction], strict=True)),
+    }
     assert config["noise"]["fraction"] == fraction
 
 
@@ -54,17 +125,26 @@ def test_discrimloss_has_no_row_where_its_authors_left_none():
         resolved("cifar100", "discrimloss", "noise.fraction=0.8")
 
 
-@pytest.mark.parametrize(("dataset", "tau", "lam"), [
-    ("mnist", 0.5, 1.0), ("cifar10", math.log(10), 1.0), ("cifar100", math.log(100), 0.25)])
+@pytest.mark.parametrize(
+    ("dataset", "tau", "lam"),
+    [("mnist", 0.5, 1.0), ("cifar10", math.log(10), 1.0), ("cifar100", math.log(100), 0.25)],
+)
 def test_superloss_is_as_its_authors_set_it(dataset, tau, lam):
     loss = resolved(dataset, "superloss")["loss"]
-    assert (loss["name"], loss["lam"]) == ("SuperLoss", lam) and loss["tau"] == pytest.approx(tau, rel=1e-12)
+    assert (loss["name"], loss["lam"]) == ("SuperLoss", lam) and loss["tau"] == pytest.approx(
+        tau, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_data_parameters_and_gce_are_as_their_authors_set_them(dataset):
     assert resolved(dataset, "data_parameters")["loss"] == {
-        "name": "DataParameters", "level": "instance", "instance_lr": 0.2, "instance_init": 1.0, "instance_decay": 0.0}
+        "name": "DataParameters",
+        "level": "instance",
+        "instance_lr": 0.2,
+        "instance_init": 1.0,
+        "instance_decay": 0.0,
+    }
     assert resolved(dataset, "gce")["loss"] == {"name": "GCE", "q": 0.7}
 
 
@@ -77,16 +157,26 @@ def test_every_method_trains_by_the_same_recipe(dataset, method):
     assert config["optimizer"] == SGD and config["batch_size"] == 128
     assert config["model"] == {"name": "lenet" if on_mnist else "wide_resnet28_10"}
     assert config["epochs"] == (20 if on_mnist else 120)
-    assert config["schedule"] == (None if on_mnist else {"name": "MultiStepLR", "milestones": [80, 100], "gamma": 0.1})
+    assert config["schedule"] == (
+        None if on_mnist else {"name": "MultiStepLR", "milestones": [80, 100], "gamma": 0.1}
+    )
 
 
 @pytest.mark.parametrize(("dataset", "seed"), [("cifar10", 0), ("cifar100", 20)])
 def test_rsl_is_as_its_authors_set_it(dataset, seed):
     for method in ("rsl_record", "rsl"):
         config = resolved(dataset, method)
-        assert config["optimizer"] == SGD and config["batch_size"] == 128 and config["epochs"] == 200
-        assert config["schedule"] == {"name": "MultiStepLR", "milestones": [60, 120, 160], "gamma": 0.02}
-        assert config["loss"] == {"name": "Plain"} and config["record_losses"] == (method == "rsl_record")
+        assert (
+            config["optimizer"] == SGD and config["batch_size"] == 128 and config["epochs"] == 200
+        )
+        assert config["schedule"] == {
+            "name": "MultiStepLR",
+            "milestones": [60, 120, 160],
+            "gamma": 0.02,
+        }
+        assert config["loss"] == {"name": "Plain"} and config["record_losses"] == (
+            method == "rsl_record"
+        )
         assert config["augment_recording"] and "padding_mode" not in config["dataset"]
     for method in ("rsl_record", "rsl", "rsl_mixmatch"):
         config = resolved(dataset, method)
@@ -95,14 +185,32 @@ def test_rsl_is_as_its_authors_set_it(dataset, seed):
     for method in ("rsl", "rsl_mixmatch"):
         selection = resolved(dataset, method)["dataset"]["selection"]
         assert selection.pop("history").startswith(f"runs/{dataset}/rsl_record/pair-0.4/seed1")
-        assert selection == {"criterion": "mean", "per": "class", "beta": 0.2, "gamma_index": 1, "kappa": -math.log(0.7)}
+        assert selection == {
+            "criterion": "mean",
+            "per": "class",
+            "beta": 0.2,
+            "gamma_index": 1,
+            "kappa": -math.log(0.7),
+        }
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_weighted_mixmatch_is_as_its_authors_set_it(dataset):
     config = resolved(dataset, "rsl_mixmatch")
-    assert config["loss"] == {"name": "MixMatch", "num_views": 2, "steps_per_epoch": 1024, "temperature": 0.5, "alpha": 0.75,
-                              "unlabelled_weight": 75.0, "ema_decay": 0.999, "parameter_decay": 4e-5}
+    assert config["loss"] == {
+        "name": "MixMatch",
+        "num_views": 2,
+        "steps_per_epoch": 1024,
+        "temperature": 0.5,
+        "alpha": 0.75,
+        "unlabelled_weight": 75.0,
+        "ema_decay": 0.999,
+        "parameter_decay": 4e-5,
+    }
     assert config["optimizer"] == {"name": "Adam", "lr": 0.002} and config["schedule"] is None
-    assert config["batch_size"] == 64 and config["epochs"] == 500 and config["dataset"]["padding_mode"] == "reflect"
+    assert (
+        config["batch_size"] == 64
+        and config["epochs"] == 500
+        and config["dataset"]["padding_mode"] == "reflect"
+    )
     assert config["loss"]["parameter_decay"] == pytest.approx(0.02 * config["optimizer"]["lr"])

@@ -1,4 +1,7 @@
-"""UTKFace, Clothing1M and WebVision, from small files in the layout of their releases; and what only they need."""
+"""UTKFace, Clothing1M and WebVision, from small files in the layout of their releases.
+
+And what only they need.
+"""
 
 import json
 import math
@@ -31,8 +34,15 @@ def photograph(path, shade, size=(40, 40)):
 def faces(tmp_path):
     for number in range(60):
         age = 1 + 2 * number
-        photograph(tmp_path / "UTKFace" / f"{age}_{number % 2}_{number % 5}_201701161745{number:05}.jpg.chip.jpg", 2 * age)
-    photograph(tmp_path / "UTKFace/sub/61_1_20170109142408075.jpg.chip.jpg", 122)  # without a race, as three of the release
+        photograph(
+            tmp_path
+            / "UTKFace"
+            / f"{age}_{number % 2}_{number % 5}_201701161745{number:05}.jpg.chip.jpg",
+            2 * age,
+        )
+    photograph(
+        tmp_path / "UTKFace/sub/61_1_20170109142408075.jpg.chip.jpg", 122
+    )  # without a race, as three of the release
     photograph(tmp_path / "UTKFace" / "face.jpg", 0)
     photograph(tmp_path / "UTKFace" / "400_1_1_2017.jpg", 0)
     return tmp_path
@@ -43,11 +53,19 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
     assert (len(data.train), len(data.test), data.task) == (55, 6, "regression")
     for split in (data.train, data.test):
         assert split.targets.dtype == torch.float32
-        assert [float(path.rsplit("/", 1)[1].split("_")[0]) for path in split.inputs] == split.targets.tolist()
+        assert [
+            float(path.rsplit("/", 1)[1].split("_")[0]) for path in split.inputs
+        ] == split.targets.tolist()
     assert data.note == "2 files without an age in their names left out" and data.note in str(data)
     assert set(data.train.inputs).isdisjoint(data.test.inputs)
-    assert utkface(str(faces)).test.inputs == data.test.inputs != utkface(str(faces), split_seed=1).test.inputs
-    assert len(data.train.targets.diff().sign().unique()) > 1  # in mixed order, as noise.kind=permute needs it
+    assert (
+        utkface(str(faces)).test.inputs
+        == data.test.inputs
+        != utkface(str(faces), split_seed=1).test.inputs
+    )
+    assert (
+        len(data.train.targets.diff().sign().unique()) > 1
+    )  # in mixed order, as noise.kind=permute needs it
     with pytest.raises(FileNotFoundError, match="no images with an age in their names"):
         utkface(str(faces / "nowhere"))
     photograph(faces / "UTKFace/copies" / Path(data.train.inputs[0]).name, 0)
@@ -57,14 +75,26 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
 
 def face_loaders(faces, **options):
     data = utkface(str(faces), num_workers=0, image_size=16, **options)
-    return make_loaders(data, data.train.targets.numpy(), Parts(np.arange(55), np.arange(0), None), batch_size=20, device="cpu",
-                        seed=0)
+    return make_loaders(
+        data,
+        data.train.targets.numpy(),
+        Parts(np.arange(55), np.arange(0), None),
+        batch_size=20,
+        device="cpu",
+        seed=0,
+    )
 
 
 def test_decoded_images_give_the_batches_that_files_give(faces):
     kept, read = face_loaders(faces), face_loaders(faces, memory_limit=0)
-    assert isinstance(kept.train.files.images, Decoded) and isinstance(read.train.files.images, list)
-    for first, second in zip([*kept.train, *kept.evaluation["test"]], [*read.train, *read.evaluation["test"]], strict=True):
+    assert isinstance(kept.train.files.images, Decoded) and isinstance(
+        read.train.files.images, list
+    )
+    for first, second in zip(
+        [*kept.train, *kept.evaluation["test"]],
+        [*read.train, *read.evaluation["test"]],
+        strict=True,
+    ):
         assert torch.equal(first.input, second.input) and torch.equal(first.target, second.target)
     size = 3 * 40 * 40 * 61
     paths = [*kept.train.files.paths, *kept.evaluation["test"].files.paths]
@@ -80,34 +110,66 @@ def test_test_images_are_cropped_alike_in_each_epoch_but_for_the_authors(faces):
         assert torch.equal(*epochs) == same
 
 
-SMALL = ["model=imagenet_resnet18", "model.pretrained=false", "dataset.image_size=32", "dataset.num_workers=0",
-         "dataset.crop_scale=0.9", "batch_size=18"]
+SMALL = [
+    "model=imagenet_resnet18",
+    "model.pretrained=false",
+    "dataset.image_size=32",
+    "dataset.num_workers=0",
+    "dataset.crop_scale=0.9",
+    "batch_size=18",
+]
 
 
 @pytest.mark.parametrize("method", ["discrimloss", "discrimloss_l2", "plain", "superloss"])
 def test_a_run_on_faces(run, faces, method):
-    code, directory, printed, complaints = run(f"data_root={faces}", *SMALL, "epochs=2", "optimizer.lr=0.01", name=method,
-                                               params=f"params/utkface/{method}.yaml")
+    code, directory, printed, complaints = run(
+        f"data_root={faces}",
+        *SMALL,
+        "epochs=2",
+        "optimizer.lr=0.01",
+        name=method,
+        params=f"params/utkface/{method}.yaml",
+    )
     assert code == 0, complaints
     assert "55 training, 6 test samples; 2 files without an age in their names left out" in printed
     split = pd.read_csv(directory / "split.csv")
     assert split.part.value_counts().to_dict() == {"train": 55, "test": 6}
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(0.4, abs=0.04)
+    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(
+        0.4, abs=0.04
+    )
     files = {"targets.png", "suspects.png", "suspects.csv", "samples.npz"}
     assert files <= {path.name for path in directory.iterdir()}
     suspects = pd.read_csv(directory / "suspects.csv")
     ages = suspects.path.str.rsplit("/", n=1).str[1].str.split("_").str[0].astype(float)
-    assert (ages == suspects.true_label).all() and (suspects.given_label != suspects.true_label).sum() > 15
+    assert (ages == suspects.true_label).all() and (
+        suspects.given_label != suspects.true_label
+    ).sum() > 15
 
 
 def test_a_network_learns_ages_from_faces(run, faces):
-    code, directory, *_ = run(f"data_root={faces}", *SMALL, "model=cnn", "model.width=8", "dataset.image_size=16", "epochs=25",
-                              "optimizer={name: Adam, lr: 3e-3}", "schedule=null", "noise.kind=none",
-                              params="params/utkface/plain.yaml")
+    code, directory, *_ = run(
+        f"data_root={faces}",
+        *SMALL,
+        "model=cnn",
+        "model.width=8",
+        "dataset.image_size=16",
+        "epochs=25",
+        "optimizer={name: Adam, lr: 3e-3}",
+        "schedule=null",
+        "noise.kind=none",
+        params="params/utkface/plain.yaml",
+    )
     rows = pd.read_csv(directory / "metrics.csv")
-    assert code == 0 and rows.test_metric.min() < 20 < rows.test_metric[0]  # the mean age is 60, guessed from 0
-    assert json.loads((directory / "summary.json").read_text())["at_the_same_epochs"]["test_r2"]["best"] > 0
+    assert (
+        code == 0 and rows.test_metric.min() < 20 < rows.test_metric[0]
+    )  # the mean age is 60, guessed from 0
+    assert (
+        json.loads((directory / "summary.json").read_text())["at_the_same_epochs"]["test_r2"][
+            "best"
+        ]
+        > 0
+    )
 
 
 def test_a_changed_folder_is_noticed_and_a_moved_one_is_not(run, faces):
@@ -122,7 +184,9 @@ def test_a_changed_folder_is_noticed_and_a_moved_one_is_not(run, faces):
     (directory / "summary.json").write_text(json.dumps(summary | {"finished": False}))
     old = next(path for path in (faces / "moved/UTKFace").iterdir() if path.name.startswith("25_"))
     old.rename(old.with_name("25_0_0_2.jpg"))
-    code, _, _, complaints = run(f"data_root={faces}/moved", *options, params="params/utkface/plain.yaml")
+    code, _, _, complaints = run(
+        f"data_root={faces}/moved", *options, params="params/utkface/plain.yaml"
+    )
     assert code == 2 and "the files are no longer those" in complaints
 
 
@@ -133,18 +197,36 @@ def test_a_table_of_numbers_is_a_regression(run, faces):
     labels = [age + 40 * (row % 5 == 0) for row, age in enumerate(ages)]
     table = pd.DataFrame({"path": names, "label": labels, "true_label": ages})
     table.to_csv(faces / "ages.csv", index=False)
-    options = [f"dataset.file={faces}/ages.csv", f"dataset.root={faces}/UTKFace", "dataset.image_size=16", "epochs=1",
-               "dataset.num_workers=0", "optimizer.lr=1e-3", "schedule=null"]
+    options = [
+        f"dataset.file={faces}/ages.csv",
+        f"dataset.root={faces}/UTKFace",
+        "dataset.image_size=16",
+        "epochs=1",
+        "dataset.num_workers=0",
+        "optimizer.lr=1e-3",
+        "schedule=null",
+    ]
     task = ["dataset.task=regression", "task=regression", "task_loss=smooth_l1"]
     code, directory, _, complaints = run(*options, *task, params="params/csv/discrimloss.yaml")
     assert code == 0, complaints
-    summary, suspects = json.loads((directory / "summary.json").read_text()), pd.read_csv(directory / "suspects.csv")
-    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(0.2, abs=0.07)
+    summary, suspects = (
+        json.loads((directory / "summary.json").read_text()),
+        pd.read_csv(directory / "suspects.csv"),
+    )
+    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(
+        0.2, abs=0.07
+    )
     assert set((suspects.given_label - suspects.true_label).unique()) == {0, 40}
     assert "mean_change" in summary["noise"] and (directory / "suspects.png").exists()
     table.assign(label=["young", *table.label[1:]]).to_csv(faces / "ages.csv", index=False)
-    code, _, _, complaints = run(*options, *task, params="params/csv/discrimloss.yaml", name="other")
-    assert code == 2 and "must have numbers as labels for dataset.task=regression, got 'young' in line 2" in complaints
+    code, _, _, complaints = run(
+        *options, *task, params="params/csv/discrimloss.yaml", name="other"
+    )
+    assert (
+        code == 2
+        and "must have numbers as labels for dataset.task=regression, got 'young' in line 2"
+        in complaints
+    )
 
 
 # Schedules by the batch
@@ -165,15 +247,21 @@ def test_the_rate_of_utkface_is_a_saw_tooth():
     saw = rates(lambda optimizer: schedules.ExponentialPerBatch(optimizer, 167), 3 * 167)
     assert saw == pytest.approx([0.1 * math.exp(-0.01 * (step % 167)) for step in range(3 * 167)])
     assert saw[166] == pytest.approx(0.019, abs=1e-4) and saw[167] == 0.1
-    falling = rates(lambda optimizer: schedules.ExponentialPerBatch(optimizer, 167, restart="never"), 3 * 167)
-    assert falling[167] == pytest.approx(0.0188, abs=1e-4) and falling[334] == pytest.approx(0.0035, abs=1e-4)
+    falling = rates(
+        lambda optimizer: schedules.ExponentialPerBatch(optimizer, 167, restart="never"), 3 * 167
+    )
+    assert falling[167] == pytest.approx(0.0188, abs=1e-4) and falling[334] == pytest.approx(
+        0.0035, abs=1e-4
+    )
 
 
 def test_the_rate_of_fine_tuning_rises_and_falls_in_straight_lines():
     line = rates(lambda optimizer: schedules.LinearPerBatch(optimizer, 10, 4), 40)
     assert line == pytest.approx([0.1 * (40 - step) / 40 for step in range(40)])
     warm = rates(lambda optimizer: schedules.LinearPerBatch(optimizer, 10, 4, warmup=0.1), 40)
-    assert warm[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1]) and warm[-1] == pytest.approx(0.1 / 36)
+    assert warm[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1]) and warm[-1] == pytest.approx(
+        0.1 / 36
+    )
     with pytest.raises(ValueError, match="warmup"):
         schedules.LinearPerBatch(torch.optim.SGD([torch.zeros(1)]), 10, 4, warmup=1.0)
 
@@ -192,10 +280,16 @@ def write_clothing(data_root, train=140, lists="annotations", inside="images/"):
     for name, count in names.items():
         numbers = range(first, first + count)
         first += count
-        (root / lists / f"{name}_key_list.txt").write_text("".join(f"{image(number)}\n" for number in numbers))
-        (noisy if name == "noisy_train" else clean).extend(f"{image(number)} {number % 14}\n" for number in numbers)
+        (root / lists / f"{name}_key_list.txt").write_text(
+            "".join(f"{image(number)}\n" for number in numbers)
+        )
+        (noisy if name == "noisy_train" else clean).extend(
+            f"{image(number)} {number % 14}\n" for number in numbers
+        )
         for number in numbers:
-            photograph(root / image(number).replace("images/", inside), 17 * (number % 14), size=(20, 24))
+            photograph(
+                root / image(number).replace("images/", inside), 17 * (number % 14), size=(20, 24)
+            )
     (root / lists / "noisy_label_kv.txt").write_text("".join(noisy))
     (root / lists / "clean_label_kv.txt").write_text("".join(clean))
 
@@ -204,10 +298,21 @@ def write_clothing(data_root, train=140, lists="annotations", inside="images/"):
 def test_clothing1m_is_read_from_its_lists(tmp_path, lists, inside):
     write_clothing(tmp_path, lists=lists, inside=inside)
     data = clothing1m(str(tmp_path), per_class=6, seed=5)
-    assert (len(data.train), len(data.validation), len(data.test), len(data.classes)) == (84, 28, 14, 14)
-    assert torch.bincount(data.train.targets).tolist() == [6] * 14 and len(set(data.train.inputs)) == 84 and not data.trusted
+    assert (len(data.train), len(data.validation), len(data.test), len(data.classes)) == (
+        84,
+        28,
+        14,
+        14,
+    )
+    assert (
+        torch.bincount(data.train.targets).tolist() == [6] * 14
+        and len(set(data.train.inputs)) == 84
+        and not data.trusted
+    )
     for split in (data.train, data.validation, data.test):
-        assert [int(path.rsplit("/", 1)[1][:-4]) % 14 for path in split.inputs] == split.targets.tolist()
+        assert [
+            int(path.rsplit("/", 1)[1][:-4]) % 14 for path in split.inputs
+        ] == split.targets.tolist()
     assert all(Path(path).is_file() for path in data.train.inputs)
     assert len(clothing1m(str(tmp_path), per_class=None).train) == 140
     with pytest.raises(ValueError, match="per_class=11, but T-Shirt has only 10 images"):
@@ -228,10 +333,17 @@ def test_the_balanced_part_is_what_the_authors_take():
 
 def test_lists_with_labels_of_their_own_and_without_any(tmp_path):
     write_clothing(tmp_path, lists=".")
-    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 13\n")
+    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text(
+        "images/0/0.jpg 3\nimages/1/1.jpg 13\n"
+    )
     assert clothing1m(str(tmp_path), per_class=2).validation.targets.tolist() == [3, 13]
-    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text("images/0/0.jpg 3\nimages/1/1.jpg 14\n")
-    with pytest.raises(ValueError, match=r"clean_val_key_list.txt, line 2: images/1/1.jpg has no label from 0 to 13"):
+    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text(
+        "images/0/0.jpg 3\nimages/1/1.jpg 14\n"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"clean_val_key_list.txt, line 2: images/1/1.jpg has no label from 0 to 13",
+    ):
         clothing1m(str(tmp_path), per_class=2)
     (tmp_path / "clothing1m/clean_val_key_list.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"clean_val_key_list.txt was not found.*data_root"):
@@ -241,13 +353,25 @@ def test_lists_with_labels_of_their_own_and_without_any(tmp_path):
 def test_a_run_on_clothes_with_a_damaged_one(run, tmp_path):
     write_clothing(tmp_path, train=154)
     (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
-    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=2",
-               "model=imagenet_resnet18", "epochs=1", "batch_size=44"]
-    code, directory, printed, complaints = run(*options, params="params/clothing1m/discrimloss.yaml")
+    options = [
+        f"data_root={tmp_path}",
+        "dataset.per_class=11",
+        "dataset.image_size=16",
+        "dataset.num_workers=2",
+        "model=imagenet_resnet18",
+        "epochs=1",
+        "batch_size=44",
+    ]
+    code, directory, printed, complaints = run(
+        *options, params="params/clothing1m/discrimloss.yaml"
+    )
     assert code == 0 and "154 training, 28 validation, 14 test samples in 14 classes" in printed
     assert "13.jpg cannot be read as an image and is left out" in complaints
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["unreadable_images"] == {"count": 1, "paths": [str(tmp_path / "clothing1m/images/3/13.jpg")]}
+    assert summary["unreadable_images"] == {
+        "count": 1,
+        "paths": [str(tmp_path / "clothing1m/images/3/13.jpg")],
+    }
     assert summary["test"]["validated"] is not None and summary["noise"]["realised"] is None
     with np.load(directory / "samples.npz") as samples:
         assert len(samples["index"]) == 153
@@ -258,14 +382,26 @@ def test_a_run_on_clothes_with_a_damaged_one(run, tmp_path):
     assert code == 1 and "of 154 image files cannot be read, more than 1%" in complaints
 
 
-def test_a_resumed_run_with_a_damaged_image_is_as_if_nothing_had_happened(run, tmp_path, monkeypatch):
+def test_a_resumed_run_with_a_damaged_image_is_as_if_nothing_had_happened(
+    run, tmp_path, monkeypatch
+):
     """It was left out before the signal, after which the process does not know of it."""
     from tests.test_run import equal, interrupt_at, weights
 
     write_clothing(tmp_path, train=154)
     (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
-    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=0", "seed=2",
-               "model=cnn", "model.width=4", "epochs=2", "batch_size=10", "record_losses=true"]
+    options = [
+        f"data_root={tmp_path}",
+        "dataset.per_class=11",
+        "dataset.image_size=16",
+        "dataset.num_workers=0",
+        "seed=2",
+        "model=cnn",
+        "model.width=4",
+        "epochs=2",
+        "batch_size=10",
+        "record_losses=true",
+    ]
     assert run(*options, params="params/clothing1m/discrimloss.yaml", name="whole")[0] == 0
     interrupt_at(monkeypatch, 29)  # in the last but one step of the second epoch
     assert run(*options, params="params/clothing1m/discrimloss.yaml", name="again")[0] == 75
@@ -282,13 +418,26 @@ def test_a_resumed_run_with_a_damaged_image_is_as_if_nothing_had_happened(run, t
 def test_a_selection_leaves_out_what_could_not_be_read(run, tmp_path):
     write_clothing(tmp_path, train=154)
     (tmp_path / "clothing1m/images/3/13.jpg").write_bytes(b"")
-    options = [f"data_root={tmp_path}", "dataset.per_class=11", "dataset.image_size=16", "dataset.num_workers=0",
-               "model=imagenet_resnet18", "epochs=1", "batch_size=44"]
-    code, first, *_ = run(*options, "record_losses=true", params="params/clothing1m/plain.yaml", name="first")
+    options = [
+        f"data_root={tmp_path}",
+        "dataset.per_class=11",
+        "dataset.image_size=16",
+        "dataset.num_workers=0",
+        "model=imagenet_resnet18",
+        "epochs=1",
+        "batch_size=44",
+    ]
+    code, first, *_ = run(
+        *options, "record_losses=true", params="params/clothing1m/plain.yaml", name="first"
+    )
     losses = np.load(first / "losses.npy")
     assert code == 0 and np.isnan(losses).sum() == 1
-    code, second, _, complaints = run(*options, f"dataset.selection={{history: {first}/losses.npy, keep_fraction: 0.5}}",
-                                      params="params/clothing1m/plain.yaml", name="second")
+    code, second, _, complaints = run(
+        *options,
+        f"dataset.selection={{history: {first}/losses.npy, keep_fraction: 0.5}}",
+        params="params/clothing1m/plain.yaml",
+        name="second",
+    )
     assert code == 0, complaints
     with np.load(second / "selection.npz") as stored:
         assert not np.isnan(losses[0, stored["index"]]).any() and len(stored["index"]) == 14 * 5
@@ -309,8 +458,14 @@ def write_webvision(data_root, classes=3):
         test.append(f"val{label:06}.jpg {label}\n")
         photograph(root / "val_images_256" / f"val{label:06}.jpg", 60 * label, size=(20, 24))
         for number in range(2):
-            photograph(data_root / "imagenet/val" / f"n{label:08}" / f"ILSVRC2012_val_{number}.JPEG", 60 * label, size=(20, 24))
-    (root / "info/synsets.txt").write_text("".join(f"n{label:08} thing {label}, other name\n" for label in range(classes + 1)))
+            photograph(
+                data_root / "imagenet/val" / f"n{label:08}" / f"ILSVRC2012_val_{number}.JPEG",
+                60 * label,
+                size=(20, 24),
+            )
+    (root / "info/synsets.txt").write_text(
+        "".join(f"n{label:08} thing {label}, other name\n" for label in range(classes + 1))
+    )
     (root / "info/train_filelist_google.txt").write_text("".join(train))
     (root / "info/val_filelist.txt").write_text("".join(test))
 
@@ -318,9 +473,15 @@ def write_webvision(data_root, classes=3):
 def test_webvision_is_read_from_its_lists(tmp_path):
     write_webvision(tmp_path)
     data = webvision(str(tmp_path), num_classes=3)
-    assert data.classes == ["thing 0", "thing 1", "thing 2"] and (len(data.train), len(data.test)) == (18, 3)
+    assert data.classes == ["thing 0", "thing 1", "thing 2"] and (
+        len(data.train),
+        len(data.test),
+    ) == (18, 3)
     assert data.more_tests["imagenet"].targets.tolist() == [0, 0, 1, 1, 2, 2]
-    assert data.train.inputs[6] == str(tmp_path / "webvision/google/q0001/1_0.jpg") and data.train.targets[6] == 1
+    assert (
+        data.train.inputs[6] == str(tmp_path / "webvision/google/q0001/1_0.jpg")
+        and data.train.targets[6] == 1
+    )
     with pytest.raises(ValueError, match="names 4 classes, fewer than num_classes=50"):
         webvision(str(tmp_path))
     (tmp_path / "imagenet/val/n00000003").rename(tmp_path / "imagenet/val/other")
@@ -332,11 +493,22 @@ def test_webvision_is_read_from_its_lists(tmp_path):
 
 def test_a_run_on_webvision_is_tested_on_both(run, tmp_path):
     write_webvision(tmp_path)
-    options = [f"data_root={tmp_path}", "dataset.num_classes=3", "dataset.image_size=16",
-               "dataset.num_workers=0", "model=imagenet_resnet18", "epochs=2"]
+    options = [
+        f"data_root={tmp_path}",
+        "dataset.num_classes=3",
+        "dataset.image_size=16",
+        "dataset.num_workers=0",
+        "model=imagenet_resnet18",
+        "epochs=2",
+    ]
     code, directory, printed, complaints = run(*options, params="params/webvision/plain.yaml")
     assert code == 0, complaints
     assert "18 training, 3 test, 6 imagenet samples in 3 classes" in printed
-    rows, summary = pd.read_csv(directory / "metrics.csv"), json.loads((directory / "summary.json").read_text())
+    rows, summary = (
+        pd.read_csv(directory / "metrics.csv"),
+        json.loads((directory / "summary.json").read_text()),
+    )
     best = summary["test"]["best_epoch"]
-    assert summary["at_the_same_epochs"]["imagenet_metric"]["best"] == pytest.approx(rows.imagenet_metric[best], rel=1e-5)
+    assert summary["at_the_same_epochs"]["imagenet_metric"]["best"] == pytest.approx(
+        rows.imagenet_metric[best], rel=1e-5
+    )

@@ -1,4 +1,7 @@
-"""The report: what it reads and what it refuses to count, its tables, the compact logs, the pictures and the page."""
+"""The report.
+
+What it reads and what it refuses to count, its tables, the compact logs, the pictures and the page.
+"""
 
 import html.parser
 import json
@@ -18,16 +21,34 @@ from utils.collect import collect, config_hash, write_log
 from utils.statistics import TOO_FEW, by_rule
 
 ROOT = Path(__file__).parents[1]
-MNIST = {"dataset": {"name": "mnist"}, "model": {"name": "lenet"}, "optimizer": {"lr": 0.1}, "epochs": 20}
+MNIST = {
+    "dataset": {"name": "mnist"},
+    "model": {"name": "lenet"},
+    "optimizer": {"lr": 0.1},
+    "epochs": 20,
+}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Cross-entropy and GCE on MNIST, three seeds each: GCE is worse at its best and better in the end."""
+    """Cross-entropy and GCE on MNIST, three seeds each.
+
+    GCE is worse at its best and better in the end.
+    """
     for seed, shift in ((1, -0.1), (2, 0.0), (3, 0.1)):
-        make_run(tmp_path / f"runs/plain/{seed}", [96, 98 + shift, *[97.0 + shift] * 5], seed=seed, **MNIST)
-        make_run(tmp_path / f"runs/gce/{seed}", [90, 97.8 + shift, *[97.7 + shift] * 5], seed=seed, **MNIST,
-                 loss={"name": "GCE"})
+        make_run(
+            tmp_path / f"runs/plain/{seed}",
+            [96, 98 + shift, *[97.0 + shift] * 5],
+            seed=seed,
+            **MNIST,
+        )
+        make_run(
+            tmp_path / f"runs/gce/{seed}",
+            [90, 97.8 + shift, *[97.7 + shift] * 5],
+            seed=seed,
+            **MNIST,
+            loss={"name": "GCE"},
+        )
     return tmp_path / "runs"
 
 
@@ -46,26 +67,49 @@ def table_of(*folders, margins=None):
 
 def test_every_rule_beside_the_published_number(folder):
     table = table_of(folder)
-    assert ",".join(table.columns[:13]) == ("dataset,noise,fraction,method,rule,n,mean,std,published,published_rule,source,"
-                                            "difference,verdict")
+    assert ",".join(table.columns[:13]) == (
+        "dataset,noise,fraction,method,rule,n,mean,std,published,published_rule,source,"
+        "difference,verdict"
+    )
     plain = table[table.method == "Plain"].set_index("rule")
-    assert list(plain.index) == ["last", "mean_last_5", "best"]  # no validation part, no rule "validated"
-    assert plain["mean"].tolist() == pytest.approx([97, 97, 98]) and plain["std"].tolist() == pytest.approx([0.1] * 3)
+    assert list(plain.index) == [
+        "last",
+        "mean_last_5",
+        "best",
+    ]  # no validation part, no rule "validated"
+    assert plain["mean"].tolist() == pytest.approx([97, 97, 98]) and plain[
+        "std"
+    ].tolist() == pytest.approx([0.1] * 3)
     assert (plain.n == 3).all() and plain.gap.tolist() == pytest.approx([1, 1, 1])
-    assert plain.realised.tolist() == pytest.approx([0.36] * 3) and plain.hours.tolist() == pytest.approx([21 / 3600] * 3)
+    assert plain.realised.tolist() == pytest.approx(
+        [0.36] * 3
+    ) and plain.hours.tolist() == pytest.approx([21 / 3600] * 3)
     best = plain.loc["best"]  # the published one is of the best epoch: 98.06
     assert (best.published, best.published_rule, best.verdict) == (98.06, "best", "reproduced")
-    assert best.difference == pytest.approx(-0.06) and "DiscrimLoss (Wu" in best.source and "https://" in best.source
+    assert (
+        best.difference == pytest.approx(-0.06)
+        and "DiscrimLoss (Wu" in best.source
+        and "https://" in best.source
+    )
     assert plain.published.drop("best").isna().all()
     assert table[table.method == "GCE"].published.isna().all()  # not published on this noise
     assert table.set_index(["method", "rule"])["rank"].to_dict() == {
-        ("Plain", "last"): 2, ("Plain", "mean_last_5"): 2, ("Plain", "best"): 1,
-        ("GCE", "last"): 1, ("GCE", "mean_last_5"): 1, ("GCE", "best"): 2}
+        ("Plain", "last"): 2,
+        ("Plain", "mean_last_5"): 2,
+        ("Plain", "best"): 1,
+        ("GCE", "last"): 1,
+        ("GCE", "mean_last_5"): 1,
+        ("GCE", "best"): 2,
+    }
 
 
 def test_the_margin_decides_the_verdict(folder):
-    verdicts = [table_of(folder, margins={"accuracy": margin}).set_index(["method", "rule"]).verdict["Plain", "best"]
-                for margin in (0.1, 0.3, "0.1%", "1%")]
+    verdicts = [
+        table_of(folder, margins={"accuracy": margin})
+        .set_index(["method", "rule"])
+        .verdict["Plain", "best"]
+        for margin in (0.1, 0.3, "0.1%", "1%")
+    ]
     assert verdicts == [TOO_FEW, "reproduced", TOO_FEW, "reproduced"]
 
 
@@ -78,19 +122,37 @@ def test_a_margin_that_is_none_is_refused(text):
 def test_another_protocol_is_shown_but_not_judged(tmp_path):
     for seed in (1, 2):
         make_run(tmp_path / f"short/{seed}", [98.0, 98.1], seed=seed, **MNIST | {"epochs": 2})
-        make_run(tmp_path / f"other/{seed}", [98.0, 98.1], seed=seed, **MNIST | {"model": {"name": "mlp"}})
+        make_run(
+            tmp_path / f"other/{seed}",
+            [98.0, 98.1],
+            seed=seed,
+            **MNIST | {"model": {"name": "mlp"}},
+        )
     table = table_of(tmp_path).query("rule == 'best'").set_index("method")
     assert table.published.tolist() == [98.06, 98.06] and table.difference.isna().all()
-    assert set(table.verdict) == {"not compared: there network lenet", "not compared: there epochs=20"}
+    assert set(table.verdict) == {
+        "not compared: there network lenet",
+        "not compared: there epochs=20",
+    }
     assert "not compared" in run_report(tmp_path, "--html", tmp_path / "page.html")[0]
     assert "not compared" in (tmp_path / "page.html").read_text()
-    assert set(table.index) == {"Plain, lenet, epochs=2", "Plain, mlp, epochs=20"}  # told apart by what differs
+    assert set(table.index) == {
+        "Plain, lenet, epochs=2",
+        "Plain, mlp, epochs=20",
+    }  # told apart by what differs
 
 
 def test_where_the_published_rule_is_not_stated_it_is_held_against_both(tmp_path):
     for seed in (1, 2, 3):
-        make_run(tmp_path / f"{seed}", [91.1 + seed / 100, 90.0 + seed / 100], seed=seed, dataset={"name": "cifar10"},
-                 model={"name": "wide_resnet28_10"}, loss={"name": "DataParameters"}, epochs=120)
+        make_run(
+            tmp_path / f"{seed}",
+            [91.1 + seed / 100, 90.0 + seed / 100],
+            seed=seed,
+            dataset={"name": "cifar10"},
+            model={"name": "wide_resnet28_10"},
+            loss={"name": "DataParameters"},
+            epochs=120,
+        )
     table = table_of(tmp_path).set_index("rule")
     assert table.verdict.dropna().to_dict() == {"last": "below", "best": "reproduced"}
     assert "last: below; best: reproduced" in report.wide(table.reset_index()).verdict.iloc[0]
@@ -98,37 +160,66 @@ def test_where_the_published_rule_is_not_stated_it_is_held_against_both(tmp_path
 
 def test_an_error_is_better_below(tmp_path):
     for seed in (1, 2, 3):
-        make_run(tmp_path / f"{seed}", [8.0, 5.78 + seed / 1000, 7], validation=[9.0, 1, 5], seed=seed, task="regression",
-                 dataset={"name": "digitsum"}, model={"name": "digitsum_lstm"}, loss={"name": "DiscrimLoss"}, epochs=100,
-                 noise={"kind": "label_permutation", "fraction": 0.0})
+        make_run(
+            tmp_path / f"{seed}",
+            [8.0, 5.78 + seed / 1000, 7],
+            validation=[9.0, 1, 5],
+            seed=seed,
+            task="regression",
+            dataset={"name": "digitsum"},
+            model={"name": "digitsum_lstm"},
+            loss={"name": "DiscrimLoss"},
+            epochs=100,
+            noise={"kind": "label_permutation", "fraction": 0.0},
+        )
     table = table_of(tmp_path).set_index("rule")
-    assert table.gap.iloc[0] == pytest.approx(7 - 5.782) and table["mean"]["best"] == pytest.approx(5.782)
-    assert table.verdict["validated"] == "reproduced" and table.margin["validated"] == pytest.approx(0.05 * 5.776)
+    assert table.gap.iloc[0] == pytest.approx(7 - 5.782) and table["mean"]["best"] == pytest.approx(
+        5.782
+    )
+    assert table.verdict["validated"] == "reproduced" and table.margin[
+        "validated"
+    ] == pytest.approx(0.05 * 5.776)
 
 
 def test_ranks_and_reversals_are_told(folder):
     said, _ = run_report(folder)
     assert "Order at 0.4 by last, mean_last_5: GCE > Plain; by best: Plain > GCE\n" in said
-    assert "Depends on the rule at 0.4: GCE before Plain by last (97.70, 97.00), after it by best (97.80, 98.00)\n" in said
+    assert (
+        "Depends on the rule at 0.4: GCE before Plain by last (97.70, 97.00), after it by best (97.80, 98.00)\n"
+        in said
+    )
     for seed, last in ((4, 90.0), (5, 99.0)):  # now their last epochs vary by more than they differ
         make_run(folder / f"gce/{seed}", [97.9, last], seed=seed, **MNIST, loss={"name": "GCE"})
-    assert ("Plain before GCE by last (97.00, 96.42), after it by mean_last_5 (97.00, 97.10), within the spread of the seeds\n"
-            in run_report(folder)[0])
+    assert (
+        "Plain before GCE by last (97.00, 96.42), after it by mean_last_5 (97.00, 97.10), within the spread of the seeds\n"
+        in run_report(folder)[0]
+    )
 
 
 def test_every_format_says_the_same(folder):
     text, said = run_report(folder)
-    assert "97.00 +- 0.10" in text and "98.06 (best)" in text and "reproduced" in text and "ddof 1" in text
+    assert (
+        "97.00 +- 0.10" in text
+        and "98.06 (best)" in text
+        and "reproduced" in text
+        and "ddof 1" in text
+    )
     assert "6 finished runs, 0 not finished, 0 skipped" in said
     markdown, _ = run_report(folder, "--format", "markdown")
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1 and "| 97.00 +- 0.10 |" in rows[3]
+    assert (
+        len(rows) == 4
+        and len({row.count("|") for row in rows}) == 1
+        and "| 97.00 +- 0.10 |" in rows[3]
+    )
     latex, _ = run_report(folder, "--format", "latex")
     assert r"97.00 $\pm$ 0.10 & " in latex and r"mean\_last\_5" in latex and r"36.0 \%" in latex
     assert latex.count("\\\\\n") == 3 and r"\caption{mnist, accuracy (\%)" in latex
     lines, _ = run_report(folder, "--format", "csv")
-    pd.testing.assert_frame_equal(pd.read_csv(pd.io.common.StringIO(lines)), pd.read_csv(pd.io.common.StringIO(
-        report.render(table_of(folder), "csv"))))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(pd.io.common.StringIO(lines)),
+        pd.read_csv(pd.io.common.StringIO(report.render(table_of(folder), "csv"))),
+    )
 
 
 def test_what_is_no_finished_run_is_told_and_not_counted(folder):
@@ -157,24 +248,58 @@ def test_what_is_no_finished_run_is_told_and_not_counted(folder):
     (folder / "log/runs.csv").write_text("a,b\n1,2\n")
     (folder / "log/configs.yaml").write_text("{}")
     runs = collect([folder])
-    assert len(runs.table) == 6 and set(runs.table["last"].round(1)) == {96.9, 97.0, 97.1, 97.6, 97.7, 97.8}
+    assert len(runs.table) == 6 and set(runs.table["last"].round(1)) == {
+        96.9,
+        97.0,
+        97.1,
+        97.6,
+        97.7,
+        97.8,
+    }
     assert {Path(path).name: why for path, why in runs.unfinished.items()} == {
-        "begun": "no epoch is over", "failed": "failed: out of memory", "unfinished": "3 epochs are over"}
+        "begun": "no epoch is over",
+        "failed": "failed: out of memory",
+        "unfinished": "3 epochs are over",
+    }
     skipped = {Path(path).name: why for path, why in runs.skipped.items()}
-    assert set(skipped) == {"no-config", "broken-config", "foreign-config", "half-written", "foreign", "another-tool", "binary",
-                            "twice", "log"}
-    assert "config.yaml" in skipped["no-config"] and skipped["another-tool"] == "not the files of a run: 'metric' is missing"
-    assert skipped["twice"].startswith("the same configuration and seed as ") and "runs.csv lacks" in skipped["log"]
+    assert set(skipped) == {
+        "no-config",
+        "broken-config",
+        "foreign-config",
+        "half-written",
+        "foreign",
+        "another-tool",
+        "binary",
+        "twice",
+        "log",
+    }
+    assert (
+        "config.yaml" in skipped["no-config"]
+        and skipped["another-tool"] == "not the files of a run: 'metric' is missing"
+    )
+    assert (
+        skipped["twice"].startswith("the same configuration and seed as ")
+        and "runs.csv lacks" in skipped["log"]
+    )
     text, said = run_report(folder)
-    assert "6 finished runs, 3 not finished, 9 skipped" in said and "half-written" in said and "97.00 +- 0.10" in text
+    assert (
+        "6 finished runs, 3 not finished, 9 skipped" in said
+        and "half-written" in said
+        and "97.00 +- 0.10" in text
+    )
 
 
 def test_epochs_that_cannot_be_read_are_left_out_and_told(folder, tmp_path):
     (folder / "plain/1/metrics.csv").write_text("epoch,test_metric\n0,9")
     (folder / "plain/2/metrics.csv").write_bytes(b"\xff\x00")
     (folder / "plain/3/metrics.csv").unlink()
-    text, said = run_report(folder, "--hard", "--log", tmp_path / "log", "--figures", tmp_path / "pictures")
-    assert said.count("its epochs are left out") == 3 and "it has 1 epochs, summary.json says 7" in said
+    text, said = run_report(
+        folder, "--hard", "--log", tmp_path / "log", "--figures", tmp_path / "pictures"
+    )
+    assert (
+        said.count("its epochs are left out") == 3
+        and "it has 1 epochs, summary.json says 7" in said
+    )
     assert len(pd.read_csv(tmp_path / "log/epochs.csv")) == 21 and "25.0 +- 0.0 %" in text
 
 
@@ -188,49 +313,100 @@ def test_no_run_at_all_is_an_error(tmp_path):
 
 
 def test_a_table_is_a_dataset_or_the_selections(folder):
-    make_run(folder / "digits", [90.0] * 3, dataset={"name": "digits"}, noise={"kind": "pair", "fraction": 0.45})
+    make_run(
+        folder / "digits",
+        [90.0] * 3,
+        dataset={"name": "digits"},
+        noise={"kind": "pair", "fraction": 0.45},
+    )
     for seed, criterion in ((1, "mean"), (2, "epoch:3")):
-        make_run(folder / f"rsl{seed}", [90.0] * 3, seed=seed, noise={"kind": "pair", "fraction": 0.45},
-                 dataset={"name": "digits", "selection": {"criterion": criterion}})
+        make_run(
+            folder / f"rsl{seed}",
+            [90.0] * 3,
+            seed=seed,
+            noise={"kind": "pair", "fraction": 0.45},
+            dataset={"name": "digits", "selection": {"criterion": criterion}},
+        )
     runs = collect([folder])
     assert set(report.choose(runs, "mnist").table.dataset) == {"mnist"}
     assert report.choose(runs, "rsl").table.label.tolist() == ["Plain", "RSL", "small-loss"]
-    with pytest.raises(ValueError, match="no finished run for the table 'cifar10'; there are some for digits, mnist, rsl"):
+    with pytest.raises(
+        ValueError,
+        match="no finished run for the table 'cifar10'; there are some for digits, mnist, rsl",
+    ):
         report.choose(runs, "cifar10")
 
 
 def test_a_configuration_is_told_by_what_most_others_do_not_have(tmp_path):
     usual = {"name": "DiscrimLoss", "q": 5, "a": 0.1, "threshold": "ema"}
-    variants = {"DiscrimLoss": {}, "DiscrimLoss, beta=0": {"beta": 0}, "DiscrimLoss, q=9, a=0": {"a": 0, "q": 9},
-                "DiscrimLoss, threshold=mean": {"threshold": "mean"}}
+    variants = {
+        "DiscrimLoss": {},
+        "DiscrimLoss, beta=0": {"beta": 0},
+        "DiscrimLoss, q=9, a=0": {"a": 0, "q": 9},
+        "DiscrimLoss, threshold=mean": {"threshold": "mean"},
+    }
     for name, loss in variants.items():
         make_run(tmp_path / name, [97.0] * 3, **MNIST | {"loss": usual | loss})
     found = collect([tmp_path]).table
     assert set(found.label) == set(variants) == {Path(path).name for path in found.path}
     assert all(Path(row.path).name == row.label for row in found.itertuples())
     for lr in (0.1, 0.01):  # of two, neither is what most have
-        make_run(tmp_path / f"two/Plain, lr={lr}", [97.0] * 3, **MNIST | {"optimizer": {"name": "SGD", "lr": lr}})
+        make_run(
+            tmp_path / f"two/Plain, lr={lr}",
+            [97.0] * 3,
+            **MNIST | {"optimizer": {"name": "SGD", "lr": lr}},
+        )
     assert set(collect([tmp_path / "two"]).table.label) == {"Plain, lr=0.1", "Plain, lr=0.01"}
-    make_run(tmp_path / "lacks", [97.0] * 3, **MNIST | {"loss": {"name": "DiscrimLoss", "q": 5, "a": 0.1}})
+    make_run(
+        tmp_path / "lacks",
+        [97.0] * 3,
+        **MNIST | {"loss": {"name": "DiscrimLoss", "q": 5, "a": 0.1}},
+    )
     labels = collect([tmp_path]).table.label
-    assert labels.nunique() == len(labels) and labels.str.contains(r"DiscrimLoss \[.{10}\]$").sum() == 2
+    assert (
+        labels.nunique() == len(labels)
+        and labels.str.contains(r"DiscrimLoss \[.{10}\]$").sum() == 2
+    )
 
 
 def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
-    config = {"seed": 1, "noise": {"kind": "pair", "fraction": 0.4, "seed": 1}, "dataset": {"name": "digits", "num_workers": 2},
-              "model": {"name": "text_encoder", "path": "/home/somebody/bert"}, "loss": {"name": "Plain"}, "epochs": 20}
-    same = [config | {"seed": 2, "noise": config["noise"] | {"seed": 2}}, config | {"seed": 2},
-            config | {"device": "cuda", "run_dir": "x", "threads": 2},
-            config | {"dataset": {"name": "digits", "num_workers": 8}}, config | {"precision": "fp32"},  # its default
-            config | {"model": {"name": "text_encoder", "path": "/mnt/somebody/bert"}}]
-    other = [config | {"epochs": 21}, config | {"precision": "bf16"}, config | {"loss": {"name": "GCE"}},
-             config | {"model": {"name": "text_encoder", "path": "/home/nobody/bert"}}]
-    assert {config_hash(one) for one in same} == {config_hash(config)} and config_hash(config) not in map(config_hash, other)
+    config = {
+        "seed": 1,
+        "noise": {"kind": "pair", "fraction": 0.4, "seed": 1},
+        "dataset": {"name": "digits", "num_workers": 2},
+        "model": {"name": "text_encoder", "path": "/home/somebody/bert"},
+        "loss": {"name": "Plain"},
+        "epochs": 20,
+    }
+    same = [
+        config | {"seed": 2, "noise": config["noise"] | {"seed": 2}},
+        config | {"seed": 2},
+        config | {"device": "cuda", "run_dir": "x", "threads": 2},
+        config | {"dataset": {"name": "digits", "num_workers": 8}},
+        config | {"precision": "fp32"},  # its default
+        config | {"model": {"name": "text_encoder", "path": "/mnt/somebody/bert"}},
+    ]
+    other = [
+        config | {"epochs": 21},
+        config | {"precision": "bf16"},
+        config | {"loss": {"name": "GCE"}},
+        config | {"model": {"name": "text_encoder", "path": "/home/nobody/bert"}},
+    ]
+    assert {config_hash(one) for one in same} == {config_hash(config)} and config_hash(
+        config
+    ) not in map(config_hash, other)
 
 
 def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
-    make_run(folder / "digitsum", [8.0, 5.8], validation=[2.0, 1.0], dataset={"name": "digitsum"}, task="regression",
-             model={"name": "digitsum_lstm"}, noise={"kind": "label_permutation", "fraction": 0.2})
+    make_run(
+        folder / "digitsum",
+        [8.0, 5.8],
+        validation=[2.0, 1.0],
+        dataset={"name": "digitsum"},
+        task="regression",
+        model={"name": "digitsum_lstm"},
+        noise={"kind": "label_permutation", "fraction": 0.2},
+    )
     runs = collect([folder])
     first = {path.name: path.read_text() for path in write_log(runs, tmp_path / "log")}
     again = collect([tmp_path / "log"])
@@ -238,7 +414,9 @@ def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
         for form in ("text", "csv"):
             ours, theirs = (report.tables(one, form, report.MARGINS, hard) for one in (runs, again))
             assert ours == theirs
-    assert {path.name: path.read_text() for path in write_log(again, tmp_path / "log")} == first  # as often as you like
+    assert {
+        path.name: path.read_text() for path in write_log(again, tmp_path / "log")
+    } == first  # as often as you like
     epochs = pd.read_csv(tmp_path / "log/epochs.csv")
     assert len(epochs) == 6 * 7 + 2 and list(epochs)[:3] == ["config", "seed", "epoch"]
     configs = yaml.safe_load((tmp_path / "log/configs.yaml").read_text())
@@ -260,25 +438,60 @@ def leave_predictions(directory, wrong, losses):
     """test.npz of 20 test samples of which those in ``wrong`` are mistaken."""
     target = np.arange(20) % 10
     predicted = np.where(np.isin(np.arange(20), wrong), target + 1, target)
-    np.savez(directory / "test.npz", index=np.arange(20), target=target, predicted=predicted, loss=np.array(losses, float))
+    np.savez(
+        directory / "test.npz",
+        index=np.arange(20),
+        target=target,
+        predicted=predicted,
+        loss=np.array(losses, float),
+    )
 
 
 def test_hard_test_samples_are_those_that_training_on_clean_labels_finds_hard(tmp_path):
     clean = MNIST | {"noise": {"kind": "none"}}
-    for seed, losses in ((1, [9, 1, 5] + [0] * 17), (2, [9, 7, 1] + [0] * 17)):  # on average 0 and 1 are the hardest two
+    for seed, losses in (
+        (1, [9, 1, 5] + [0] * 17),
+        (2, [9, 7, 1] + [0] * 17),
+    ):  # on average 0 and 1 are the hardest two
         make_run(tmp_path / f"clean{seed}", [99.0] * 3, seed=seed, realised=0.0, **clean)
         leave_predictions(tmp_path / f"clean{seed}", [1], losses)
-    make_run(tmp_path / "noisy", [97.0] * 3, **MNIST, detection={"auroc": 0.75, "hard_vs_incorrect_auroc": 0.625,
-                                                                 "average_precision": 0.5, "memorised_fraction": 0.125})
+    make_run(
+        tmp_path / "noisy",
+        [97.0] * 3,
+        **MNIST,
+        detection={
+            "auroc": 0.75,
+            "hard_vs_incorrect_auroc": 0.625,
+            "average_precision": 0.5,
+            "memorised_fraction": 0.125,
+        },
+    )
     leave_predictions(tmp_path / "noisy", [0, 1, 5], range(20))
-    make_run(tmp_path / "other", [97.0] * 3, **MNIST | {"model": {"name": "mlp"}})  # nothing clean of this network
+    make_run(
+        tmp_path / "other", [97.0] * 3, **MNIST | {"model": {"name": "mlp"}}
+    )  # nothing clean of this network
     leave_predictions(tmp_path / "other", [0, 1, 5], range(20))
     measured = collect([tmp_path]).measured.set_index("path").hard_test
     assert measured.rename(lambda path: Path(path).name).to_dict() == pytest.approx(
-        {"clean1": 50, "clean2": 100, "noisy": 0, "other": np.nan}, nan_ok=True)  # clean1: by the losses of clean2, 0 and 1
+        {"clean1": 50, "clean2": 100, "noisy": 0, "other": np.nan}, nan_ok=True
+    )  # clean1: by the losses of clean2, 0 and 1
     text, _ = run_report(tmp_path, "--hard", "--format", "markdown")
-    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| 0.4")]
-    assert ["0.4", "Plain, lenet", "1", "0.7500", "0.6250", "0.500", "25.0 %", "12.5 %", "0.0"] in rows
+    rows = [
+        [part.strip() for part in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| 0.4")
+    ]
+    assert [
+        "0.4",
+        "Plain, lenet",
+        "1",
+        "0.7500",
+        "0.6250",
+        "0.500",
+        "25.0 %",
+        "12.5 %",
+        "0.0",
+    ] in rows
 
 
 def test_any_csv_file_is_summarised():
@@ -289,8 +502,13 @@ def test_any_csv_file_is_summarised():
     row = found[(found.noise == "pair 0.45") & (found.method == "RSL")].iloc[0]
     assert row["last"] == f"{rows['last'].mean():.2f} +- {rows['last'].std():.2f}" and row.n == "3"
     assert row.precision == f"{rows.precision.mean():.4f} +- {rows.precision.std():.4f}"
-    row = report.summarise(path, ["noise", "method"], ["last"], median=True).iloc[found.index[found["last"] == row["last"]][0]]
-    assert row["last"] == f"{rows['last'].median():.2f} [{rows['last'].min():.2f}, {rows['last'].max():.2f}]"
+    row = report.summarise(path, ["noise", "method"], ["last"], median=True).iloc[
+        found.index[found["last"] == row["last"]][0]
+    ]
+    assert (
+        row["last"]
+        == f"{rows['last'].median():.2f} [{rows['last'].min():.2f}, {rows['last'].max():.2f}]"
+    )
     with pytest.raises(ValueError, match="has no column recal; it has noise, seed"):
         report.summarise(path, ["noise"], ["recal"])
 
@@ -299,32 +517,60 @@ def test_any_csv_file_is_summarised():
 def test_the_tables_of_the_pages_are_those_of_the_results(name, number):
     text = (ROOT / name).read_text()
     found = list(report.MARKER.finditer(text))
-    assert len(found) >= number and len(found) == text.count("<!-- report ") == text.count("<!-- end of report -->")
+    assert len(found) >= number and len(found) == text.count("<!-- report ") == text.count(
+        "<!-- end of report -->"
+    )
     assert report.MARKER.sub(report.renewed, text) == text, "make tables"
     assert name in re.search("--update (.*)", (ROOT / "Makefile").read_text())[1].split()
 
 
 def test_only_the_rows_that_are_asked_for_are_shown(folder):
-    make_run(folder / "other/1", [97.0, 96.0], seed=1, **MNIST, noise={"kind": "permute", "fraction": 0.2})
+    make_run(
+        folder / "other/1",
+        [97.0, 96.0],
+        seed=1,
+        **MNIST,
+        noise={"kind": "permute", "fraction": 0.2},
+    )
     said, _ = run_report(folder, "--where", "fraction == 0.4 and method == 'GCE'")
     assert "GCE 3" in said and "Plain" not in said and " 0.2 " not in said
     runs = collect([folder])
-    assert len(report.choose(runs, "mnist", "seed == 1").table) == 3 == len(report.choose(runs, None, "seed == 1").table)
-    for condition, complaint in (("fractoin == 0.4", "name 'fractoin' is not defined; the columns are config, seed"),
-                                 ("fraction ==", "the columns are"), ("fraction == 0.5", "there is no such row"),
-                                 ("seed", "'seed' is no condition"), ("fraction + 1", "is no condition")):
+    assert (
+        len(report.choose(runs, "mnist", "seed == 1").table)
+        == 3
+        == len(report.choose(runs, None, "seed == 1").table)
+    )
+    for condition, complaint in (
+        ("fractoin == 0.4", "name 'fractoin' is not defined; the columns are config, seed"),
+        ("fraction ==", "the columns are"),
+        ("fraction == 0.5", "there is no such row"),
+        ("seed", "'seed' is no condition"),
+        ("fraction + 1", "is no condition"),
+    ):
         assert complaint in run_report(folder, "--where", condition, code=2)[1]
     path = ROOT / "results/mnist/small_loss.csv"
-    found = report.summarise(path, ["method"], ["last"], condition="noise == 'pair 0.45' and method == 'RSL'")
+    found = report.summarise(
+        path, ["method"], ["last"], condition="noise == 'pair 0.45' and method == 'RSL'"
+    )
     assert found.method.tolist() == ["RSL"] and found.n.tolist() == ["3"]
 
 
 def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(folder):
-    make_run(folder / "other/1", [97.0, 96.0], seed=1, **MNIST, noise={"kind": "permute", "fraction": 0.2})
+    make_run(
+        folder / "other/1",
+        [97.0, 96.0],
+        seed=1,
+        **MNIST,
+        noise={"kind": "permute", "fraction": 0.2},
+    )
     said, _ = run_report(folder, "--grid", "last", "--format", "markdown")
     assert "mnist, accuracy (%), last, noise permute" in said
-    assert said.splitlines()[2:] == ["| method | 20 % | 40 % |", "| --- | --- | --- |", "| GCE | - | 97.70 +- 0.10 (3) |",
-                                     "| Plain | 96.00 (1) | 97.00 +- 0.10 (3) |"]
+    assert said.splitlines()[2:] == [
+        "| method | 20 % | 40 % |",
+        "| --- | --- | --- |",
+        "| GCE | - | 97.70 +- 0.10 (3) |",
+        "| Plain | 96.00 (1) | 97.00 +- 0.10 (3) |",
+    ]
     assert "--grid validated: no run has it" in run_report(folder, "--grid", "validated", code=2)[1]
 
 
@@ -332,13 +578,26 @@ def test_methods_are_held_against_one_of_them(folder):
     make_run(folder / "dp/1", [97.0, 96.0], seed=1, **MNIST, loss={"name": "DataParameters"})
     table = report.wide(table_of(folder), against="Plain").set_index("method")
     half = 2.131847 * (0.1**2 / 3 * 2) ** 0.5  # Student's t, 4 degrees of freedom, 90 %
-    assert table["last, to Plain"].to_dict() == {"Plain": "-", "DataParameters": "-1.00",
-                                                 "GCE": f"+0.70 [{0.7 - half:+.2f}, {0.7 + half:+.2f}]"}
-    assert "--against 'Plan': there are DataParameters; GCE; Plain" in run_report(folder, "--against", "Plan", code=2)[1]
-    assert "not allowed with argument" in run_report(folder, "--against", "Plain", "--hard", code=2)[1]
+    assert table["last, to Plain"].to_dict() == {
+        "Plain": "-",
+        "DataParameters": "-1.00",
+        "GCE": f"+0.70 [{0.7 - half:+.2f}, {0.7 + half:+.2f}]",
+    }
+    assert (
+        "--against 'Plan': there are DataParameters; GCE; Plain"
+        in run_report(folder, "--against", "Plan", code=2)[1]
+    )
+    assert (
+        "not allowed with argument" in run_report(folder, "--against", "Plain", "--hard", code=2)[1]
+    )
     for seed in (1, 2):  # another table, without that method, and a cell without this rule
-        make_run(folder / f"other/{seed}", [97.0, 96.0], seed=seed, **MNIST | {"dataset": {"name": "digits"}},
-                 loss={"name": "GCE"})
+        make_run(
+            folder / f"other/{seed}",
+            [97.0, 96.0],
+            seed=seed,
+            **MNIST | {"dataset": {"name": "digits"}},
+            loss={"name": "GCE"},
+        )
     assert run_report(folder, "--against", "Plain")[0].count("last, to Plain") == 1
     table = table_of(folder).query("dataset == 'mnist'")
     table = table[(table.method != "GCE") | (table["rule"] != "last")]
@@ -346,16 +605,28 @@ def test_methods_are_held_against_one_of_them(folder):
 
 
 def test_of_many_methods_only_sure_reversals_are_named(tmp_path):
-    for number in range(4):  # the later ones are better at their best, and not in the end; which both vary
+    for number in range(
+        4
+    ):  # the later ones are better at their best, and not in the end; which both vary
         for seed, shift in ((1, -0.5), (2, 0.0), (3, 0.5)):
-            make_run(tmp_path / f"{number}/{seed}", [98 + number / 10 + shift, 97 - number / 10 + shift], seed=seed, **MNIST,
-                     loss={"name": "GCE", "q": 0.5 + number / 10})
+            make_run(
+                tmp_path / f"{number}/{seed}",
+                [98 + number / 10 + shift, 97 - number / 10 + shift],
+                seed=seed,
+                **MNIST,
+                loss={"name": "GCE", "q": 0.5 + number / 10},
+            )
     said, _ = run_report(tmp_path)
-    assert "Depends on the rule at 0.4: 6 pairs, within the spread of the seeds or of too few\n" in said
+    assert (
+        "Depends on the rule at 0.4: 6 pairs, within the spread of the seeds or of too few\n"
+        in said
+    )
     for seed in (1, 2, 3):
         make_run(tmp_path / f"plain/{seed}", [99.9, 90.0 + seed / 100], seed=seed, **MNIST)
     said = next(line for line in run_report(tmp_path)[0].splitlines() if line.startswith("Depends"))
-    assert "GCE, q=0.5 before Plain" in said and said.endswith("; 6 pairs, within the spread of the seeds or of too few")
+    assert "GCE, q=0.5 before Plain" in said and said.endswith(
+        "; 6 pairs, within the spread of the seeds or of too few"
+    )
     assert said.count(" before ") == 4
 
 
@@ -365,9 +636,15 @@ def test_tables_between_markers_are_rewritten(tmp_path):
     path.write_text(f"before\n<!-- report {arguments} -->\nold\n<!-- end of report -->\nafter\n")
     assert report.update(path) and not report.update(path)
     text = path.read_text()
-    assert text.startswith("before\n<!-- report ") and text.endswith("<!-- end of report -->\nafter\n")
+    assert text.startswith("before\n<!-- report ") and text.endswith(
+        "<!-- end of report -->\nafter\n"
+    )
     assert "| pair 0.45 |" in text and "old" not in text
-    for wrong in (text.replace("<!-- end of report -->", ""), text + "<!-- report results/mnist -->\n", text[:60] + text):
+    for wrong in (
+        text.replace("<!-- end of report -->", ""),
+        text + "<!-- report results/mnist -->\n",
+        text[:60] + text,
+    ):
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"needs its <!-- end of report -->"):
             report.update(path)
@@ -417,7 +694,12 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_leads_to_every_configuration(folder, tmp_path):
-    make_run(folder / "odd", [90.0, 91.0], dataset={"name": "csv", "file": "<b>&.csv"}, noise={"kind": "file:a<b.npz"})
+    make_run(
+        folder / "odd",
+        [90.0, 91.0],
+        dataset={"name": "csv", "file": "<b>&.csv"},
+        noise={"kind": "file:a<b.npz"},
+    )
     _, said = run_report(folder, "--html", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
@@ -427,9 +709,18 @@ def test_the_page_is_whole_and_leads_to_every_configuration(folder, tmp_path):
     assert {link[1:] for link in inner} == {f"config-{name}" for name in runs.configs} == page.ids
     numbers = re.findall(r'<td class="" data-value="[\d.]+">([^<]+)', text)
     assert len(inner) > 80 and not numbers  # no number that leads nowhere
-    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert not re.search(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"?https?:", text)  # nothing is fetched
-    assert "<b>&" not in text and "97.00 +- 0.10" in text and "98.06 (best)" in text and "loss:\n  name: GCE" in text
+    assert page.sources and all(
+        source.startswith("data:image/png;base64,") for source in page.sources
+    )
+    assert not re.search(
+        r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"?https?:", text
+    )  # nothing is fetched
+    assert (
+        "<b>&" not in text
+        and "97.00 +- 0.10" in text
+        and "98.06 (best)" in text
+        and "loss:\n  name: GCE" in text
+    )
 
 
 def test_pictures_are_drawn_of_runs_and_of_logs(tmp_path):
@@ -438,17 +729,29 @@ def test_pictures_are_drawn_of_runs_and_of_logs(tmp_path):
     for directory in (tmp_path / "runs").glob("*/permute-0.4/seed0"):
         true = generator.integers(0, 10, 200)
         given = np.where(generator.random(200) < 0.4, (true + 1) % 10, true)
-        np.savez(directory / "samples.npz", given=given, true=true, score=(given != true) + generator.normal(0, 1, 200))
+        np.savez(
+            directory / "samples.npz",
+            given=given,
+            true=true,
+            score=(given != true) + generator.normal(0, 1, 200),
+        )
         summary = json.loads((directory / "summary.json").read_text())
         summary["detection"] = (summary["detection"] or {}) | {"hard_vs_incorrect_auroc": 0.9}
         (directory / "summary.json").write_text(json.dumps(summary))
     run_report(tmp_path / "runs", "--figures", tmp_path / "pictures", "--log", tmp_path / "log")
     names = {"noise-mnist-permute", "detection-mnist-permute", "scores-mnist-permute-0.4"} | {
-        f"{kind}-mnist-permute-{fraction}" for fraction in ("0.2", "0.4") for kind in ("epochs", "methods", "weights")}
+        f"{kind}-mnist-permute-{fraction}"
+        for fraction in ("0.2", "0.4")
+        for kind in ("epochs", "methods", "weights")
+    }
     files = {path.name: path for path in (tmp_path / "pictures").iterdir()}
     assert set(files) == {f"{name}.{form}" for name in names for form in ("png", "svg")}
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for name, path in files.items() if name.endswith("png"))
-    assert all("<svg" in path.read_text()[:1000] for name, path in files.items() if name.endswith("svg"))
+    assert all(
+        path.read_bytes()[:4] == b"\x89PNG" for name, path in files.items() if name.endswith("png")
+    )
+    assert all(
+        "<svg" in path.read_text()[:1000] for name, path in files.items() if name.endswith("svg")
+    )
     run_report(tmp_path / "log", "--figures", tmp_path / "again")
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*.png")}
     assert set(again) == {name for name in files if name.endswith("png") and "scores" not in name}
@@ -457,7 +760,13 @@ def test_pictures_are_drawn_of_runs_and_of_logs(tmp_path):
 
 def test_a_control_at_one_fraction_leaves_the_name_of_the_others(tmp_path):
     for fraction in (0.2, 0.4, 0.6):
-        make_run(tmp_path / f"{fraction}", [97.0, 96.0], seed=1, **MNIST, noise={"kind": "permute", "fraction": fraction})
+        make_run(
+            tmp_path / f"{fraction}",
+            [97.0, 96.0],
+            seed=1,
+            **MNIST,
+            noise={"kind": "permute", "fraction": fraction},
+        )
     make_run(tmp_path / "slow", [98.0, 97.0], seed=1, **MNIST | {"optimizer": {"lr": 0.01}})
     assert sorted(set(collect([tmp_path]).table.label)) == ["Plain", "Plain, lr=0.01"]
 
@@ -466,8 +775,16 @@ def test_the_picture_of_the_methods_says_what_it_does_not_show(folder):
     make_run(folder / "nan/1", [97.0, float("nan")], seed=1, **MNIST, loss={"name": "SuperLoss"})
     make_run(folder / "low/1", [30.0, 10.0], seed=1, **MNIST, loss={"name": "DataParameters"})
     runs = collect([folder])
-    names = [text.get_text() for text in figures.methods(runs.table, runs.configs).axes[0].get_yticklabels()]
-    assert names == ["SuperLoss (1, last nan)", "DataParameters (1, last 10.00, best 30.00)", "Plain (3)", "GCE (3)"]
+    names = [
+        text.get_text()
+        for text in figures.methods(runs.table, runs.configs).axes[0].get_yticklabels()
+    ]
+    assert names == [
+        "SuperLoss (1, last nan)",
+        "DataParameters (1, last 10.00, best 30.00)",
+        "Plain (3)",
+        "GCE (3)",
+    ]
 
 
 def test_the_report_starts_no_pytorch():
@@ -478,38 +795,78 @@ def test_the_report_starts_no_pytorch():
 def test_a_method_published_under_two_rules_is_held_against_both(tmp_path):
     """Derivative Manipulation, Table 9, has the best and the final epoch of the same runs."""
     numbers = published.load()
-    chosen = numbers[(numbers.dataset == "cifar10") & (numbers.method == "GradientRescaling") & (numbers.fraction == 0.4)
-                     & (numbers.parameters == "loss.variant=power; loss.beta=16; loss.lam=1")]
+    chosen = numbers[
+        (numbers.dataset == "cifar10")
+        & (numbers.method == "GradientRescaling")
+        & (numbers.fraction == 0.4)
+        & (numbers.parameters == "loss.variant=power; loss.beta=16; loss.lam=1")
+    ]
     best, last = (chosen[chosen["rule"] == rule].value.iloc[0] for rule in ("best", "last"))
-    numbers.loc[chosen.index, ["model", "parameters"]] = "resnet34", "epochs=20; loss.beta=16"  # theirs, ResNet-56, is not here
+    numbers.loc[chosen.index, ["model", "parameters"]] = (
+        "resnet34",
+        "epochs=20; loss.beta=16",
+    )  # theirs, ResNet-56, is not here
     for seed in (1, 2, 3):
-        make_run(tmp_path / f"{seed}", [best + seed / 100, last - 5 + seed / 100], seed=seed, dataset={"name": "cifar10"},
-                 model={"name": "resnet34"}, loss={"name": "GradientRescaling", "variant": "power", "beta": 16.0, "lam": 1.0},
-                 noise={"kind": "symmetric", "fraction": 0.4})
+        make_run(
+            tmp_path / f"{seed}",
+            [best + seed / 100, last - 5 + seed / 100],
+            seed=seed,
+            dataset={"name": "cifar10"},
+            model={"name": "resnet34"},
+            loss={"name": "GradientRescaling", "variant": "power", "beta": 16.0, "lam": 1.0},
+            noise={"kind": "symmetric", "fraction": 0.4},
+        )
     table = report.compare_all(collect([tmp_path]), numbers, report.MARGINS)
-    assert table.set_index("rule").verdict.dropna().to_dict() == {"last": "below", "best": "reproduced"}
+    assert table.set_index("rule").verdict.dropna().to_dict() == {
+        "last": "below",
+        "best": "reproduced",
+    }
     shown = report.wide(table).iloc[0]
-    assert shown.published == f"{last:.2f} (last); {best:.2f} (best)" and shown.verdict == "last: below; best: reproduced"
+    assert (
+        shown.published == f"{last:.2f} (last); {best:.2f} (best)"
+        and shown.verdict == "last: below; best: reproduced"
+    )
 
 
 def test_labels_of_ones_own_have_no_fraction_and_no_clean_run(tmp_path):
     for kind, realised in (("human:worse", 0.4), ("file:labels.npz", None)):
-        make_run(tmp_path / kind.replace(":", "-"), [84.0] * 3, dataset={"name": "cifar10"}, model={"name": "resnet34"},
-                 noise={"kind": kind, "fraction": 0.0}, realised=realised)
+        make_run(
+            tmp_path / kind.replace(":", "-"),
+            [84.0] * 3,
+            dataset={"name": "cifar10"},
+            model={"name": "resnet34"},
+            noise={"kind": kind, "fraction": 0.0},
+            realised=realised,
+        )
         leave_predictions(tmp_path / kind.replace(":", "-"), [0], range(20))
     runs = collect([tmp_path])
-    assert (runs.table.fraction == 0).all() and runs.measured.hard_test.isna().all()  # labels of which some are wrong
-    table = report.compare_all(runs, published.load(), report.MARGINS).query("rule == 'last'").set_index("noise")
+    assert (
+        runs.table.fraction == 0
+    ).all() and runs.measured.hard_test.isna().all()  # labels of which some are wrong
+    table = (
+        report.compare_all(runs, published.load(), report.MARGINS)
+        .query("rule == 'last'")
+        .set_index("noise")
+    )
     assert table.published["human:worse"] == 83.91 and np.isnan(table.published["file:labels.npz"])
 
 
 def test_two_metrics_are_two_tables(tmp_path):
     for task in ("classification", "regression"):
-        make_run(tmp_path / task, [7.0, 8.0], dataset={"name": "utkface"}, task=task, model={"name": "imagenet_resnet18"})
-    text, _ = run_report(tmp_path, "--html", tmp_path / "page.html", "--figures", tmp_path / "pictures")
+        make_run(
+            tmp_path / task,
+            [7.0, 8.0],
+            dataset={"name": "utkface"},
+            task=task,
+            model={"name": "imagenet_resnet18"},
+        )
+    text, _ = run_report(
+        tmp_path, "--html", tmp_path / "page.html", "--figures", tmp_path / "pictures"
+    )
     assert "utkface, accuracy (%)" in text and "utkface, MAE" in text and "Order at" not in text
     assert {"epochs-utkface-permute-accuracy-0.4.png", "epochs-utkface-permute-mae-0.4.png"} <= {
-        path.name for path in (tmp_path / "pictures").iterdir()}
+        path.name for path in (tmp_path / "pictures").iterdir()
+    }
 
 
 def test_hours_are_those_of_gpus_or_of_cpu_threads_where_that_is_known(tmp_path):
@@ -519,13 +876,22 @@ def test_hours_are_those_of_gpus_or_of_cpu_threads_where_that_is_known(tmp_path)
     assert re.search(r"CPU-hours\n.* 6\.00\n", cpu)
     assert re.search(r" hours\n.* 3\.00\n", run_report(tmp_path / "cpu")[0])
     path = tmp_path / "cpu/2/summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA H200", "processes": 4}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA H200", "processes": 4})
+    )
     assert re.search(r"GPU-hours\n.* 4\.00\n", run_report(tmp_path / "cpu/2")[0])
 
 
-@pytest.mark.parametrize("damage", [
-    {"metric": "top1"}, {"test": {"last": "97", "mean_last_5": 97, "best": 97, "best_epoch": 1, "validated": None}},
-    {"noise": {"realised": "x"}}, {"seconds": "long"}, {"test": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metric": "top1"},
+        {"test": {"last": "97", "mean_last_5": 97, "best": 97, "best_epoch": 1, "validated": None}},
+        {"noise": {"realised": "x"}},
+        {"seconds": "long"},
+        {"test": None},
+    ],
+)
 def test_a_summary_that_says_nonsense_is_skipped(folder, damage):
     path = folder / "gce/1/summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
@@ -540,15 +906,27 @@ def test_damaged_arrays_and_pictures_are_told(folder, tmp_path):
             (directory / name).write_bytes(b"PK\x03\x04 half a file")
     _, said = run_report(folder, "--hard", "--figures", tmp_path / "pictures")
     assert "7 finished runs" in said
-    assert all(f"{name} (cannot be read" in said for name in ("test.npz", "samples.npz", "suspects.png"))
+    assert all(
+        f"{name} (cannot be read" in said for name in ("test.npz", "samples.npz", "suspects.png")
+    )
 
 
 def test_a_run_whose_metric_became_nan_counts_where_it_has_numbers(tmp_path):
     for seed, values in ((1, [7.0, 6.0, 8.0]), (2, [7.0, 6.5, float("nan")])):
-        make_run(tmp_path / f"{seed}", values, seed=seed, dataset={"name": "digitsum"}, task="regression",
-                 model={"name": "digitsum_lstm"}, noise={"kind": "label_permutation", "fraction": 0.4})
+        make_run(
+            tmp_path / f"{seed}",
+            values,
+            seed=seed,
+            dataset={"name": "digitsum"},
+            task="regression",
+            model={"name": "digitsum_lstm"},
+            noise={"kind": "label_permutation", "fraction": 0.4},
+        )
     table = table_of(tmp_path).set_index("rule")
-    assert table.n.to_dict() == {"last": 1, "mean_last_5": 1, "best": 2} and table["mean"]["best"] == 6.25
+    assert (
+        table.n.to_dict() == {"last": 1, "mean_last_5": 1, "best": 2}
+        and table["mean"]["best"] == 6.25
+    )
 
 
 def test_links_are_followed_once(folder, tmp_path):
@@ -562,4 +940,5 @@ def test_links_are_followed_once(folder, tmp_path):
 def test_latex_prints_what_it_is_given():
     table = pd.DataFrame({"a": ["[z] A&B_$x^2$"], "b": ["50 % ~ \\foo {#}"]})
     assert report.render(table, "latex").splitlines()[4] == (
-        r"{}[z] A\&B\_\$x\textasciicircum{}2\$ & 50 \% \textasciitilde{} \textbackslash{}foo \{\#\} \\")
+        r"{}[z] A\&B\_\$x\textasciicircum{}2\$ & 50 \% \textasciitilde{} \textbackslash{}foo \{\#\} \\"
+    )

@@ -1,4 +1,7 @@
-"""Whole runs through main.py: what they leave, that they resume as if nothing had happened, and what goes wrong cleanly."""
+"""Whole runs through main.py.
+
+What they leave, that they resume as if nothing had happened, and what goes wrong cleanly.
+"""
 
 import contextlib
 import importlib.util
@@ -24,7 +27,11 @@ from utils.metrics import TrainingRecord
 from utils.record import RunDirectory
 
 ROOT = Path(__file__).parents[1]
-METHODS = sorted(path.stem for path in (ROOT / "params/digits").glob("*.yaml") if path.stem not in ("base", "plain_slow"))
+METHODS = sorted(
+    path.stem
+    for path in (ROOT / "params/digits").glob("*.yaml")
+    if path.stem not in ("base", "plain_slow")
+)
 
 
 def weights(directory):
@@ -64,62 +71,138 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
 def test_a_run_leaves_what_the_readme_lists(run):
     code, directory, printed, complaints = run("validation.fraction=0.2", "loss=Plain")
     assert code == 0 and not complaints
-    files = {"config.yaml", "metrics.csv", "noise.npz", "samples.npz", "suspects.csv", "checkpoint.pt",
-             "checkpoint.previous.pt", "summary.json", "curves.png", "samples.png", "suspects.png", "hardest.png", "test.npz"}
+    files = {
+        "config.yaml",
+        "metrics.csv",
+        "noise.npz",
+        "samples.npz",
+        "suspects.csv",
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        "summary.json",
+        "curves.png",
+        "samples.png",
+        "suspects.png",
+        "hardest.png",
+        "test.npz",
+    }
     assert {path.name for path in directory.iterdir()} == files | {".lock"}
 
     rows = pd.read_csv(directory / "metrics.csv")
-    assert ",".join(rows.columns[:7]) == "epoch,lr,train_loss,train_metric,test_metric,seconds,images_per_second"
+    assert (
+        ",".join(rows.columns[:7])
+        == "epoch,lr,train_loss,train_metric,test_metric,seconds,images_per_second"
+    )
     assert list(rows.epoch) == [0, 1, 2] and (rows.seconds > 0).all()
-    assert rows.filter(like="weight_").columns.tolist() == ["weight_easy", "weight_hard", "weight_incorrect"]
-    np.testing.assert_allclose(rows.filter(like="weight_"), 1, rtol=1e-5)  # Plain: every sample counts as it does
+    assert rows.filter(like="weight_").columns.tolist() == [
+        "weight_easy",
+        "weight_hard",
+        "weight_incorrect",
+    ]
+    np.testing.assert_allclose(
+        rows.filter(like="weight_"), 1, rtol=1e-5
+    )  # Plain: every sample counts as it does
 
     summary = json.loads((directory / "summary.json").read_text())
     test = summary["test"]
-    assert summary["finished"] and summary["metric"] == "accuracy" and summary["epochs"] == 3 and summary["restarts"] == 0
+    assert (
+        summary["finished"]
+        and summary["metric"] == "accuracy"
+        and summary["epochs"] == 3
+        and summary["restarts"] == 0
+    )
     assert test["last"] == pytest.approx(rows.test_metric.iloc[-1], rel=1e-5)
-    assert test["best"] == pytest.approx(rows.test_metric.max(), rel=1e-5) and test["best_epoch"] == rows.test_metric.idxmax()
-    assert test["validated"] == pytest.approx(rows.test_metric[rows.validation_metric.idxmax()], rel=1e-5)
-    assert summary["noise"]["realised"] == pytest.approx(0.4, abs=0.001) and summary["noise"]["requested"] == 0.4
-    assert set(summary["detection"]) == {"auroc", "average_precision", "hard_vs_incorrect_auroc", "memorised_fraction",
-                                         "flag_precision", "flag_recall"}
+    assert (
+        test["best"] == pytest.approx(rows.test_metric.max(), rel=1e-5)
+        and test["best_epoch"] == rows.test_metric.idxmax()
+    )
+    assert test["validated"] == pytest.approx(
+        rows.test_metric[rows.validation_metric.idxmax()], rel=1e-5
+    )
+    assert (
+        summary["noise"]["realised"] == pytest.approx(0.4, abs=0.001)
+        and summary["noise"]["requested"] == 0.4
+    )
+    assert set(summary["detection"]) == {
+        "auroc",
+        "average_precision",
+        "hard_vs_incorrect_auroc",
+        "memorised_fraction",
+        "flag_precision",
+        "flag_recall",
+    }
     assert all(0 <= value <= 1 for value in summary["detection"].values())
 
     noise, samples = arrays(directory / "noise.npz"), arrays(directory / "samples.npz")
-    assert noise["given"].shape == noise["true"].shape == (1297,) and noise["transition"].shape == (10, 10)
+    assert noise["given"].shape == noise["true"].shape == (1297,) and noise["transition"].shape == (
+        10,
+        10,
+    )
     assert str(noise["sha256"]) == summary["noise"]["sha256"]
-    assert set(samples) == {"index", "given", "true", "loss", "mean_loss", "score", "predicted", "flagged"}
+    assert set(samples) == {
+        "index",
+        "given",
+        "true",
+        "loss",
+        "mean_loss",
+        "score",
+        "predicted",
+        "flagged",
+    }
     assert len(samples["index"]) == 1297 - 260 and (np.diff(samples["index"]) > 0).all()
     assert (samples["given"] == noise["given"][samples["index"]]).all()
     tested = arrays(directory / "test.npz")
     assert tested["index"].tolist() == list(range(500)) and tested["loss"].shape == (500,)
-    assert 100 * (tested["predicted"] == tested["target"]).mean() == pytest.approx(summary["test"]["last"])
+    assert 100 * (tested["predicted"] == tested["target"]).mean() == pytest.approx(
+        summary["test"]["last"]
+    )
     suspects = pd.read_csv(directory / "suspects.csv")
     assert suspects.score.is_monotonic_decreasing and len(suspects) == 1000
     assert suspects["index"][0] == samples["index"][samples["score"].argmax()]
-    assert ",".join(suspects.columns[:7]) == "rank,index,path,given_label,predicted_label,score,loss"
+    assert (
+        ",".join(suspects.columns[:7]) == "rank,index,path,given_label,predicted_label,score,loss"
+    )
     assert suspects["rank"].tolist() == list(range(1, 1001))
     assert (directory / "suspects.png").stat().st_size > 10_000
 
     lines = printed.strip().splitlines()
     assert lines[0] == f"{directory}: 1,297 training, 500 test samples in 10 classes"
-    assert len(lines) == 5 and all("images/s" in line for line in lines[1:4])  # no bar where the output is no terminal
+    assert len(lines) == 5 and all(
+        "images/s" in line for line in lines[1:4]
+    )  # no bar where the output is no terminal
 
 
 def test_train_loss_and_metric_are_those_of_a_naive_loop(run):
-    _, directory, *_ = run("loss=Plain", "optimizer.lr=1e-12", "epochs=1")  # the network stays what it was
+    _, directory, *_ = run(
+        "loss=Plain", "optimizer.lr=1e-12", "epochs=1"
+    )  # the network stays what it was
     samples, rows = arrays(directory / "samples.npz"), pd.read_csv(directory / "metrics.csv")
     assert rows.train_loss[0] == pytest.approx(samples["loss"].mean(), rel=1e-4)
-    assert rows.train_metric[0] == pytest.approx(100 * (samples["predicted"] == samples["given"]).mean(), rel=1e-4)
+    assert rows.train_metric[0] == pytest.approx(
+        100 * (samples["predicted"] == samples["given"]).mean(), rel=1e-4
+    )
     np.testing.assert_allclose(samples["mean_loss"], samples["loss"], rtol=1e-4)
-    np.testing.assert_array_equal(samples["score"], samples["mean_loss"])  # Plain keeps no score of its own
+    np.testing.assert_array_equal(
+        samples["score"], samples["mean_loss"]
+    )  # Plain keeps no score of its own
 
 
 def ready(run, method):
-    """What to run for a method, [params and overrides], with a history recorded where it needs one; 11 steps an epoch."""
-    overrides = ["model=cnn", "model.width=2", "schedule=StepLR", "schedule.step_size=1", "schedule.gamma=0.5"]
+    """What to run for a method, [params and overrides], with a history recorded where it needs one.
+
+    11 steps an epoch.
+    """
+    overrides = [
+        "model=cnn",
+        "model.width=2",
+        "schedule=StepLR",
+        "schedule.step_size=1",
+        "schedule.gamma=0.5",
+    ]
     if method.startswith("rsl"):
-        _, recording, *_ = run("record_losses=true", "model=cnn", params="params/digits/plain.yaml", name="recording")
+        _, recording, *_ = run(
+            "record_losses=true", "model=cnn", params="params/digits/plain.yaml", name="recording"
+        )
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
     if method == "rsl_mixmatch":
         overrides += ["loss.steps_per_epoch=11"]
@@ -131,7 +214,11 @@ def test_resume_equals_no_interruption(run, monkeypatch, method):
     options, overrides = ready(run, method)
     code, whole, *_ = run(*overrides, **options, name="whole")
     assert code == 0
-    for step in (3, 7, 10):  # within an epoch of 11 steps; at the last step of one; within the last one
+    for step in (
+        3,
+        7,
+        10,
+    ):  # within an epoch of 11 steps; at the last step of one; within the last one
         with monkeypatch.context() as patch:
             interrupt_at(patch, step)
             code, broken, *_ = run(*overrides, **options)
@@ -143,10 +230,15 @@ def test_resume_equals_no_interruption(run, monkeypatch, method):
     first, second = arrays(whole / "samples.npz"), arrays(broken / "samples.npz")
     assert all(np.array_equal(first[key], second[key]) for key in first)
     summary = json.loads((broken / "summary.json").read_text())
-    assert summary["restarts"] == 3 and summary["test"] == json.loads((whole / "summary.json").read_text())["test"]
+    assert (
+        summary["restarts"] == 3
+        and summary["test"] == json.loads((whole / "summary.json").read_text())["test"]
+    )
 
 
-def test_a_run_that_was_killed_epochs_after_its_checkpoint_ends_as_if_nothing_had_been(run, monkeypatch):
+def test_a_run_that_was_killed_epochs_after_its_checkpoint_ends_as_if_nothing_had_been(
+    run, monkeypatch
+):
     options = ["epochs=6", "record_losses=true", "model=cnn", "model.width=2"]
     _, whole, *_ = run(*options, name="whole")
     with monkeypatch.context() as patch:
@@ -157,14 +249,23 @@ def test_a_run_that_was_killed_epochs_after_its_checkpoint_ends_as_if_nothing_ha
             end_epoch(training)
             if training.epoch == 3:
                 raise FloatingPointError("killed")
+
         patch.setattr(main, "end_epoch", killed)
         code, broken, *_ = run(*options)
-    assert code == 1 and weights(broken)["epoch"] == 1 and len(pd.read_csv(broken / "metrics.csv")) == 4
+    assert (
+        code == 1
+        and weights(broken)["epoch"] == 1
+        and len(pd.read_csv(broken / "metrics.csv")) == 4
+    )
     code, *_ = run(*options)
     assert code == 0 and equal(weights(whole), weights(broken))
-    assert np.array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"), equal_nan=True)
+    assert np.array_equal(
+        np.load(whole / "losses.npy"), np.load(broken / "losses.npy"), equal_nan=True
+    )
     first, second = (pd.read_csv(path / "metrics.csv") for path in (whole, broken))
-    pd.testing.assert_frame_equal(*(rows.drop(columns=["seconds", "images_per_second"]) for rows in (first, second)))
+    pd.testing.assert_frame_equal(
+        *(rows.drop(columns=["seconds", "images_per_second"]) for rows in (first, second))
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
@@ -181,21 +282,29 @@ def test_a_finished_run_says_so_and_does_nothing(run):
     run()
     code, directory, printed, _ = run()
     before = (directory / "checkpoint.pt").stat().st_mtime_ns
-    assert code == 0 and "is finished: test accuracy: last" in printed and len(printed.splitlines()) == 1
+    assert (
+        code == 0
+        and "is finished: test accuracy: last" in printed
+        and len(printed.splitlines()) == 1
+    )
     assert (directory / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_an_error_that_names_the_keys(run):
     run()
     code, _, _, complaints = run("batch_size=64", "loss.beta=0.5")
-    assert code == 2 and "batch_size: 128 before, 64 now" in complaints and "loss.beta: not set before, 0.5 now" in complaints
+    assert (
+        code == 2
+        and "batch_size: 128 before, 64 now" in complaints
+        and "loss.beta: not set before, 0.5 now" in complaints
+    )
     assert run("threads=2")[0] == 0  # where and on what it runs may change
 
 
 def damage(path, how):
     content = bytearray(path.read_bytes())
     if how == "truncated":
-        content = content[:len(content) // 2]
+        content = content[: len(content) // 2]
     elif how == "empty":
         content = bytearray()
     elif how == "one bit":  # of a weight: the file opens, and only its checksum tells
@@ -213,7 +322,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, monkeypatch, how
     _, whole, *_ = run(name="whole")
     damage(directory / "checkpoint.pt", how)
     code, _, _, complaints = run()
-    assert code == 0 and "checkpoint.pt is damaged" in complaints and "going on from checkpoint.previous.pt" in complaints
+    assert (
+        code == 0
+        and "checkpoint.pt is damaged" in complaints
+        and "going on from checkpoint.previous.pt" in complaints
+    )
     assert equal(weights(whole), weights(directory))
 
 
@@ -228,10 +341,15 @@ def test_two_damaged_checkpoints_are_an_error_and_nothing_is_lost(run, monkeypat
     assert code == 1 and "nothing to resume from: remove" in complaints
     after = {path.name: path.read_bytes() for path in directory.iterdir()}
     assert before.keys() == after.keys()
-    assert all(before[name] == after[name] for name in before if name not in (".lock", "summary.json"))
+    assert all(
+        before[name] == after[name] for name in before if name not in (".lock", "summary.json")
+    )
     first, second = json.loads(before["summary.json"]), json.loads(after["summary.json"])
     assert second.pop("error").startswith("OSError: ") and first.pop("error") is None
-    assert (first.pop("interrupted"), second.pop("interrupted")) == ("SIGTERM", None) and first == second
+    assert (first.pop("interrupted"), second.pop("interrupted")) == (
+        "SIGTERM",
+        None,
+    ) and first == second
 
 
 @contextlib.contextmanager
@@ -297,7 +415,14 @@ def test_a_directory_that_cannot_be_written_is_an_error(run, tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(run, tmp_path):
-    command = [sys.executable, "main.py", "params/digits/plain.yaml", *TINY, "epochs=100000", f"run_dir={tmp_path}/run"]
+    command = [
+        sys.executable,
+        "main.py",
+        "params/digits/plain.yaml",
+        *TINY,
+        "epochs=100000",
+        f"run_dir={tmp_path}/run",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         try:
             [other.stdout.readline() for _ in range(2)]  # it trains
@@ -310,14 +435,30 @@ def test_two_processes_cannot_write_one_run(run, tmp_path):
     assert weights(directory)["epoch"] > 0
 
 
-RECORD = ["record_losses=true", "dataset.crop_padding=1", "validation.fraction=0.2", "validation.clean=true"]
+RECORD = [
+    "record_losses=true",
+    "dataset.crop_padding=1",
+    "validation.fraction=0.2",
+    "validation.clean=true",
+]
 
 
-@pytest.mark.parametrize(("method", "more"), [("discrimloss", []), ("plain", RECORD), ("rsl_mixmatch", [])])
-def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(run, tmp_path, method, more):
+@pytest.mark.parametrize(
+    ("method", "more"), [("discrimloss", []), ("plain", RECORD), ("rsl_mixmatch", [])]
+)
+def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
+    run, tmp_path, method, more
+):
     options, overrides = ready(run, method)
     overrides += [*more, "epochs=30"]
-    command = [sys.executable, "main.py", options["params"], *TINY, f"run_dir={tmp_path}/run", *overrides]
+    command = [
+        sys.executable,
+        "main.py",
+        options["params"],
+        *TINY,
+        f"run_dir={tmp_path}/run",
+        *overrides,
+    ]
     for pause in (0.1, 0.25):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             [process.stdout.readline() for _ in range(2)]
@@ -328,16 +469,24 @@ def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
     _, whole, *_ = run(*overrides, **options, name="whole")
     assert equal(weights(whole), weights(directory))
     if more:
-        np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(directory / "losses.npy"))
+        np.testing.assert_array_equal(
+            np.load(whole / "losses.npy"), np.load(directory / "losses.npy")
+        )
 
 
 def test_recorded_losses_are_those_of_the_network_after_each_epoch(run):
-    _, directory, *_ = run("record_losses=true", "validation.fraction=0.2", params="params/digits/plain.yaml")
+    _, directory, *_ = run(
+        "record_losses=true", "validation.fraction=0.2", params="params/digits/plain.yaml"
+    )
     history, samples = np.load(directory / "losses.npy"), arrays(directory / "samples.npz")
     assert history.shape == (3, 1297) and history.dtype == np.float32
-    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(history[0])), samples["index"])  # the held-out ones are NaN
+    np.testing.assert_array_equal(
+        np.flatnonzero(np.isfinite(history[0])), samples["index"]
+    )  # the held-out ones are NaN
     np.testing.assert_allclose(history[-1, samples["index"]], samples["loss"], rtol=1e-5)
-    assert (np.isfinite(history).sum(1) == len(samples["index"])).all() and (history[0] != history[1]).any()
+    assert (np.isfinite(history).sum(1) == len(samples["index"])).all() and (
+        history[0] != history[1]
+    ).any()
 
 
 def test_recording_goes_on_after_an_interruption_and_disturbs_nothing(run, monkeypatch):
@@ -352,7 +501,10 @@ def test_recording_goes_on_after_an_interruption_and_disturbs_nothing(run, monke
     np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"))
     _, without, *_ = run(*RECORD, "record_losses=false", **params, name="without")
     assert equal(weights(whole), weights(without)) and not (without / "losses.npy").exists()
-    assert json.loads((whole / "summary.json").read_text())["validation"] == {"fraction": 0.2, "labels": "true"}
+    assert json.loads((whole / "summary.json").read_text())["validation"] == {
+        "fraction": 0.2,
+        "labels": "true",
+    }
 
 
 def test_losses_are_recorded_with_the_augmentation_of_training_unless_told_otherwise(run):
@@ -378,15 +530,26 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_samples(run, monkeypatch
     forward = main.losses.Plain.forward
 
     def poisoned(self, output, target, index):
-        return torch.where((index == 77) & (self.epoch == 1), torch.nan, forward(self, output, target, index))
+        return torch.where(
+            (index == 77) & (self.epoch == 1), torch.nan, forward(self, output, target, index)
+        )
 
     monkeypatch.setattr(main.losses.Plain, "forward", poisoned)
     code, directory, _, complaints = run(params="params/digits/plain.yaml")
-    assert code == 1 and "the loss is not finite in epoch 1, step" in complaints and "Traceback" not in complaints
+    assert (
+        code == 1
+        and "the loss is not finite in epoch 1, step" in complaints
+        and "Traceback" not in complaints
+    )
     step = int(complaints.split("step ")[1].split(";")[0])
-    named = [int(word) for word in complaints.split("samples ")[1].split(" and ")[0].split(".")[0].split(",")]
+    named = [
+        int(word)
+        for word in complaints.split("samples ")[1].split(" and ")[0].split(".")[0].split(",")
+    ]
     assert 0 <= step < 11 and len(named) == 20
-    assert weights(directory)["epoch"] == 1 and all(value.isfinite().all() for value in weights(directory)["model"].values())
+    assert weights(directory)["epoch"] == 1 and all(
+        value.isfinite().all() for value in weights(directory)["model"].values()
+    )
     assert "not finite" in json.loads((directory / "summary.json").read_text())["error"]
     monkeypatch.undo()
 
@@ -410,21 +573,42 @@ def test_a_folder_of_images_end_to_end(run, tmp_path):
         for name, shade in (("bright", 160), ("dark", 20)):
             (tmp_path / "images" / part / name).mkdir(parents=True)
             for i in range(count):
-                image = (shade + torch.randint(0, 60, (3, 20, 24), generator=generator)).to(torch.uint8)
+                image = (shade + torch.randint(0, 60, (3, 20, 24), generator=generator)).to(
+                    torch.uint8
+                )
                 write_png(image, str(tmp_path / "images" / part / name / f"{i}.png"))
-    options = [f"data_root={tmp_path}/images", "dataset.image_size=16", "dataset.num_workers=0", "schedule=null",
-               "batch_size=8", "optimizer.lr=0.01", "epochs=4"]
+    options = [
+        f"data_root={tmp_path}/images",
+        "dataset.image_size=16",
+        "dataset.num_workers=0",
+        "schedule=null",
+        "batch_size=8",
+        "optimizer.lr=0.01",
+        "epochs=4",
+    ]
     code, directory, *_ = run(*options, params="params/folder/discrimloss.yaml")
     assert code == 0
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["test"]["last"] == 100 and summary["noise"]["realised"] is None and summary["detection"]["auroc"] is None
+    assert (
+        summary["test"]["last"] == 100
+        and summary["noise"]["realised"] is None
+        and summary["detection"]["auroc"] is None
+    )
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert len(suspects) == 24 and suspects.true_label.isna().all() and all(Path(path).is_file() for path in suspects.path)
+    assert (
+        len(suspects) == 24
+        and suspects.true_label.isna().all()
+        and all(Path(path).is_file() for path in suspects.path)
+    )
 
     options += ["noise.kind=symmetric", "noise.fraction=0.25"]
     code, directory, *_ = run(*options, params="params/folder/plain.yaml", name="noisy")
     summary = json.loads((directory / "summary.json").read_text())
-    assert code == 0 and summary["noise"]["realised"] == 0.25 and summary["detection"]["auroc"] is not None
+    assert (
+        code == 0
+        and summary["noise"]["realised"] == 0.25
+        and summary["detection"]["auroc"] is not None
+    )
 
 
 def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
@@ -435,11 +619,31 @@ def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
         for name in ("a", "b"):
             (tmp_path / "images" / part / name).mkdir(parents=True)
             for i in range(40):
-                write_png(torch.full((3, 32, 32), i, dtype=torch.uint8), str(tmp_path / "images" / part / name / f"{i}.png"))
-    command = [sys.executable, "main.py", "params/folder/plain.yaml", *TINY, f"run_dir={tmp_path}/run", "epochs=100000",
-               f"data_root={tmp_path}/images", "dataset.image_size=16", "batch_size=4", "schedule=null", "optimizer.lr=1e-4"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:
+                write_png(
+                    torch.full((3, 32, 32), i, dtype=torch.uint8),
+                    str(tmp_path / "images" / part / name / f"{i}.png"),
+                )
+    command = [
+        sys.executable,
+        "main.py",
+        "params/folder/plain.yaml",
+        *TINY,
+        f"run_dir={tmp_path}/run",
+        "epochs=100000",
+        f"data_root={tmp_path}/images",
+        "dataset.image_size=16",
+        "batch_size=4",
+        "schedule=null",
+        "optimizer.lr=1e-4",
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         try:
             [process.stdout.readline() for _ in range(2)]  # an epoch is over; the next one reads
             os.killpg(process.pid, signal.SIGTERM)
@@ -458,14 +662,30 @@ def test_an_image_whose_name_is_not_utf8_ends_up_in_suspects(run, tmp_path):
             for i in range(4):
                 image = torch.full((3, 16, 16), 50 * i, dtype=torch.uint8)
                 write_png(image, str(tmp_path / "images" / part / name / f"{i}.png"))
-    os.rename(os.fsencode(tmp_path / "images/train/a/0.png"), os.fsencode(tmp_path) + b"/images/train/a/\xff.png")
-    code, directory, *_ = run(f"data_root={tmp_path}/images", "dataset.image_size=16", "dataset.num_workers=0", "schedule=null",
-                              "epochs=1", "optimizer.lr=1e-3", params="params/folder/plain.yaml")
+    os.rename(
+        os.fsencode(tmp_path / "images/train/a/0.png"),
+        os.fsencode(tmp_path) + b"/images/train/a/\xff.png",
+    )
+    code, directory, *_ = run(
+        f"data_root={tmp_path}/images",
+        "dataset.image_size=16",
+        "dataset.num_workers=0",
+        "schedule=null",
+        "epochs=1",
+        "optimizer.lr=1e-3",
+        params="params/folder/plain.yaml",
+    )
     assert code == 0 and b"/a/\xff.png" in (directory / "suspects.csv").read_bytes()
 
 
-@pytest.mark.parametrize("overrides", [["model=resnet50"], ["task=regression", "task_loss=mse"], ["model=mlp", "dataset=digits",
-                                       "model.image_size=9"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=resnet50"],
+        ["task=regression", "task_loss=mse"],
+        ["model=mlp", "dataset=digits", "model.image_size=9"],
+    ],
+)
 def test_a_model_or_task_that_does_not_fit_the_dataset_is_named_before_training(run, overrides):
     code, directory, _, complaints = run(*overrides, params="params/digits/plain.yaml")
     assert code == 2 and complaints.startswith("error: ") and "Traceback" not in complaints
@@ -473,19 +693,26 @@ def test_a_model_or_task_that_does_not_fit_the_dataset_is_named_before_training(
 
 
 def test_a_network_that_diverges_in_the_last_step_is_not_saved(run):
-    code, directory, _, complaints = run("optimizer.lr=1e30", "batch_size=1297", "epochs=2", params="params/digits/plain.yaml")
+    code, directory, _, complaints = run(
+        "optimizer.lr=1e30", "batch_size=1297", "epochs=2", params="params/digits/plain.yaml"
+    )
     assert code == 1 and "not finite" in complaints
     assert not (directory / "checkpoint.pt").exists() or all(
-        value.isfinite().all() for value in weights(directory)["model"].values())
+        value.isfinite().all() for value in weights(directory)["model"].values()
+    )
 
 
 def test_regression_task_losses_are_refused_by_a_classification_task(run):
     code, directory, _, complaints = run("task_loss=smooth_l1")
     assert code == 2 and "'smooth_l1' is not known for classification" in complaints
-    assert not (directory / "config.yaml").exists()  # so that the mended command does not meet another configuration
+    assert not (
+        directory / "config.yaml"
+    ).exists()  # so that the mended command does not meet another configuration
 
 
-@pytest.mark.parametrize("option", ["precision=bf16", "channels_last=false", "noise.kind=none", "noise.kind=pair"])
+@pytest.mark.parametrize(
+    "option", ["precision=bf16", "channels_last=false", "noise.kind=none", "noise.kind=pair"]
+)
 def test_options_run(run, option):
     code, directory, *_ = run(option, "model=cnn", "model.width=4", "epochs=1", name=option)
     assert code == 0 and json.loads((directory / "summary.json").read_text())["finished"]
@@ -496,12 +723,17 @@ def test_discrimloss_beats_plain_and_finds_the_wrong_labels(run):
     results = {}
     for method in ("plain", "discrimloss"):
         params = f"params/digits/{method}.yaml"
-        code, directory, *_ = run("model=cnn", "model.width=32", "epochs=60", params=params, name=method)
+        code, directory, *_ = run(
+            "model=cnn", "model.width=32", "epochs=60", params=params, name=method
+        )
         assert code == 0
         results[method] = json.loads((directory / "summary.json").read_text())
     assert results["discrimloss"]["test"]["last"] > results["plain"]["test"]["last"] + 10
     assert results["discrimloss"]["detection"]["auroc"] > 0.99
-    assert results["discrimloss"]["detection"]["memorised_fraction"] < results["plain"]["detection"]["memorised_fraction"] / 2
+    assert (
+        results["discrimloss"]["detection"]["memorised_fraction"]
+        < results["plain"]["detection"]["memorised_fraction"] / 2
+    )
 
 
 def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
@@ -516,7 +748,12 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
         end = time.monotonic() + 10  # the child lets go of it as soon as it runs, not 30 s later
         while sweep.held_by(tmp_path):
             assert time.monotonic() < end
-        with RunDirectory(config), pytest.raises(ValueError, match=f"another process \\(process {os.getpid()} on .*is writing"):
+        with (
+            RunDirectory(config),
+            pytest.raises(
+                ValueError, match=f"another process \\(process {os.getpid()} on .*is writing"
+            ),
+        ):
             RunDirectory(config)
     finally:
         os.kill(child, signal.SIGKILL)
@@ -525,6 +762,7 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
 
 def test_tensorboard_shows_what_metrics_csv_holds(run, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     with monkeypatch.context() as patch:
         interrupt_at(patch, 15)
         run("tensorboard=true", "model=cnn", "epochs=3")
@@ -540,7 +778,14 @@ def test_tensorboard_shows_what_metrics_csv_holds(run, monkeypatch):
 
 def test_without_the_package_tensorboard_is_a_clear_error(run, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "tensorboard" else find(name, *rest),
+    )
     code, directory, _, said = run("tensorboard=true", "model=cnn")
-    assert code == 2 and said == "error: tensorboard=true needs a package that is not here: pip install tensorboard\n"
+    assert (
+        code == 2
+        and said
+        == "error: tensorboard=true needs a package that is not here: pip install tensorboard\n"
+    )
     assert not directory.exists()

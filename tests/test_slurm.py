@@ -1,4 +1,7 @@
-"""A sweep under a real SLURM, interrupted in every way, equals an undisturbed one under bash. Runs where SLURM_TESTS=1."""
+"""A sweep under a real SLURM, interrupted in every way, equals an undisturbed one under bash.
+
+Runs where SLURM_TESTS=1.
+"""
 
 import csv
 import fcntl
@@ -14,11 +17,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["epochs=24", "threads=1", "device=cpu"]
-SWEEP = {"DATASET": "digits", "METHODS": "plain discrimloss", "FRACTIONS": "0.4", "SEEDS": "1 2 3", "PYTHON": sys.executable}
-CELLS = [f"runs/digits/{method}/symmetric-0.4/seed{seed}" for seed in (1, 2, 3) for method in ("plain", "discrimloss")]
+SWEEP = {
+    "DATASET": "digits",
+    "METHODS": "plain discrimloss",
+    "FRACTIONS": "0.4",
+    "SEEDS": "1 2 3",
+    "PYTHON": sys.executable,
+}
+CELLS = [
+    f"runs/digits/{method}/symmetric-0.4/seed{seed}"
+    for seed in (1, 2, 3)
+    for method in ("plain", "discrimloss")
+]
 
-REASON = "it installs and starts SLURM: set SLURM_TESTS=1, as root on Debian or Ubuntu; .ci/run does"
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(os.environ.get("SLURM_TESTS") != "1", reason=REASON)]
+REASON = (
+    "it installs and starts SLURM: set SLURM_TESTS=1, as root on Debian or Ubuntu; .ci/run does"
+)
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(os.environ.get("SLURM_TESTS") != "1", reason=REASON),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +61,14 @@ def copy_of_the_tree(directory):
 def metrics(directory):
     """metrics.csv as it is, but for what was measured in seconds."""
     with open(directory / "metrics.csv") as file:
-        return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
-                for row in csv.DictReader(file)]
+        return [
+            {
+                key: value
+                for key, value in row.items()
+                if key not in ("seconds", "images_per_second")
+            }
+            for row in csv.DictReader(file)
+        ]
 
 
 def until(condition, what, seconds=120):
@@ -59,32 +83,50 @@ def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
     options = [*OPTIONS, f"data_root={tmp_path}"]  # not needed; tells our processes from others
 
     def call(*command, cwd=array):
-        return subprocess.run(command, cwd=cwd, env=slurm, capture_output=True, text=True, timeout=500).stdout.strip()
+        return subprocess.run(
+            command, cwd=cwd, env=slurm, capture_output=True, text=True, timeout=500
+        ).stdout.strip()
 
     def epochs(cell):
         path = array / CELLS[cell] / "metrics.csv"
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
     def states():
-        return re.findall(r"^ *\d+  (\w+)", call("bash", "examples/sweep.sbatch", "--status", *options), re.MULTILINE)
+        return re.findall(
+            r"^ *\d+  (\w+)",
+            call("bash", "examples/sweep.sbatch", "--status", *options),
+            re.MULTILINE,
+        )
 
     def in_queue(job):
         return call("squeue", "-h", "-j", job)
 
     assert states() == ["missing"] * 6
-    job = call("sbatch", "--parsable", "--array=0-5%2", "--cpus-per-task=1", "examples/sweep.sbatch", *options)
+    job = call(
+        "sbatch",
+        "--parsable",
+        "--array=0-5%2",
+        "--cpus-per-task=1",
+        "examples/sweep.sbatch",
+        *options,
+    )
     until(lambda: epochs(0), "cell 0 to train")
     assert states()[0] == "running" and states()[2:] == ["missing"] * 4
-    # What SLURM does before the time limit; scancel would repeat it while the job is on its way back into the queue
+    # What SLURM does before the time limit; scancel would repeat it while the job is on its way
+    # back into the queue
     call("timeout", "1", "scancel", "--batch", "--signal=USR1", f"{job}_0")
     until(lambda: epochs(1), "cell 1 to train")
     call("scontrol", "requeue", f"{job}_1")
     until(lambda: epochs(2), "cell 2 to train")
-    subprocess.run(["pkill", "-KILL", "-f", f"main.py .*plain.yaml .*seed=2 .*{tmp_path}"], check=True)
+    subprocess.run(
+        ["pkill", "-KILL", "-f", f"main.py .*plain.yaml .*seed=2 .*{tmp_path}"], check=True
+    )
     until(lambda: epochs(3), "cell 3 to train")
     call("scancel", f"{job}_3")
     until(lambda: epochs(4), "cell 4 to train")
-    call("srun", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "true")  # needs the whole node: preempts
+    call(
+        "srun", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "true"
+    )  # needs the whole node: preempts
     until(lambda: not in_queue(job), "the array to end", 500)
 
     log = (array / f"logs/sweep_{job}_0.out").read_text()
@@ -92,12 +134,14 @@ def test_an_interrupted_array_equals_the_bash_loop(slurm, tmp_path):
     status = call("bash", "examples/sweep.sbatch", "--status", *options)
     assert states() == ["done", "done", "failed", "interrupted", "done", "done"], status
     assert "killed by SIGKILL" in status and "6 cells: 4 done, 1 interrupted, 1 failed" in status
-    again, = re.findall(r"sbatch (--array=3)%8 examples/sweep.sbatch (.*)$", status, re.MULTILINE)
+    (again,) = re.findall(r"sbatch (--array=3)%8 examples/sweep.sbatch (.*)$", status, re.MULTILINE)
     assert again[1].split() == options
     restarts = re.findall(r'"restarts": (\d)', (array / CELLS[0] / "summary.json").read_text())
     assert restarts == ["1", "1"]  # of the run, and of the job
 
-    job = call("sbatch", "--parsable", again[0], "--cpus-per-task=1", "examples/sweep.sbatch", *options)
+    job = call(
+        "sbatch", "--parsable", again[0], "--cpus-per-task=1", "examples/sweep.sbatch", *options
+    )
     retried = call("bash", "examples/sweep.sbatch", "--only", "failed", *options)
     assert retried.startswith("cell 2: done") and retried.endswith("1 done")
     until(lambda: not in_queue(job), "cell 3 to end")
@@ -115,11 +159,22 @@ def test_what_cannot_be_run_says_why(slurm, tmp_path):
     def submit(*arguments, cwd=tree, **environment):
         """The exit code of a job, and what it has written."""
         log.unlink(missing_ok=True)
-        job = subprocess.run(["sbatch", "--parsable", "--cpus-per-task=1", f"--output={log}", *arguments], cwd=cwd, check=True,
-                             env=slurm | environment, capture_output=True, text=True).stdout.strip()
+        job = subprocess.run(
+            ["sbatch", "--parsable", "--cpus-per-task=1", f"--output={log}", *arguments],
+            cwd=cwd,
+            check=True,
+            env=slurm | environment,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
         show = ["scontrol", "show", "job", "-o", job]
         shown = re.compile(r"JobState=(COMPLETED|FAILED).*ExitCode=(\d+):")
-        until(lambda: shown.search(subprocess.run(show, env=slurm, capture_output=True, text=True).stdout), "the job to end")
+        until(
+            lambda: shown.search(
+                subprocess.run(show, env=slurm, capture_output=True, text=True).stdout
+            ),
+            "the job to end",
+        )
         said = subprocess.run(show, env=slurm, capture_output=True, text=True).stdout
         return int(shown.search(said)[2]), log.read_text()
 
@@ -133,4 +188,7 @@ def test_what_cannot_be_run_says_why(slurm, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, said = submit("--array=0", "examples/sweep.sbatch")
     assert code == 1 and f"cell 0: running, {CELLS[0]} is being written by" in said
-    assert sorted(path.name for path in (tree / CELLS[0]).iterdir()) == [".lock", "failed.txt"]  # of the one before
+    assert sorted(path.name for path in (tree / CELLS[0]).iterdir()) == [
+        ".lock",
+        "failed.txt",
+    ]  # of the one before

@@ -1,4 +1,7 @@
-"""What runs say together: rules, verdicts, ranks; checked against scipy and statsmodels, and by hand."""
+"""What runs say together.
+
+Rules, verdicts, ranks; checked against scipy and statsmodels, and by hand.
+"""
 
 import math
 
@@ -9,38 +12,69 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from utils.statistics import ALPHA, TOO_FEW, by_rule, compare, ranks, reversals
 
-SEEDS = {"near": [98.61, 98.70, 98.66, 98.59, 98.72], "above": [99.4, 99.5, 99.6, 99.3, 99.5], "below": [97.1, 97.3, 97.2],
-         "wide": [97.0, 99.5, 98.9]}
+SEEDS = {
+    "near": [98.61, 98.70, 98.66, 98.59, 98.72],
+    "above": [99.4, 99.5, 99.6, 99.3, 99.5],
+    "below": [97.1, 97.3, 97.2],
+    "wide": [97.0, 99.5, 98.9],
+}
 
 
 def test_epochs_by_rule_where_higher_is_better():
     values, validation = [50.0, 90, 60, 90, 70, 80, 85], [10.0, 20, 30, 30, 25, 5, 1]
     assert by_rule(values, validation, True) == {
-        "last": 85, "mean_last_5": 77, "best": 90, "best_epoch": 1, "validated": 60}
+        "last": 85,
+        "mean_last_5": 77,
+        "best": 90,
+        "best_epoch": 1,
+        "validated": 60,
+    }
     assert by_rule(values, None, True)["validated"] is None
     assert by_rule([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
 
 
 def test_epochs_by_rule_where_lower_is_better():
     assert by_rule([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
-        "last": 7, "mean_last_5": 4, "best": 2, "best_epoch": 1, "validated": 3}
+        "last": 7,
+        "mean_last_5": 4,
+        "best": 2,
+        "best_epoch": 1,
+        "validated": 3,
+    }
 
 
 def test_another_metric_is_reported_at_the_epochs_of_the_first():
     assert by_rule([50.0, 90, 60], [1.0, 2, 3], True, of=[7.0, 8, 9]) == {
-        "last": 9, "mean_last_5": 8, "best": 8, "best_epoch": 1, "validated": 9}
-    assert by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None  # which JSON has no word for
+        "last": 9,
+        "mean_last_5": 8,
+        "best": 8,
+        "best_epoch": 1,
+        "validated": 9,
+    }
+    assert (
+        by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None
+    )  # which JSON has no word for
 
 
 def test_an_epoch_without_a_number_is_never_the_best():
     assert by_rule([math.nan, 5.0, 2, math.nan], [1.0, math.nan, 3, 2], False) == {
-        "last": None, "mean_last_5": None, "best": 2, "best_epoch": 2, "validated": None}
-    assert by_rule([50.0, math.nan], None, True)["best"] == 50 and by_rule([math.nan] * 2, None, True)["best"] is None
+        "last": None,
+        "mean_last_5": None,
+        "best": 2,
+        "best_epoch": 2,
+        "validated": None,
+    }
+    assert (
+        by_rule([50.0, math.nan], None, True)["best"] == 50
+        and by_rule([math.nan] * 2, None, True)["best"] is None
+    )
 
 
 @pytest.mark.parametrize("validation", [None, []])
 def test_before_the_first_epoch_no_rule_says_anything(validation):
-    assert by_rule([], validation, True) == dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
+    assert by_rule([], validation, True) == dict.fromkeys(
+        ("last", "mean_last_5", "best", "best_epoch", "validated")
+    )
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -55,7 +89,9 @@ def test_tost_against_an_exact_number_is_that_of_statsmodels(name, margin):
     assert said.difference == pytest.approx(np.mean(values) - published)
     if said.verdict != "reproduced":  # else what a two-sided test says at the same level
         differs = stats.ttest_1samp(values, published).pvalue < 2 * ALPHA
-        assert said.verdict == (("above" if said.difference > 0 else "below") if differs else TOO_FEW)
+        assert said.verdict == (
+            ("above" if said.difference > 0 else "below") if differs else TOO_FEW
+        )
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -71,15 +107,26 @@ def test_tost_against_a_sampled_number_is_welchs(name, margin):
 
 def test_verdicts_by_hand():
     said = compare([98.0, 98.2], 98.1, 2.0)
-    assert said.verdict == TOO_FEW and said.high == pytest.approx(0.1 * 6.3138, rel=1e-4)  # of two, whatever they say
-    assert compare([98.0, 98.2, 98.1], 98.1, 0.2).verdict == "reproduced"  # the interval is 0 +- 0.0577 * 2.92
+    assert said.verdict == TOO_FEW and said.high == pytest.approx(
+        0.1 * 6.3138, rel=1e-4
+    )  # of two, whatever they say
+    assert (
+        compare([98.0, 98.2, 98.1], 98.1, 0.2).verdict == "reproduced"
+    )  # the interval is 0 +- 0.0577 * 2.92
     assert compare([98.0, 98.2, 98.1], 98.1, 0.1).verdict == TOO_FEW
-    assert compare([99.0, 99.1, 99.2], 98.1, 0.5).verdict == "above" and compare([5.0, 5.1, 5.2], 9, 0.5).verdict == "below"
+    assert (
+        compare([99.0, 99.1, 99.2], 98.1, 0.5).verdict == "above"
+        and compare([5.0, 5.1, 5.2], 9, 0.5).verdict == "below"
+    )
     said = compare([98.5], 98.1, 0.5)
-    assert said.verdict == TOO_FEW and said.difference == pytest.approx(0.4) and math.isnan(said.low)
+    assert (
+        said.verdict == TOO_FEW and said.difference == pytest.approx(0.4) and math.isnan(said.low)
+    )
     assert compare([98.0] * 3, 98.0, 0.1) == (0, 0, 0, "reproduced")  # nothing varies
     assert compare([98.0] * 3, 97.0, 0.1).verdict == "above"
-    assert compare([98.2, 98.21, 98.22], 98.1, 0.5).verdict == "reproduced"  # not zero, and within the margin
+    assert (
+        compare([98.2, 98.21, 98.22], 98.1, 0.5).verdict == "reproduced"
+    )  # not zero, and within the margin
 
 
 @pytest.mark.parametrize(("values", "margin"), [([], 0.5), ([98.0], 0.0), ([98.0], -1)])
@@ -95,10 +142,18 @@ def test_ranks():
 
 
 def test_the_pairs_whose_order_changes_with_the_rule():
-    means = {"last": {"plain": 69, "gce": 95, "discrim": 94, "super": 68},
-             "mean_last_5": {"plain": 68, "gce": 94, "discrim": 95, "super": 67},
-             "best": {"plain": 94, "gce": 96, "discrim": 97, "super": 95}}
-    assert reversals(means, True) == [("plain", "super", "last", "best"), ("gce", "discrim", "last", "mean_last_5")]
-    assert reversals(means, False) == [("super", "plain", "last", "best"), ("discrim", "gce", "last", "mean_last_5")]
+    means = {
+        "last": {"plain": 69, "gce": 95, "discrim": 94, "super": 68},
+        "mean_last_5": {"plain": 68, "gce": 94, "discrim": 95, "super": 67},
+        "best": {"plain": 94, "gce": 96, "discrim": 97, "super": 95},
+    }
+    assert reversals(means, True) == [
+        ("plain", "super", "last", "best"),
+        ("gce", "discrim", "last", "mean_last_5"),
+    ]
+    assert reversals(means, False) == [
+        ("super", "plain", "last", "best"),
+        ("discrim", "gce", "last", "mean_last_5"),
+    ]
     tie = {"last": {"a": 1.0, "b": 1.0}, "best": {"a": 2.0, "b": 1.0}, "validated": {"b": 1.0}}
     assert reversals(tie, True) == []

@@ -1,4 +1,7 @@
-"""What a practitioner comes for: errors planted among digits written out as image files are at the head of suspects.csv."""
+"""What a practitioner comes for.
+
+Errors planted among digits written out as image files are at the head of suspects.csv.
+"""
 
 import json
 
@@ -14,9 +17,15 @@ SHORT = [*OPTIONS, "model.width=16", "epochs=12", "batch_size=32"]
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """A folder with the first 600 training digits, 5 % of them under another class: (root, planted)."""
+    """A folder with the first 600 training digits, 5 % of them under another class.
+
+    (root, planted).
+    """
     source = digits()
-    source.train.inputs, source.train.targets = source.train.inputs[:600], source.train.targets[:600]
+    source.train.inputs, source.train.targets = (
+        source.train.inputs[:600],
+        source.train.targets[:600],
+    )
     source.test.inputs, source.test.targets = source.test.inputs[:50], source.test.targets[:50]
     monkeypatch.setattr("benchmarks.suspects.digits", lambda: source)
     return tmp_path / "images", write_digits(tmp_path / "images", 0.05, seed=0)
@@ -24,24 +33,45 @@ def images(tmp_path, monkeypatch):
 
 def test_planted_errors_of_a_folder_are_found(run, images):
     root, planted = images
-    code, directory, *_ = run(f"dataset.root={root}", *SHORT, "loss.q=6", params="params/folder/discrimloss.yaml")
+    code, directory, *_ = run(
+        f"dataset.root={root}", *SHORT, "loss.q=6", params="params/folder/discrimloss.yaml"
+    )
     assert code == 0
     suspects = pd.read_csv(directory / "suspects.csv")
     assert len(planted) == 30 and suspects.path[:30].isin(planted).mean() > 0.8
-    assert suspects.given_label.astype(str).tolist() == [path.split("/")[-2] for path in suspects.path]
+    assert suspects.given_label.astype(str).tolist() == [
+        path.split("/")[-2] for path in suspects.path
+    ]
     with np.load(directory / "samples.npz") as samples:
         assert (samples["true"] == -1).all()
 
 
-def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_known(run, images, tmp_path):
+def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_known(
+    run, images, tmp_path
+):
     root, planted = images
-    source = {f"{number}.png": int(target) for number, target in enumerate(digits().train.targets[:600])}
-    rows = [(path.relative_to(root), path.parent.name, source[path.name]) for path in sorted(root.glob("train/*/*.png"))]
-    pd.DataFrame(rows, columns=["path", "label", "true_label"]).to_csv(tmp_path / "labels.csv", index=False)
-    code, directory, *_ = run(f"dataset.file={tmp_path}/labels.csv", f"dataset.root={root}", *SHORT, "loss.q=6",
-                              params="params/csv/discrimloss.yaml")
+    source = {
+        f"{number}.png": int(target) for number, target in enumerate(digits().train.targets[:600])
+    }
+    rows = [
+        (path.relative_to(root), path.parent.name, source[path.name])
+        for path in sorted(root.glob("train/*/*.png"))
+    ]
+    pd.DataFrame(rows, columns=["path", "label", "true_label"]).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
+    code, directory, *_ = run(
+        f"dataset.file={tmp_path}/labels.csv",
+        f"dataset.root={root}",
+        *SHORT,
+        "loss.q=6",
+        params="params/csv/discrimloss.yaml",
+    )
     assert code == 0
-    summary, suspects = json.loads((directory / "summary.json").read_text()), pd.read_csv(directory / "suspects.csv")
+    summary, suspects = (
+        json.loads((directory / "summary.json").read_text()),
+        pd.read_csv(directory / "suspects.csv"),
+    )
     assert summary["detection"]["auroc"] > 0.95 and summary["noise"]["kind"] == "none"
     assert summary["noise"]["realised"] == pytest.approx(0.05, abs=0.02)
     wrong = suspects.given_label != suspects.true_label

@@ -20,16 +20,34 @@ from utils.config import load
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
-COUNTS = {"cifar10": 120, "cifar100": 120, "clothing1m": 15, "digitsum": 75, "mnist": 150, "mnist_ablations": 50,
-          "multi_node": 3, "rsl": 3, "search": 56, "sweep": 24, "utkface": 150, "wikihow": 18}
+COUNTS = {
+    "cifar10": 120,
+    "cifar100": 120,
+    "clothing1m": 15,
+    "digitsum": 75,
+    "mnist": 150,
+    "mnist_ablations": 50,
+    "multi_node": 3,
+    "rsl": 3,
+    "search": 56,
+    "sweep": 24,
+    "utkface": 150,
+    "wikihow": 18,
+}
 QUICK = ["model=mlp", "model.hidden=[8]", "threads=1", "device=cpu"]
 
 
 def launch(*arguments, cwd=ROOT, **environment):
     """Exit code, output and complaints of a launcher under bash."""
     clean = {key: value for key, value in os.environ.items() if key not in sweep.LISTED}
-    done = subprocess.run(["bash", *map(str, arguments)], cwd=cwd, env=clean | {"PYTHON": sys.executable} | environment,
-                          capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        ["bash", *map(str, arguments)],
+        cwd=cwd,
+        env=clean | {"PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -48,69 +66,139 @@ def test_a_launcher_lists_what_its_array_numbers(name):
         assert int(start) == number
         for command in commands.split(" && "):
             python, script, params, *overrides = shlex.split(command)
-            assert (python, script) == (sys.executable, "main.py") and overrides[-1] == "data_root=/data"
+            assert (python, script) == (sys.executable, "main.py") and overrides[
+                -1
+            ] == "data_root=/data"
             assert load(params, overrides, main.PACKAGES)["data_root"] == "/data"
 
     header = re.findall(r"^#SBATCH (\S+)", (ROOT / "examples" / name).read_text(), re.MULTILINE)
-    assert {"--requeue", "--signal=B:USR1@120", "--open-mode=append", "--output=logs/%x_%A_%a.out"} <= set(header)
-    array, = (option for option in header if option.startswith("--array="))
+    assert {
+        "--requeue",
+        "--signal=B:USR1@120",
+        "--open-mode=append",
+        "--output=logs/%x_%A_%a.out",
+    } <= set(header)
+    (array,) = (option for option in header if option.startswith("--array="))
     assert re.fullmatch(rf"--array=0-{len(lines) - 1}%\d+", array)
-    assert not re.search(r"--(partition|account|gres|gpus|qos|constraint)|^-[pAqC]", "\n".join(header))
+    assert not re.search(
+        r"--(partition|account|gres|gpus|qos|constraint)|^-[pAqC]", "\n".join(header)
+    )
     code, said, _ = launch(f"examples/{name}", "--help")
-    assert code == 0 and f"examples/{name}" in said and "--cells 3-7,9" in said and "source" not in said
+    assert (
+        code == 0
+        and f"examples/{name}" in said
+        and "--cells 3-7,9" in said
+        and "source" not in said
+    )
 
 
 def test_a_launcher_may_be_called_from_anywhere(tmp_path):
-    for cwd, path in ((ROOT / "examples", "sweep.sbatch"), (tmp_path, ROOT / "examples/sweep.sbatch")):
-        code, said, _ = launch(path, "--status", "run_dir=", cwd=cwd, METHODS="plain", FRACTIONS="0.123", SEEDS="1")
+    for cwd, path in (
+        (ROOT / "examples", "sweep.sbatch"),
+        (tmp_path, ROOT / "examples/sweep.sbatch"),
+    ):
+        code, said, _ = launch(
+            path, "--status", "run_dir=", cwd=cwd, METHODS="plain", FRACTIONS="0.123", SEEDS="1"
+        )
         assert code == 0 and "bash examples/sweep.sbatch --only missing" in said
         assert launch(path, "--help", cwd=cwd)[0] == 0
 
 
 def test_what_the_environment_chooses():
-    _, listed, _ = launch("examples/sweep.sbatch", "--dry-run", "--cells", "1,3-4", "loss.q=0.5", DATASET="mnist",
-                          METHODS="gce", KIND="pair", FRACTIONS="0.1 0.3", SEEDS="4 5 6")
+    _, listed, _ = launch(
+        "examples/sweep.sbatch",
+        "--dry-run",
+        "--cells",
+        "1,3-4",
+        "loss.q=0.5",
+        DATASET="mnist",
+        METHODS="gce",
+        KIND="pair",
+        FRACTIONS="0.1 0.3",
+        SEEDS="4 5 6",
+    )
     assert [line.split("main.py ")[1] for line in listed.splitlines()] == [
         f"params/mnist/gce.yaml noise.kind=pair noise.fraction={fraction} seed={seed} loss.q=0.5"
-        for fraction, seed in (("0.3", 4), ("0.3", 5), ("0.1", 6))]
-    _, listed, _ = launch("examples/rsl.sbatch", "--dry-run", SEEDS="1", SELECTION="dataset.selection.beta=0.3")
+        for fraction, seed in (("0.3", 4), ("0.3", 5), ("0.1", 6))
+    ]
+    _, listed, _ = launch(
+        "examples/rsl.sbatch", "--dry-run", SEEDS="1", SELECTION="dataset.selection.beta=0.3"
+    )
     recording, *selecting = (command.split() for command in listed.split(" && "))
-    folder = "runs/digits/rsl_recording/pair-0.4/seed1"  # not where a run of Plain belongs that records nothing
+    # not where a run of Plain belongs that records nothing
+    folder = "runs/digits/rsl_recording/pair-0.4/seed1"
     assert recording[-2:] == ["record_losses=true", f"run_dir={folder}"]
-    assert [command[-2:] for command in selecting] == [[f"dataset.selection.history={folder}/losses.npy",
-                                                        "dataset.selection.beta=0.3"]] * 2
+    assert [command[-2:] for command in selecting] == [
+        [f"dataset.selection.history={folder}/losses.npy", "dataset.selection.beta=0.3"]
+    ] * 2
     _, listed, _ = launch("examples/clothing1m.sbatch", "--dry-run", "--cells", "0", PROCESSES="4")
-    assert f"{sys.executable} -m torch.distributed.run --nproc-per-node=4 --standalone main.py params/clothing1m" in listed
+    assert (
+        f"{sys.executable} -m torch.distributed.run --nproc-per-node=4 --standalone main.py "
+        f"params/clothing1m" in listed
+    )
 
 
-@pytest.mark.parametrize("arguments, environment, message", [
-    (["--cells", "24"], {}, "there is no cell 24: the list has 24, 0 to 23"),
-    (["--cells", "3-"], {}, "cells are written 3-7,9"),
-    (["--cells", "5-3"], {}, "there is no cell 5-3"),
-    (["--array=3"], {}, "not known: --array=3; a launcher takes --cells"),
-    (["--jobs", "0"], {}, "--jobs must be at least 1"),
-    (["--jobs", "2"], {"PROCESSES": "2"}, "--jobs must be at least 1, and 1 where a cell has several PROCESSES"),
-    ([], {"METHODS": "plain plian"}, "no params file params/digits/plian.yaml; in that folder: params/digits/base.yaml"),
-    ([], {"SEEDS": "1 2 1"}, "cells 0 and 16 would both write runs/digits/plain/symmetric-0/seed1: give one of them"),
-    (["run_dir=runs/x"], {}, "would both write runs/x"),
-    ([], {"SEEDS": " "}, "the list of cells is empty"),
-    ([], {"DATASET": "cifar100", "FRACTIONS": "0.8"}, "has parameters for the noise fractions 0.0, 0.2, 0.4, 0.6, got 0.8"),
-    ([], {"PROCESSES": "two"}, "PROCESSES must be how many"),
-    ([], {"SLURM_JOB_NUM_NODES": "2"}, "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet"),
-    ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
-])
+@pytest.mark.parametrize(
+    "arguments, environment, message",
+    [
+        (["--cells", "24"], {}, "there is no cell 24: the list has 24, 0 to 23"),
+        (["--cells", "3-"], {}, "cells are written 3-7,9"),
+        (["--cells", "5-3"], {}, "there is no cell 5-3"),
+        (["--array=3"], {}, "not known: --array=3; a launcher takes --cells"),
+        (["--jobs", "0"], {}, "--jobs must be at least 1"),
+        (
+            ["--jobs", "2"],
+            {"PROCESSES": "2"},
+            "--jobs must be at least 1, and 1 where a cell has several PROCESSES",
+        ),
+        (
+            [],
+            {"METHODS": "plain plian"},
+            "no params file params/digits/plian.yaml; in that folder: params/digits/base.yaml",
+        ),
+        (
+            [],
+            {"SEEDS": "1 2 1"},
+            "cells 0 and 16 would both write runs/digits/plain/symmetric-0/seed1: give one of them",
+        ),
+        (["run_dir=runs/x"], {}, "would both write runs/x"),
+        ([], {"SEEDS": " "}, "the list of cells is empty"),
+        (
+            [],
+            {"DATASET": "cifar100", "FRACTIONS": "0.8"},
+            "has parameters for the noise fractions 0.0, 0.2, 0.4, 0.6, got 0.8",
+        ),
+        ([], {"PROCESSES": "two"}, "PROCESSES must be how many"),
+        (
+            [],
+            {"SLURM_JOB_NUM_NODES": "2"},
+            "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet",
+        ),
+        ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
+    ],
+)
 def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, message):
     code, said, complaints = launch("examples/sweep.sbatch", *arguments, **environment)
     assert code == 2 and not said and complaints.startswith("error: ") and message in complaints
 
 
 def test_several_nodes_meet_by_torchrun_under_srun():
-    command = sweep.python_command({"PROCESSES": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "17", "MASTER_ADDR": "n1",
-                                    "MASTER_PORT": "20017", "SLURM_CPUS_PER_TASK": "16"})
-    assert shlex.join(command) == (f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 --kill-on-bad-exit=0 "
-                                   f"--wait=120 {sys.executable} -m utils.sweep relay {sys.executable} -m "
-                                   f"torch.distributed.run --nproc-per-node=4 --nnodes=2 --rdzv-backend=c10d --rdzv-id=17 "
-                                   f"--rdzv-endpoint=n1:20017")
+    command = sweep.python_command(
+        {
+            "PROCESSES": "4",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_ID": "17",
+            "MASTER_ADDR": "n1",
+            "MASTER_PORT": "20017",
+            "SLURM_CPUS_PER_TASK": "16",
+        }
+    )
+    assert shlex.join(command) == (
+        f"srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=16 --kill-on-bad-exit=0 "
+        f"--wait=120 {sys.executable} -m utils.sweep relay {sys.executable} -m "
+        f"torch.distributed.run --nproc-per-node=4 --nnodes=2 --rdzv-backend=c10d --rdzv-id=17 "
+        f"--rdzv-endpoint=n1:20017"
+    )
 
 
 def test_numbers_and_relaunching(monkeypatch, tmp_path):
@@ -121,19 +209,28 @@ def test_numbers_and_relaunching(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     launcher = tmp_path / "x.sbatch"
     launcher.write_text("#SBATCH --array=0-9%3   # all\n")
-    assert sweep.relaunch([4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000) == [
+    assert sweep.relaunch(
+        [4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000
+    ) == [
         f"SEEDS='1 2' bash {launcher} --only missing 'a=b c'",
         f"SEEDS='1 2' sbatch --array=4-5%3 {launcher} 'a=b c'",
         f"OFFSET=1001 SEEDS='1 2' sbatch --array=0%3 {launcher} 'a=b c'",
-        f"OFFSET=2002 SEEDS='1 2' sbatch --array=1%3 {launcher} 'a=b c'"]
+        f"OFFSET=2002 SEEDS='1 2' sbatch --array=1%3 {launcher} 'a=b c'",
+    ]
 
 
 def test_the_states_of_a_run(tmp_path):
     assert sweep.state(tmp_path / "none") == ("missing", "")
     (tmp_path / "config.yaml").write_text("")
     assert sweep.state(tmp_path) == ("interrupted", "after 0 epochs")
-    said = {"finished": False, "epochs": 3, "interrupted": "SIGUSR1", "error": None, "metric": "mae",
-            "test": {"last": 2.0, "best": 1.0, "validated": None}}
+    said = {
+        "finished": False,
+        "epochs": 3,
+        "interrupted": "SIGUSR1",
+        "error": None,
+        "metric": "mae",
+        "test": {"last": 2.0, "best": 1.0, "validated": None},
+    }
     (tmp_path / "summary.json").write_text(json.dumps(said))
     assert sweep.state(tmp_path) == ("interrupted", "after 3 epochs by SIGUSR1")
     (tmp_path / "summary.json").write_text(json.dumps(said | {"error": "OSError: disk\nfull"}))
@@ -152,14 +249,21 @@ def test_the_states_of_a_run(tmp_path):
 @pytest.fixture
 def runner():
     """A Runner, whose handlers of signals go with it."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    former = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    }
     yield sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
     for number, handler in former.items():
         signal.signal(number, handler)
 
 
 def test_each_job_gets_a_device_of_its_own(runner):
-    assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == ["4", "6", "4"]
+    assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == [
+        "4",
+        "6",
+        "4",
+    ]
     assert runner._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
@@ -167,52 +271,81 @@ def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "summary.json").write_text('{"finished": false, "interrupted": "SIGUSR1"}')
     cell = sweep.Cell(0, [["x"]], [tmp_path])
-    told = f"echo '{{\"interrupted\": \"SIGTERM\"}}' > {tmp_path}/summary.json; exit 1"
-    for script, expected in (("echo error: no such key; exit 1", ("failed", "exit code 1: no such key")),
-                             ("exit 75", ("interrupted",)), (told, ("interrupted",)),
-                             ("kill -9 $$", ("failed", "killed by SIGKILL"))):
+    told = f'echo \'{{"interrupted": "SIGTERM"}}\' > {tmp_path}/summary.json; exit 1'
+    for script, expected in (
+        ("echo error: no such key; exit 1", ("failed", "exit code 1: no such key")),
+        ("exit 75", ("interrupted",)),
+        (told, ("interrupted",)),
+        ("kill -9 $$", ("failed", "killed by SIGKILL")),
+    ):
         runner.command = ["bash", "-c", script]
         (tmp_path / "failed.txt").unlink(missing_ok=True)
-        assert runner.run(cell, io.StringIO())[:len(expected)] == expected, script
+        assert runner.run(cell, io.StringIO())[: len(expected)] == expected, script
         assert (tmp_path / "failed.txt").exists() == (expected[0] == "failed")
 
 
 def test_the_reason_is_the_line_that_tells_most():
     assert sweep.why(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
-    assert sweep.why(["[rank1]: torch.OutOfMemoryError: CUDA", "[rank1]:   at", "x.ChildFailedError: ", "====="]) == \
-        "[rank1]: torch.OutOfMemoryError: CUDA"
+    assert (
+        sweep.why(
+            [
+                "[rank1]: torch.OutOfMemoryError: CUDA",
+                "[rank1]:   at",
+                "x.ChildFailedError: ",
+                "=====",
+            ]
+        )
+        == "[rank1]: torch.OutOfMemoryError: CUDA"
+    )
     assert sweep.why(["a", "b", ""]) == "b" and sweep.why([]) == ""
 
 
 @pytest.fixture
 def custom(tmp_path):
     """A launcher of one's own, beside those of examples/, that lists cells of digits in tmp_path."""
+
     def make(*lines):
         launcher = tmp_path / "mine.sbatch"
         listed = "\n".join(f"echo '{line}'" for line in lines)
-        launcher.write_text(f"#SBATCH --array=0-{len(lines) - 1}%2\nroot={ROOT}\nsource {ROOT}/examples/common.sh\n"
-                            f"mine() {{\n{listed}\n}}\nsweep mine \"$@\"\n")
+        launcher.write_text(
+            f"#SBATCH --array=0-{len(lines) - 1}%2\nroot={ROOT}\nsource {ROOT}/examples/common.sh\n"
+            f'mine() {{\n{listed}\n}}\nsweep mine "$@"\n'
+        )
         return launcher
+
     return make
 
 
 def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
-    launcher = custom(f"params/digits/gce.yaml run_dir={tmp_path}/1 epochs=2 loss.q=7",
-                      f"params/digits/plain.yaml run_dir={tmp_path}/2a epochs=2 record_losses=true && params/digits/rsl.yaml "
-                      f"run_dir={tmp_path}/2b epochs=2 dataset.selection.history={tmp_path}/2a/losses.npy")
+    launcher = custom(
+        f"params/digits/gce.yaml run_dir={tmp_path}/1 epochs=2 loss.q=7",
+        f"params/digits/plain.yaml run_dir={tmp_path}/2a epochs=2 record_losses=true && "
+        f"params/digits/rsl.yaml "
+        f"run_dir={tmp_path}/2b epochs=2 dataset.selection.history={tmp_path}/2a/losses.npy",
+    )
     code, said, _ = launch(launcher, *QUICK)
     assert code == 1 and said.splitlines()[-1] == "1 done, 1 failed"
     assert "cell 0: failed in" in said and "exit code 2: GCE: q must lie in (0, 1], got 7" in said
     code, said, _ = launch(launcher, "--status", *QUICK)
     assert code == 0 and re.findall(r"^ *\d+  (\w+)", said, re.MULTILINE) == ["failed", "done"]
-    assert "exit code 2: GCE: q must lie in (0, 1], got 7" in said and "2 cells: 1 done, 1 failed; 0.00 hours" in said
+    assert (
+        "exit code 2: GCE: q must lie in (0, 1], got 7" in said
+        and "2 cells: 1 done, 1 failed; 0.00 hours" in said
+    )
     assert f"bash {launcher} --only failed {shlex.join(QUICK)}" in said
     assert f"sbatch --array=0%2 {launcher} {shlex.join(QUICK)}" in said
     assert launch(launcher, "--only", "missing", *QUICK)[1] == "nothing to run\n"
-    listed = subprocess.run([sys.executable, "-m", "utils.sweep", "status", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "utils.sweep", "status", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert "3 cells: 2 done, 1 failed" in listed.stdout
     code, said, _ = launch(launcher, "--only", "failed", *QUICK, "loss.q=0.5")  # mended
-    assert code == 0 and said.startswith("cell 0: done") and not (tmp_path / "1/failed.txt").exists()
+    assert (
+        code == 0 and said.startswith("cell 0: done") and not (tmp_path / "1/failed.txt").exists()
+    )
     assert "error: GCE: q must lie" in (ROOT / "logs/mine_bash_0.out").read_text()
     for path in (ROOT / "logs").glob("mine_bash_*.out"):
         path.unlink()
@@ -220,17 +353,29 @@ def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
 
 @pytest.mark.parametrize("processes, number", [("1", signal.SIGUSR1), ("2", signal.SIGTERM)])
 def test_a_signal_to_the_loop_reaches_the_run(custom, tmp_path, processes, number):
-    launcher = custom(*(f"params/digits/plain.yaml run_dir={tmp_path}/{cell} epochs=300" for cell in (0, 1)))
+    launcher = custom(
+        *(f"params/digits/plain.yaml run_dir={tmp_path}/{cell} epochs=300" for cell in (0, 1))
+    )
     environment = os.environ | {"PYTHON": sys.executable, "PROCESSES": processes}
-    loop = subprocess.Popen(["bash", launcher, *QUICK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    loop = subprocess.Popen(
+        ["bash", launcher, *QUICK], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + 120
     while not (tmp_path / "0/metrics.csv").exists():
         assert time.monotonic() < end and loop.poll() is None
         time.sleep(0.05)
     loop.send_signal(number)
     said, _ = loop.communicate(timeout=120)
-    assert loop.returncode == 75 and said.splitlines()[-1] == "2 interrupted" and "cell 0: interrupted in" in said
+    assert (
+        loop.returncode == 75
+        and said.splitlines()[-1] == "2 interrupted"
+        and "cell 0: interrupted in" in said
+    )
     summary = json.loads((tmp_path / "0/summary.json").read_text())
-    assert summary["interrupted"] == "SIGTERM" and summary["error"] is None and summary["processes"] == int(processes)
+    assert (
+        summary["interrupted"] == "SIGTERM"
+        and summary["error"] is None
+        and summary["processes"] == int(processes)
+    )
     assert not (tmp_path / "1").exists() and not (tmp_path / "0/failed.txt").exists()
     (ROOT / "logs/mine_bash_0.out").unlink()

@@ -1,4 +1,8 @@
-"""Texts: classes from a CSV file and wikiHow's multiple choice, with an encoder of the real format that the tests make."""
+"""Texts.
+
+Classes from a CSV file and wikiHow's multiple choice, with an encoder of the real format that the
+tests make.
+"""
 
 import json
 import random
@@ -30,13 +34,18 @@ def write(path, **columns):
 def washing(tmp_path):
     """60 texts of two classes, which a word tells apart, and 20 to test."""
     for name, count in (("train", 60), ("test", 20)):
-        write(tmp_path / f"{name}.csv", text=[f"{('cut', 'wash')[i % 2]} the {'abcdefgh'[i % 8]}" for i in range(count)],
-              label=[("Cutting", "Washing")[i % 2] for i in range(count)])
+        write(
+            tmp_path / f"{name}.csv",
+            text=[f"{('cut', 'wash')[i % 2]} the {'abcdefgh'[i % 8]}" for i in range(count)],
+            label=[("Cutting", "Washing")[i % 2] for i in range(count)],
+        )
     return tmp_path
 
 
 def test_transformers_imports_beside_our_folder_of_datasets():
-    """It takes ours for Hugging Face's package of that name, which must not keep it from being imported."""
+    """It takes ours for Hugging Face's package of that name, which must not keep it from being
+    imported.
+    """
     code = "import datasets, transformers; from transformers import AutoModel, AutoTokenizer; assert datasets.digits"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -50,35 +59,71 @@ def test_transformers_is_imported_where_texts_are_and_nowhere_else():
 
 
 def test_tokens_are_those_of_the_tokenizer(washing, tiny_bert):
-    data = text("train.csv", encoder=tiny_bert, data_root=str(washing), test_file=str(washing / "test.csv"))
-    assert data.classes == ["Cutting", "Washing"] and data.train.targets.tolist() == [0, 1] * 30 and not data.trusted
+    data = text(
+        "train.csv", encoder=tiny_bert, data_root=str(washing), test_file=str(washing / "test.csv")
+    )
+    assert (
+        data.classes == ["Cutting", "Washing"]
+        and data.train.targets.tolist() == [0, 1] * 30
+        and not data.trusted
+    )
     assert len(data.train) == 60 and len(data.test) == 20 and data.train.inputs.dtype == torch.int32
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for row in range(60):
         expected = tokenizer(data.train.texts[row])["input_ids"]
-        assert data.train.inputs[row, 0, :len(expected)].tolist() == expected
-        assert not data.train.inputs[row, 0, len(expected):].any() and not data.train.inputs[row, 1].any()
+        assert data.train.inputs[row, 0, : len(expected)].tolist() == expected
+        assert (
+            not data.train.inputs[row, 0, len(expected) :].any()
+            and not data.train.inputs[row, 1].any()
+        )
 
 
 def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path, tiny_bert):
-    pd.DataFrame({"step": ["a b c d e f"] * 10, "cat": list("xy") * 5, "other": 0, "truth": ["x"] * 10}).to_csv(
-        tmp_path / "steps.csv.gz", index=False)
-    data = text("steps.csv.gz", encoder=tiny_bert, data_root=str(tmp_path), text_column="step", label_column="cat",
-                true_column="truth", max_length=5, test_fraction=0.2)
+    pd.DataFrame(
+        {"step": ["a b c d e f"] * 10, "cat": list("xy") * 5, "other": 0, "truth": ["x"] * 10}
+    ).to_csv(tmp_path / "steps.csv.gz", index=False)
+    data = text(
+        "steps.csv.gz",
+        encoder=tiny_bert,
+        data_root=str(tmp_path),
+        text_column="step",
+        label_column="cat",
+        true_column="truth",
+        max_length=5,
+        test_fraction=0.2,
+    )
     assert data.train.inputs.shape == (8, 2, 5) and len(data.test) == 2
-    assert data.true.tolist() == [0] * 8 and data.test.targets.tolist() == [0, 0]  # tested on what is true
+    assert data.true.tolist() == [0] * 8 and data.test.targets.tolist() == [
+        0,
+        0,
+    ]  # tested on what is true
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    ({"file": "nowhere.csv"}, FileNotFoundError, "there is no file nowhere.csv, here or under"),
-    ({"text_column": "sentence"}, ValueError, "has no column 'sentence'; set dataset.text_column to one of text, label"),
-    ({"max_length": 2}, ValueError, "max_length must be at least 3"),
-    ({"encoder": None}, ValueError, "set model.path"),
-    ({"test_file": "other.csv"}, ValueError, "other.csv has labels that train.csv does not have: Painting"),
-    ({"test_file": "empty.csv"}, ValueError, "empty.csv has no label in line 3"),
-    ({"test_file": "nowhere.csv"}, FileNotFoundError, "dataset.test_file: there is no file"),
-    ({"true_column": "label", "file": "empty.csv"}, ValueError, "empty.csv has no label in line 3"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"file": "nowhere.csv"}, FileNotFoundError, "there is no file nowhere.csv, here or under"),
+        (
+            {"text_column": "sentence"},
+            ValueError,
+            "has no column 'sentence'; set dataset.text_column to one of text, label",
+        ),
+        ({"max_length": 2}, ValueError, "max_length must be at least 3"),
+        ({"encoder": None}, ValueError, "set model.path"),
+        (
+            {"test_file": "other.csv"},
+            ValueError,
+            "other.csv has labels that train.csv does not have: Painting",
+        ),
+        ({"test_file": "empty.csv"}, ValueError, "empty.csv has no label in line 3"),
+        ({"test_file": "nowhere.csv"}, FileNotFoundError, "dataset.test_file: there is no file"),
+        (
+            {"true_column": "label", "file": "empty.csv"},
+            ValueError,
+            "empty.csv has no label in line 3",
+        ),
+    ],
+)
 def test_what_is_wrong_with_texts_is_said(washing, tiny_bert, arguments, error, message):
     write(washing / "other.csv", text=["a"], label=["Painting"])
     write(washing / "empty.csv", text=["a", "b"], label=["Cutting", ""])
@@ -91,7 +136,9 @@ def test_a_model_that_is_nowhere_is_said(monkeypatch, tmp_path):
         raise OSError("cannot connect")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", offline)
-    with pytest.raises(FileNotFoundError, match=r"model.path=bert-base-cased is neither a folder .*cannot connect"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model.path=bert-base-cased is neither a folder .*cannot connect"
+    ):
         load_pretrained("AutoModel", "bert-base-cased")
 
 
@@ -99,22 +146,35 @@ def test_a_model_that_is_nowhere_is_said(monkeypatch, tmp_path):
 def test_the_encoder_is_that_of_transformers(tiny_bert, pooling):
     """Each text by itself, unpadded, through the encoder and the head."""
     torch.manual_seed(0)
-    model, encoder = text_encoder(3, path=tiny_bert, pooling=pooling).eval(), AutoModel.from_pretrained(tiny_bert).eval()
+    model, encoder = (
+        text_encoder(3, path=tiny_bert, pooling=pooling).eval(),
+        AutoModel.from_pretrained(tiny_bert).eval(),
+    )
     texts = ["cut the a", "wash", "a b c d e f g"]
     output = model(tokenize(tiny_bert, texts, max_length=20))
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for row, words in enumerate(texts):
         said = encoder(**tokenizer(words, return_tensors="pt"))
-        pooled = {"pooler": said.pooler_output[0], "first": said.last_hidden_state[0, 0],
-                  "mean": said.last_hidden_state[0].mean(0)}[pooling]
+        pooled = {
+            "pooler": said.pooler_output[0],
+            "first": said.last_hidden_state[0, 0],
+            "mean": said.last_hidden_state[0].mean(0),
+        }[pooling]
         torch.testing.assert_close(output[row], model.head(pooled), rtol=1e-4, atol=1e-5)
 
 
 def test_padding_changes_nothing(tiny_bert):
-    model, tokens = text_encoder(3, path=tiny_bert).eval(), tokenize(tiny_bert, ["cut the a", "wash"], max_length=20)
+    model, tokens = (
+        text_encoder(3, path=tiny_bert).eval(),
+        tokenize(tiny_bert, ["cut the a", "wash"], max_length=20),
+    )
     encoder = model.encoder.forward
-    model.encoder.forward = lambda input_ids, attention_mask, **types: encoder(  # which _score has cut to the longest text
-        input_ids=torch.nn.functional.pad(input_ids, (0, 9)), attention_mask=torch.nn.functional.pad(attention_mask, (0, 9)))
+    model.encoder.forward = lambda input_ids, attention_mask, **types: (
+        encoder(  # which _score has cut to the longest text
+            input_ids=torch.nn.functional.pad(input_ids, (0, 9)),
+            attention_mask=torch.nn.functional.pad(attention_mask, (0, 9)),
+        )
+    )
     wider = model(tokens)
     model.encoder.forward = encoder
     torch.testing.assert_close(wider, model(tokens))
@@ -122,7 +182,10 @@ def test_padding_changes_nothing(tiny_bert):
 
 def test_features_are_the_mean_states_of_length_one(tiny_bert):
     texts = ["cut the a", "wash"]
-    encoder, tokenizer = AutoModel.from_pretrained(tiny_bert).eval(), AutoTokenizer.from_pretrained(tiny_bert)
+    encoder, tokenizer = (
+        AutoModel.from_pretrained(tiny_bert).eval(),
+        AutoTokenizer.from_pretrained(tiny_bert),
+    )
     features = embed(tiny_bert, tokenize(tiny_bert, texts, max_length=20))
     for row, words in enumerate(texts):
         mean = encoder(**tokenizer(words, return_tensors="pt")).last_hidden_state[0].mean(0)
@@ -130,24 +193,50 @@ def test_features_are_the_mean_states_of_length_one(tiny_bert):
 
 
 def test_fine_tuning_with_wrong_labels(run, washing, tiny_bert):
-    options = [f"dataset.file={washing}/train.csv", f"dataset.test_file={washing}/test.csv", "noise.kind=symmetric",
-               "noise.fraction=0.2", "model=text_encoder", f"model.path={tiny_bert}", "model.pooling=mean", "optimizer.lr=3e-3",
-               "batch_size=10", "epochs=10"]
+    options = [
+        f"dataset.file={washing}/train.csv",
+        f"dataset.test_file={washing}/test.csv",
+        "noise.kind=symmetric",
+        "noise.fraction=0.2",
+        "model=text_encoder",
+        f"model.path={tiny_bert}",
+        "model.pooling=mean",
+        "optimizer.lr=3e-3",
+        "batch_size=10",
+        "epochs=10",
+    ]
     code, directory, _, complaints = run(*options, params="params/text/discrimloss.yaml")
     assert code == 0, complaints
-    summary, suspects = json.loads((directory / "summary.json").read_text()), pd.read_csv(directory / "suspects.csv")
+    summary, suspects = (
+        json.loads((directory / "summary.json").read_text()),
+        pd.read_csv(directory / "suspects.csv"),
+    )
     assert summary["test"]["best"] == 100 and summary["noise"]["realised"] == 0.2
     assert list(suspects)[2] == "text" and set(suspects.given_label) == {"Cutting", "Washing"}
     wrong = suspects.given_label != suspects.true_label
-    assert wrong[:12].mean() > 0.7 and (suspects.text.str.startswith("wash") == (suspects.true_label == "Washing")).all()
+    assert (
+        wrong[:12].mean() > 0.7
+        and (suspects.text.str.startswith("wash") == (suspects.true_label == "Washing")).all()
+    )
     rows = pd.read_csv(directory / "metrics.csv")
-    expected = [0, *(3e-3 * (10 - epoch) / 9 for epoch in range(1, 10))]  # a tenth of warm-up, then in a straight line to 0
+    expected = [
+        0,
+        *(3e-3 * (10 - epoch) / 9 for epoch in range(1, 10)),
+    ]  # a tenth of warm-up, then in a straight line to 0
     assert rows.lr.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_frozen_encoder_with_a_trained_head(run, washing, tiny_bert):
-    options = [f"dataset.file={washing}/train.csv", f"dataset.test_file={washing}/test.csv", f"dataset.encoder={tiny_bert}",
-               "model.hidden=[]", "noise.kind=symmetric", "noise.fraction=0.2", "optimizer.lr=0.03", "epochs=30"]
+    options = [
+        f"dataset.file={washing}/train.csv",
+        f"dataset.test_file={washing}/test.csv",
+        f"dataset.encoder={tiny_bert}",
+        "model.hidden=[]",
+        "noise.kind=symmetric",
+        "noise.fraction=0.2",
+        "optimizer.lr=0.03",
+        "epochs=30",
+    ]
     code, directory, _, complaints = run(*options, params="params/text/discrimloss_frozen.yaml")
     assert code == 0, complaints
     summary = json.loads((directory / "summary.json").read_text())
@@ -166,19 +255,49 @@ def write_wikihow(root, endings=4, count=40, empty=0):
         for number in range(count):
             word, right = generator.choice(["cut", "wash"]), generator.randrange(endings)
             other = "wash" if word == "cut" else "cut"
-            choices = [f"{word if position == right else other} {chr(97 + number % 26)}" for position in range(endings)]
-            rows.append([number, "video", number, f"{word}", word, "the _" if number % 3 else "the", "gold", *choices,
-                         *[""] * empty, right])
-        header = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source",
-                  *(f"ending{position}" for position in range(endings + empty)), "label"]
+            choices = [
+                f"{word if position == right else other} {chr(97 + number % 26)}"
+                for position in range(endings)
+            ]
+            rows.append(
+                [
+                    number,
+                    "video",
+                    number,
+                    f"{word}",
+                    word,
+                    "the _" if number % 3 else "the",
+                    "gold",
+                    *choices,
+                    *[""] * empty,
+                    right,
+                ]
+            )
+        header = [
+            "",
+            "video-id",
+            "fold-ind",
+            "startphrase",
+            "sent1",
+            "sent2",
+            "gold-source",
+            *(f"ending{position}" for position in range(endings + empty)),
+            "label",
+        ]
         (root / "wikihow" / "goal").mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows, columns=header).to_csv(root / "wikihow" / "goal" / f"{name}.csv", index=False)
+        pd.DataFrame(rows, columns=header).to_csv(
+            root / "wikihow" / "goal" / f"{name}.csv", index=False
+        )
 
 
 def test_a_question_is_as_many_pairs_as_it_has_endings(tmp_path, tiny_bert):
     write_wikihow(tmp_path)
     data = wikihow("goal", encoder=tiny_bert, data_root=str(tmp_path), seed=3)
-    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 40) and data.classes == list("0123")
+    assert (len(data.train), len(data.validation), len(data.test)) == (
+        36,
+        4,
+        40,
+    ) and data.classes == list("0123")
     table = pd.read_csv(tmp_path / "wikihow/goal/train.csv")
     order = list(range(40))
     random.Random(3).shuffle(order)
@@ -189,11 +308,18 @@ def test_a_question_is_as_many_pairs_as_it_has_endings(tmp_path, tiny_bert):
             line = table.iloc[row]
             for choice in range(4):
                 ending = line[f"ending{choice}"]
-                question = line.sent2.replace("_", ending) if "_" in line.sent2 else f"{line.sent2} {ending}"
+                question = (
+                    line.sent2.replace("_", ending)
+                    if "_" in line.sent2
+                    else f"{line.sent2} {ending}"
+                )
                 expected = tokenizer(line.sent1, question, return_token_type_ids=True)
                 length = len(expected["input_ids"])
                 tokens = split.inputs[place, choice]
-                assert tokens[0, :length].tolist() == expected["input_ids"] and not tokens[:, length:].any()
+                assert (
+                    tokens[0, :length].tolist() == expected["input_ids"]
+                    and not tokens[:, length:].any()
+                )
                 assert tokens[1, :length].tolist() == expected["token_type_ids"] and tokens[1].any()
 
 
@@ -206,17 +332,28 @@ def test_two_endings_and_endings_that_are_empty(tmp_path, tiny_bert):
 def test_each_choice_is_scored_by_itself(tiny_bert):
     torch.manual_seed(0)
     model = text_encoder(4, path=tiny_bert, choices=True).eval()
-    tokens = tokenize(tiny_bert, ["cut"] * 8, [f"the {letter}" for letter in "abcdefgh"], max_length=20).unflatten(0, (2, 4))
+    tokens = tokenize(
+        tiny_bert, ["cut"] * 8, [f"the {letter}" for letter in "abcdefgh"], max_length=20
+    ).unflatten(0, (2, 4))
     output = model(tokens)
     assert output.shape == (2, 4) and model.head.out_features == 1
     swapped = model(tokens[:, [1, 0, 2, 3]])
     torch.testing.assert_close(swapped, output[:, [1, 0, 2, 3]])
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda table: table.drop(columns=["ending2", "ending3", "ending1"]), "must have SWAG's columns"),
-    (lambda table: table.assign(label=4), "the label in line 2 must be the number of one of 4 endings, got '4'"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda table: table.drop(columns=["ending2", "ending3", "ending1"]),
+            "must have SWAG's columns",
+        ),
+        (
+            lambda table: table.assign(label=4),
+            "the label in line 2 must be the number of one of 4 endings, got '4'",
+        ),
+    ],
+)
 def test_files_of_another_format_are_said(tmp_path, tiny_bert, damage, message):
     write_wikihow(tmp_path)
     path = tmp_path / "wikihow/goal/train.csv"
@@ -232,11 +369,26 @@ def test_a_run_of_multiple_choice_in_chunks_that_is_resumed(run, tmp_path, tiny_
     from tests.test_run import equal, interrupt_at, weights
 
     write_wikihow(tmp_path)
-    options = [f"data_root={tmp_path}", "model=text_encoder", "model.choices=true", f"model.path={tiny_bert}", "batch_size=4",
-               "epochs=2", "chunk_steps=4", "record_losses=true", "noise.kind=symmetric", "noise.fraction=0.25"]
-    code, whole, _, complaints = run(*options, params="params/wikihow/discrimloss.yaml", name="whole")
+    options = [
+        f"data_root={tmp_path}",
+        "model=text_encoder",
+        "model.choices=true",
+        f"model.path={tiny_bert}",
+        "batch_size=4",
+        "epochs=2",
+        "chunk_steps=4",
+        "record_losses=true",
+        "noise.kind=symmetric",
+        "noise.fraction=0.25",
+    ]
+    code, whole, _, complaints = run(
+        *options, params="params/wikihow/discrimloss.yaml", name="whole"
+    )
     assert code == 0, complaints
-    rows, summary = pd.read_csv(whole / "metrics.csv"), json.loads((whole / "summary.json").read_text())
+    rows, summary = (
+        pd.read_csv(whole / "metrics.csv"),
+        json.loads((whole / "summary.json").read_text()),
+    )
     assert rows.epoch.tolist() == list(range(6)) and rows.validation_metric.notna().all()
     assert np.load(whole / "losses.npy").shape == (6, 36) and summary["noise"]["realised"] == 0.25
     assert (rows.images_per_second * rows.seconds).round().tolist() == [16, 16, 4] * 2

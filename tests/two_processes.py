@@ -1,6 +1,8 @@
-"""What the tests run in each of two processes: torchrun --nproc-per-node=2 -m tests.two_processes jobs.json.
+"""What the tests run in each of two processes: torchrun --nproc-per-node=2 -m tests.two_processes
+jobs.json.
 
-A job is the arguments of main.py, which may begin with {"stop": [rank, step, signal]}; or {"check": the name of one here}.
+A job is the arguments of main.py, which may begin with {"stop": [rank, step, signal]}; or {"check":
+the name of one here}.
 """
 
 import contextlib
@@ -33,12 +35,19 @@ def stop(at_rank, at_step, number):
 
 def without_pictures():
     """Leaves out the slowest part of a small run."""
-    return patch.multiple("utils.record", **dict.fromkeys(("draw_curves", "draw_samples", "draw_suspects", "draw_targets"),
-                                                          lambda *arguments: None))
+    return patch.multiple(
+        "utils.record",
+        **dict.fromkeys(
+            ("draw_curves", "draw_samples", "draw_suspects", "draw_targets"),
+            lambda *arguments: None,
+        ),
+    )
 
 
 def check_gather():
-    """Shares of any size come together, those of a batch in its order, and gradients find their way back."""
+    """Shares of any size come together, those of a batch in its order, and gradients find their way
+    back.
+    """
     for total in (7, 2, 1):
         batch = torch.arange(total * 3.0).view(total, 3)
         own = batch[share(slice(0, total))].clone().requires_grad_()
@@ -46,17 +55,30 @@ def check_gather():
         assert torch.equal(whole, batch) and torch.equal(numbers, torch.arange(total))
         (whole * batch).sum().backward()
         assert torch.equal(own.grad, 2 * own.detach())  # DistributedDataParallel halves it
-    uneven, = gather(torch.full((5 if rank() else 1,), float(rank()), dtype=torch.bfloat16))
+    (uneven,) = gather(torch.full((5 if rank() else 1,), float(rank()), dtype=torch.bfloat16))
     assert uneven.tolist() == [0, 1, 1, 1, 1, 1] and uneven.dtype == torch.bfloat16
     assert gather(torch.tensor([rank() == 0]))[0].tolist() == [True, False]
-    assert everyone({"rank": rank()}) == [{"rank": 0}, {"rank": 1}] and everyone(None) == [None, None]
+    assert everyone({"rank": rank()}) == [{"rank": 0}, {"rank": 1}] and everyone(None) == [
+        None,
+        None,
+    ]
 
 
 def check_batch_norm():
-    """In float64, networks with every BatchNorm in them: outputs, gradients and running statistics are those of one process."""
+    """In float64, networks with every BatchNorm in them.
+
+    Outputs, gradients and running statistics are those of one process.
+    """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.Flatten(), nn.BatchNorm1d(64, affine=False),
-                          nn.Tanh(), nn.Linear(64, 3), nn.BatchNorm1d(3, momentum=None, eps=0.1)).double()
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4, momentum=0.3),
+        nn.Flatten(),
+        nn.BatchNorm1d(64, affine=False),
+        nn.Tanh(),
+        nn.Linear(64, 3),
+        nn.BatchNorm1d(3, momentum=None, eps=0.1),
+    ).double()
     alone, shared = copy.deepcopy(model), parallel(model, torch.device("cpu"))
     for images in torch.randn(3, 9, 2, 6, 6, dtype=torch.float64):
         expected, (output,) = alone(images), gather(shared(images[share(slice(0, 9))]))
@@ -65,7 +87,13 @@ def check_batch_norm():
             network.zero_grad()
             said.square().sum(1).exp().mean().backward()
     for (name, own), its in zip(alone.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(its.grad, own.grad, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            its.grad,
+            own.grad,
+            rtol=1e-10,
+            atol=1e-12,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
     assert alone.state_dict().keys() == model.state_dict().keys()
     for own, its in zip(alone.buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(its, own, rtol=1e-12, atol=1e-12)

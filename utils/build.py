@@ -1,4 +1,7 @@
-"""From a section of a YAML file to the object it describes: the constructor's signature is the schema."""
+"""From a section of a YAML file to the object it describes.
+
+The constructor's signature is the schema.
+"""
 
 import collections.abc
 import difflib
@@ -9,10 +12,12 @@ from collections.abc import Callable, Iterable
 
 
 def build(package, spec: dict, **context):
-    """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature takes of ``context``.
+    """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature
+    takes of ``context``.
 
-    ``context`` fills what the spec does not give. What the constructor finds wrong is raised as a ValueError with the name
-    in front. Call ``problems`` first: it finds what is wrong with the spec itself.
+    ``context`` fills what the spec does not give. What the constructor finds wrong is raised as a
+    ValueError with the name in front. Call ``problems`` first: it finds what is wrong with the spec
+    itself.
     """
     constructor = getattr(package, spec["name"])
     wanted = inspect.signature(constructor).parameters
@@ -25,24 +30,40 @@ def build(package, spec: dict, **context):
 
 
 def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
-    """Everything wrong with a section: an unknown name or key, a value of the wrong type, a missing argument."""
+    """Everything wrong with a section.
+
+    An unknown name or key, a value of the wrong type, a missing argument.
+    """
     if "name" not in spec:
         return [f"{section} needs a name: {', '.join(public_names(package))}"]
     if spec["name"] not in public_names(package):
         return [unknown(f"{section}.name", spec["name"], public_names(package))]
     arguments = {key: value for key, value in spec.items() if key != "name"}
-    return argument_problems(getattr(package, spec["name"]), arguments, section=section, context=context)
+    return argument_problems(
+        getattr(package, spec["name"]), arguments, section=section, context=context
+    )
 
 
-def argument_problems(constructor: Callable, arguments: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
-    """Everything wrong with the arguments of a call: an unknown key, a value of the wrong type, a missing argument."""
+def argument_problems(
+    constructor: Callable, arguments: dict, *, section: str, context: Iterable[str] = ()
+) -> list[str]:
+    """Everything wrong with the arguments of a call.
+
+    An unknown key, a value of the wrong type, a missing argument.
+    """
     parameters = inspect.signature(constructor).parameters
     hints = type_hints(constructor)
     found = []
     for key, value in arguments.items():
         if key not in parameters or key in context:
-            found.append(unknown(f"key {section}.{key}", key, [name for name in parameters if name not in context],
-                                 f" of {constructor.__name__}"))
+            found.append(
+                unknown(
+                    f"key {section}.{key}",
+                    key,
+                    [name for name in parameters if name not in context],
+                    f" of {constructor.__name__}",
+                )
+            )
         elif not fits(value, hints.get(key, typing.Any)):
             found.append(f"{section}.{key} must be {describe(hints[key])}, got {value!r}")
     for key, parameter in parameters.items():
@@ -60,8 +81,11 @@ def public_names(package) -> list[str]:
 def defaults(constructor: Callable, given: Iterable[str], context: Iterable[str] = ()) -> dict:
     """Arguments that are not among those ``given``, with their defaults."""
     parameters = inspect.signature(constructor).parameters
-    return {key: parameter.default for key, parameter in parameters.items()
-            if key not in given and key not in context and parameter.default is not parameter.empty}
+    return {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key not in given and key not in context and parameter.default is not parameter.empty
+    }
 
 
 def unknown(what: str, got: str, options: Iterable[str], where: str = "") -> str:
@@ -74,7 +98,10 @@ def unknown(what: str, got: str, options: Iterable[str], where: str = "") -> str
 
 
 def type_hints(constructor) -> dict:
-    """Annotations of a function or of a class's __init__; Any for one that names what only a type checker imports."""
+    """Annotations of a function or of a class's __init__.
+
+    Any for one that names what only a type checker imports.
+    """
     function = inspect.unwrap(constructor.__init__ if inspect.isclass(constructor) else constructor)
     hints = {}
     for name, hint in inspect.get_annotations(function).items():
@@ -88,7 +115,10 @@ def type_hints(constructor) -> dict:
 
 
 def fits(value, hint) -> bool:
-    """Whether a value read from YAML is of the annotated type. An int is a float; a bool is no number."""
+    """Whether a value read from YAML is of the annotated type.
+
+    An int is a float; a bool is no number.
+    """
     if hint is typing.Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -108,7 +138,9 @@ def fits(value, hint) -> bool:
         return isinstance(value, dict)
     if origin in (list, tuple, Iterable):
         kinds = [argument for argument in arguments if argument is not ...]
-        return isinstance(value, (list, tuple)) and all(any(fits(item, kind) for kind in kinds) for item in value)
+        return isinstance(value, (list, tuple)) and all(
+            any(fits(item, kind) for kind in kinds) for item in value
+        )
     return not inspect.isclass(hint) or isinstance(value, hint)
 
 
@@ -120,6 +152,15 @@ def describe(hint) -> str:
     if origin is typing.Literal:
         return " or ".join(repr(argument) for argument in arguments)
     if origin in (list, tuple, Iterable):
-        return "a list, each " + " or ".join(dict.fromkeys(describe(argument) for argument in arguments if argument is not ...))
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null", None: "null"}
+        return "a list, each " + " or ".join(
+            dict.fromkeys(describe(argument) for argument in arguments if argument is not ...)
+        )
+    names = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+        None: "null",
+    }
     return names.get(hint) or getattr(hint, "__name__", str(hint))

@@ -1,4 +1,7 @@
-"""Checkpoints that survive: written atomically, verified when read, the previous one kept; and signals that ask to stop."""
+"""Checkpoints that survive.
+
+Written atomically, verified when read, the previous one kept; and signals that ask to stop.
+"""
 
 import hashlib
 import io
@@ -17,10 +20,12 @@ from utils.seed import restore_rng_state, rng_state
 
 
 class Checkpoint:
-    """The state of a run's parts, anything with ``state_dict`` and ``load_state_dict``, in one file.
+    """The state of a run's parts, anything with ``state_dict`` and ``load_state_dict``, in one
+    file.
 
-    ``checkpoint.pt`` is the newest; ``checkpoint.previous.pt``, the one before, stays in case the newest is damaged. Of
-    several processes the first writes; the parts are the same in all, but for their random numbers, which are all saved.
+    ``checkpoint.pt`` is the newest; ``checkpoint.previous.pt``, the one before, stays in case the
+    newest is damaged. Of several processes the first writes; the parts are the same in all, but for
+    their random numbers, which are all saved.
     """
 
     budget = 0.02  # of the time, at most, that goes into checkpoints that are not needed
@@ -28,16 +33,23 @@ class Checkpoint:
 
     def __init__(self, directory: Path, **parts):
         self.saved, self.cost = -math.inf, 0.0  # when, and how many seconds it took
-        self.newest, self.previous = directory / "checkpoint.pt", directory / "checkpoint.previous.pt"
+        self.newest, self.previous = (
+            directory / "checkpoint.pt",
+            directory / "checkpoint.previous.pt",
+        )
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self, epoch: int, step: int, needed: bool = True):
-        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns when that is on disk.
+        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns
+        when that is on disk.
 
-        What is not ``needed`` is saved unless that would take more than ``budget`` of the time since the last one.
+        What is not ``needed`` is saved unless that would take more than ``budget`` of the time
+        since the last one.
         """
         start = time.monotonic()
-        if not everyone(needed or start - self.saved >= min(self.cost / self.budget, self.patience))[0]:
+        if not everyone(
+            needed or start - self.saved >= min(self.cost / self.budget, self.patience)
+        )[0]:
             return
         self._write(epoch, step, everyone(rng_state()))
         everyone(None)  # torchrun kills the others soon after the first that ends
@@ -61,13 +73,16 @@ class Checkpoint:
     def load(self) -> tuple[int, int] | None:
         """Restore all parts; returns (epoch, step), or None where there is no checkpoint.
 
-        Raises OSError where there are checkpoints, but none that can be read; or not all processes see the same.
+        Raises OSError where there are checkpoints, but none that can be read; or not all processes
+        see the same.
         """
         with together():
             found = self._load()
         if len(set(everyone(found))) > 1:
-            raise OSError(f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
-                             f"nodes share")
+            raise OSError(
+                f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
+                f"nodes share"
+            )
         return found
 
     def _load(self):
@@ -83,19 +98,28 @@ class Checkpoint:
                     print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])
-                states = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older ones hold one
+                states = (
+                    state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+                )  # older ones hold one
                 if rank() < len(states):
                     restore_rng_state(states[rank()])
                 else:  # it was saved by fewer processes
                     torch.manual_seed(rank())
                 return state["epoch"], state["step"]
         if errors:
-            raise OSError("\n".join([*errors, f"nothing to resume from: remove {self.newest.parent} to start again"]))
+            raise OSError(
+                "\n".join(
+                    [*errors, f"nothing to resume from: remove {self.newest.parent} to start again"]
+                )
+            )
         return None
 
 
 def _read(path):
-    """The state in a checkpoint: what torch.save wrote, followed by its SHA-256, since torch.load looks at no checksum."""
+    """The state in a checkpoint.
+
+    What torch.save wrote, followed by its SHA-256, since torch.load looks at no checksum.
+    """
     content = path.read_bytes()
     state, digest = content[:-32], content[-32:]
     if hashlib.sha256(state).digest() != digest:
@@ -104,16 +128,20 @@ def _read(path):
 
 
 class StopRequest:
-    """While entered, remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at between two steps.
+    """While entered, remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at
+    between two steps.
 
-    A second Ctrl-C interrupts at once, unless there are several processes: to those torchrun passes on the first one.
+    A second Ctrl-C interrupts at once, unless there are several processes: to those torchrun passes
+    on the first one.
     """
 
     received: int = 0
 
     def __enter__(self):
-        self.former = {number: signal.signal(number, self._remember)
-                       for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self.former = {
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        }
         return self
 
     def _remember(self, number, frame):
@@ -122,7 +150,10 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self) -> str | None:
-        """The signal that this process or any other has received, or None: the same in all that ask at the same step."""
+        """The signal that this process or any other has received, or None.
+
+        The same in all that ask at the same step.
+        """
         number = max(everyone(int(self.received)))
         return signal.Signals(number).name if number else None
 

@@ -1,7 +1,8 @@
 """From a params file and a command line to one resolved, checked configuration.
 
-A configuration is a nested dict. Later wins: defaults below, the file's ``base``, the file, its ``by_fraction`` row for
-the noise fraction, the command line. A section whose name changes starts afresh: the old one's arguments do not fit it.
+A configuration is a nested dict. Later wins: defaults below, the file's ``base``, the file, its
+``by_fraction`` row for the noise fraction, the command line. A section whose name changes starts
+afresh: the old one's arguments do not fit it.
 """
 
 import copy
@@ -40,18 +41,44 @@ DEFAULTS = {
     "channels_last": True,
     "threads": None,
 }
-TYPES = {  # of everything that is not built from a package; these, and the ranges in check(), are the schema
-    "noise.kind": str, "noise.fraction": float, "noise.seed": int | None,
-    "task": Literal["classification", "regression"], "task_loss": str, "epochs": int,
-    "chunk_steps": int | None, "batch_size": int, "clip_norm": float | None, "seed": int,
-    "validation.fraction": float, "validation.clean": bool, "record_losses": bool, "augment_recording": bool,
-    "tensorboard": bool, "data_root": str, "run_dir": str | None, "device": str,
-    "precision": Literal["fp32", "bf16"], "compile": bool, "channels_last": bool, "threads": int | None,
+# of everything that is not built from a package; these, and the ranges in check(), are the schema
+TYPES = {
+    "noise.kind": str,
+    "noise.fraction": float,
+    "noise.seed": int | None,
+    "task": Literal["classification", "regression"],
+    "task_loss": str,
+    "epochs": int,
+    "chunk_steps": int | None,
+    "batch_size": int,
+    "clip_norm": float | None,
+    "seed": int,
+    "validation.fraction": float,
+    "validation.clean": bool,
+    "record_losses": bool,
+    "augment_recording": bool,
+    "tensorboard": bool,
+    "data_root": str,
+    "run_dir": str | None,
+    "device": str,
+    "precision": Literal["fp32", "bf16"],
+    "compile": bool,
+    "channels_last": bool,
+    "threads": int | None,
 }
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 # Where and on what a run goes on: free to change on resume.
-EXECUTION = ("data_root", "run_dir", "device", "threads", "channels_last", "tensorboard", "dataset.num_workers",
-             "dataset.memory_limit", "dataset.selection.history")
+EXECUTION = (
+    "data_root",
+    "run_dir",
+    "device",
+    "threads",
+    "channels_last",
+    "tensorboard",
+    "dataset.num_workers",
+    "dataset.memory_limit",
+    "dataset.selection.history",
+)
 # What main.py gives to each constructor, and a file need not.
 CONTEXT = {
     "dataset": ("data_root", "seed", "device"),
@@ -64,24 +91,37 @@ CONTEXT = {
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, and a key given twice is an error instead of the last one winning in silence."""
+    """YAML 1.1, but 1e-3 is a number, and a key given twice is an error instead of the last one
+    winning in silence.
+    """
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
-    """The configuration that a command line asks for: a params file, then key=value. Exits after printing --help.
+    """The configuration that a command line asks for: a params file, then key=value. Exits after
+    printing --help.
 
-    Raises as ``load``; and FileNotFoundError, naming the command that makes it, where there is no history to select from.
+    Raises as ``load``; and FileNotFoundError, naming the command that makes it, where there is no
+    history to select from.
     """
     wants_help = bool({"-h", "--help"} & set(arguments))
     arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -89,26 +129,35 @@ def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
         print(manual(manual_text, DEFAULTS, packages))
         raise SystemExit(0)
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        raise ValueError("the first argument is a params file, e.g. params/digits/discrimloss.yaml; --help prints the manual")
+        raise ValueError(
+            "the first argument is a params file, e.g. params/digits/discrimloss.yaml; --help prints the manual"
+        )
     config = load(arguments[0], arguments[1:], packages)
     if wants_help:
         print(manual(manual_text, config, packages))
         raise SystemExit(0)
     selection = config["dataset"].get("selection")
-    over = Path(config["run_dir"], "samples.npz").exists()  # written at the end of a run, which needs no history any more
+    over = Path(
+        config["run_dir"], "samples.npz"
+    ).exists()  # written at the end of a run, which needs no history any more
     if selection is not None and not over and not Path(selection["history"]).is_file():
-        held_out = "".join(f" validation.{key}={_show(value)}" for key, value in config["validation"].items())
+        held_out = "".join(
+            f" validation.{key}={_show(value)}" for key, value in config["validation"].items()
+        )
         raise FileNotFoundError(
             f"there is no history of losses {selection['history']} to select from. Record it with the same dataset and labels, "
             f"e.g.\n  python main.py {recorder(arguments[0])} record_losses=true seed={config['seed']} noise.seed="
             f"{config['noise']['seed']} noise.kind={config['noise']['kind']} noise.fraction={config['noise']['fraction']}"
             f"{held_out if config['validation']['fraction'] else ''}\n"
-            f"and name it with dataset.selection.history=<its run directory>/losses.npy, if that is elsewhere")
+            f"and name it with dataset.selection.history=<its run directory>/losses.npy, if that is elsewhere"
+        )
     return config
 
 
 def recorder(path: str) -> Path:
-    """The params file, in the folder of another one, whose runs record the losses that it selects by."""
+    """The params file, in the folder of another one, whose runs record the losses that it selects
+    by.
+    """
     own = Path(path).with_name("rsl_record.yaml")
     return own if own.is_file() else own.with_name("plain.yaml")
 
@@ -148,7 +197,13 @@ def resolve(path: str, overrides: list[str]) -> dict:
     rows = config.pop("by_fraction", None)
     if rows:
         noise = merge(config, command_line)["noise"]
-        fraction = None if not isinstance(noise, dict) else 0.0 if noise.get("kind") == "none" else noise.get("fraction")
+        fraction = (
+            None
+            if not isinstance(noise, dict)
+            else 0.0
+            if noise.get("kind") == "none"
+            else noise.get("fraction")
+        )
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() has something to say
             config = merge(config, _row(rows, fraction, path))
     return merge(config, command_line)
@@ -161,11 +216,21 @@ def run_dir(path: str, overrides: list[str]) -> str:
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """A params file merged over its ``base``, which is named relative to it; ``above``: the files based on this one."""
+    """A params file merged over its ``base``, which is named relative to it.
+
+    ``above``: the files based on this one.
+    """
     above = (*above, path.resolve())
     if not path.is_file():
-        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise FileNotFoundError(f"there is no params file {path}" + (f"; in that folder: {', '.join(near)}" if near else ""))
+        near = (
+            sorted(str(other) for other in path.parent.glob("*.yaml"))
+            if path.parent.is_dir()
+            else []
+        )
+        raise FileNotFoundError(
+            f"there is no params file {path}"
+            + (f"; in that folder: {', '.join(near)}" if near else "")
+        )
     try:
         content = yaml.load(path.read_text(), Loader) or {}  # Loader is a SafeLoader
     except yaml.YAMLError as error:
@@ -183,7 +248,10 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
 
 
 def merge(old: dict, new: dict) -> dict:
-    """A copy of ``old`` with ``new`` on top, section by section; ``section: name`` is short for ``section: {name: ...}``."""
+    """A copy of ``old`` with ``new`` on top, section by section.
+
+    ``section: name`` is short for ``section: {name: ...}``.
+    """
     result = copy.deepcopy(old)
     for key, value in new.items():
         if key in SECTIONS and isinstance(value, str):
@@ -193,7 +261,13 @@ def merge(old: dict, new: dict) -> dict:
         renamed = both and "name" in value and before.get("name") not in (None, value["name"])
         if renamed and "selection" in before:  # no argument of the dataset's: it goes with any
             value = {"selection": before["selection"]} | value
-        result[key] = merge(before, value) if both and not renamed else merge({}, value) if isinstance(value, dict) else value
+        result[key] = (
+            merge(before, value)
+            if both and not renamed
+            else merge({}, value)
+            if isinstance(value, dict)
+            else value
+        )
     return result
 
 
@@ -226,8 +300,12 @@ def check(config: dict, packages: dict) -> list[str]:
             value, selection = without_selection(value) if key == "dataset" else (value, None)
             found += problems(packages[key], value, section=key, context=CONTEXT[key])
             if isinstance(selection, dict):
-                found += argument_problems(packages["selection"], selection, section="dataset.selection",
-                                           context=CONTEXT["selection"])
+                found += argument_problems(
+                    packages["selection"],
+                    selection,
+                    section="dataset.selection",
+                    context=CONTEXT["selection"],
+                )
             elif selection is not None:
                 found.append(f"dataset.selection must be a section or null, got {selection!r}")
         elif isinstance(DEFAULTS[key], dict):
@@ -235,14 +313,20 @@ def check(config: dict, packages: dict) -> list[str]:
                 if f"{key}.{inner}" not in TYPES:
                     found.append(unknown(f"key {key}.{inner}", inner, DEFAULTS[key]))
             if not isinstance(value, dict):
-                found.append(f"{key} must be a section with {', '.join(DEFAULTS[key])}, got {value!r}")
+                found.append(
+                    f"{key} must be a section with {', '.join(DEFAULTS[key])}, got {value!r}"
+                )
     for key, hint in TYPES.items():
         value = _get(config, key)
         if not fits(value, hint):
             found.append(f"{key} must be {describe(hint)}, got {value!r}")
         elif key.endswith("fraction") and not 0 <= value <= 1:
             found.append(f"{key} must lie in [0, 1], got {value}")
-        elif key in ("epochs", "chunk_steps", "batch_size", "threads") and value is not None and value < 1:
+        elif (
+            key in ("epochs", "chunk_steps", "batch_size", "threads")
+            and value is not None
+            and value < 1
+        ):
             found.append(f"{key} must be at least 1, got {value}")
         elif key == "clip_norm" and value is not None and value <= 0:
             found.append(f"clip_norm must be greater than 0, got {value}")
@@ -256,8 +340,13 @@ def check(config: dict, packages: dict) -> list[str]:
 
 
 def without_selection(dataset: dict) -> tuple[dict, dict | None]:
-    """The section ``dataset`` in two: what the dataset itself is built from, and its ``selection``."""
-    return {key: value for key, value in dataset.items() if key != "selection"}, dataset.get("selection")
+    """The section ``dataset`` in two.
+
+    What the dataset itself is built from, and its ``selection``.
+    """
+    return {key: value for key, value in dataset.items() if key != "selection"}, dataset.get(
+        "selection"
+    )
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -265,18 +354,25 @@ def differences(old: dict, new: dict) -> list[str]:
 
     A key that an older version of this project did not know counts as having its default.
     """
-    known = {key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS}
+    known = {
+        key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
+    }
     old, new = known | flatten(old), known | flatten(new)
     keys = [key for key in {**old, **new} if key not in EXECUTION]
-    return [f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
-            for key in keys if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
     """{"a.b": c} for every value of a nested configuration."""
     flat = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 
@@ -284,28 +380,49 @@ def manual(text: str, config: dict, packages: dict) -> str:
     """The manual, and each key that the command line may set with its value here."""
     values = {"dataset.selection": None} if config["dataset"].get("selection") is None else {}
     values |= flatten(config)
-    built = {section: (getattr(package, config[section]["name"]), config[section]) for section, package in packages.items()
-             if config.get(section) is not None}
+    built = {
+        section: (getattr(package, config[section]["name"]), config[section])
+        for section, package in packages.items()
+        if config.get(section) is not None
+    }
     if config["dataset"].get("selection") is not None:
         built["selection"] = packages["selection"], config["dataset"]["selection"]
     for section, (constructor, given) in built.items():
         prefix = "dataset.selection" if section == "selection" else section
-        values |= {f"{prefix}.{key}": value for key, value in defaults(constructor, given, CONTEXT[section]).items()}
+        values |= {
+            f"{prefix}.{key}": value
+            for key, value in defaults(constructor, given, CONTEXT[section]).items()
+        }
     order = {key: position for position, key in enumerate(config)}
-    lines = [f"  {key}={_show(value)}" for key, value in sorted(values.items(), key=lambda item: order[item[0].split(".")[0]])]
+    lines = [
+        f"  {key}={_show(value)}"
+        for key, value in sorted(values.items(), key=lambda item: order[item[0].split(".")[0]])
+    ]
     return "\n".join([text.strip(), "", "keys, with their values here:", *lines])
 
 
 def default_run_dir(config: dict, method: str) -> str:
-    """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the kind alone.
+    """runs/<dataset>/<method>/<noise>/seed<k>, where the noise is its kind and fraction, or the
+    kind alone.
 
-    Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks, e.g. wikihow-goal.
+    Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks,
+    e.g. wikihow-goal.
     """
-    source = config["dataset"].get("file") or config["dataset"].get("root") or config["dataset"].get("task")
+    source = (
+        config["dataset"].get("file")
+        or config["dataset"].get("root")
+        or config["dataset"].get("task")
+    )
     dataset = config["dataset"]["name"] + (f"-{Path(source).stem}" if source else "")
     kind, _, detail = config["noise"]["kind"].partition(":")
     detail = re.sub(r"[^\w.-]+", "-", Path(detail).name)
-    noise = f"{kind}-{detail}" if detail else kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
+    noise = (
+        f"{kind}-{detail}"
+        if detail
+        else kind
+        if kind == "none"
+        else f"{kind}-{config['noise']['fraction']:g}"
+    )
     return f"runs/{dataset}/{method}/{noise}/seed{config['seed']}"
 
 
@@ -317,8 +434,10 @@ def _row(rows, fraction, path):
             return row
     if "default" in rows:
         return rows["default"]
-    raise ValueError(f"{path} has parameters for the noise fractions {', '.join(str(key) for key in rows)}, got {fraction}: "
-                     f"choose one of them, or add a row (or a row named default) to its by_fraction")
+    raise ValueError(
+        f"{path} has parameters for the noise fractions {', '.join(str(key) for key in rows)}, got {fraction}: "
+        f"choose one of them, or add a row (or a row named default) to its by_fraction"
+    )
 
 
 def _get(config, dotted):

@@ -11,11 +11,15 @@ import torch
 from utils.distributed import several, together
 
 
-def choose_device(name: str, precision: str = "fp32", threads: int | None = None) -> tuple[torch.device, Callable]:
-    """The device called ``name`` ("auto": a GPU if there is one), and what to open around each forward pass on it.
+def choose_device(
+    name: str, precision: str = "fp32", threads: int | None = None
+) -> tuple[torch.device, Callable]:
+    """The device called ``name`` ("auto": a GPU if there is one), and what to open around each
+    forward pass on it.
 
-    That is nothing for "fp32", and autocast to bfloat16 for "bf16", which needs no gradient scaler. ``threads``: of the
-    CPU (None: PyTorch's choice). On a CPU the allocator of the process is told to keep what is freed.
+    That is nothing for "fp32", and autocast to bfloat16 for "bf16", which needs no gradient scaler.
+    ``threads``: of the CPU (None: PyTorch's choice). On a CPU the allocator of the process is told
+    to keep what is freed.
 
     Of several processes on a machine each takes the GPU of its number.
 
@@ -27,16 +31,26 @@ def choose_device(name: str, precision: str = "fp32", threads: int | None = None
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if several() and name.startswith("cuda"):
         if name != "cuda":
-            raise ValueError(f"device={name} is one GPU, and there are several processes: use device=cuda")
+            raise ValueError(
+                f"device={name} is one GPU, and there are several processes: use device=cuda"
+            )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     with together():  # not all of them may find one
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            hint = "start one process for each, or use device=cpu" if several() else "use device=auto or cpu"
-            raise ValueError(f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}")
+            hint = (
+                "start one process for each, or use device=cpu"
+                if several()
+                else "use device=auto or cpu"
+            )
+            raise ValueError(
+                f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}"
+            )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # try the convolutions' algorithms; batches have one size, but for the last
+        torch.backends.cudnn.benchmark = (
+            True  # try the convolutions' algorithms; batches have one size, but for the last
+        )
     else:
         _keep_freed_memory()
     if precision == "fp32":
@@ -50,11 +64,15 @@ def device_name(name: str) -> str:
 
 
 def _keep_freed_memory():
-    """Let glibc keep what a step frees for the next: by default each large tensor is mapped, zeroed and unmapped anew.
+    """Let glibc keep what a step frees for the next: by default each large tensor is mapped, zeroed
+    and unmapped anew.
 
     Measured on 2 cores with LeNet and a batch of 128: about 5 % more images per second.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for parameter, size in ((-3, 2**25), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD
+        for parameter, size in (
+            (-3, 2**25),
+            (-1, 2**31 - 1),
+        ):  # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD
             libc.mallopt(parameter, size)

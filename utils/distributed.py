@@ -1,8 +1,10 @@
-"""Several processes on one run, as torchrun starts them: each computes its share of every batch, and all know the same.
+"""Several processes on one run, as torchrun starts them: each computes its share of every batch,
+and all know the same.
 
-The model runs on the share, and ``gather`` gives every process the outputs for the whole batch. From there on all compute
-alike: the loss over the whole batch, what it keeps of each sample, the record of the run. So none of that knows of
-processes, and a run with two is the run with one, to rounding: ``batch_size`` is that of all together.
+The model runs on the share, and ``gather`` gives every process the outputs for the whole batch.
+From there on all compute alike: the loss over the whole batch, what it keeps of each sample, the
+record of the run. So none of that knows of processes, and a run with two is the run with one, to
+rounding: ``batch_size`` is that of all together.
 
 In a process that is alone each function here does nothing.
 """
@@ -21,7 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun tells each process about itself,
 MEETING = ("MASTER_ADDR", "MASTER_PORT")  # and where they meet
-PATIENCE = datetime.timedelta(hours=1)  # one may have to download, decode or draw while the others wait
+PATIENCE = datetime.timedelta(
+    hours=1
+)  # one may have to download, decode or draw while the others wait
 
 
 def rank() -> int:
@@ -36,7 +40,10 @@ def world_size() -> int:
 
 def several() -> bool:
     """Whether this process was started as one of several."""
-    return all(os.environ.get(name, "").isdigit() for name in OWN) and int(os.environ["WORLD_SIZE"]) > 1
+    return (
+        all(os.environ.get(name, "").isdigit() for name in OWN)
+        and int(os.environ["WORLD_SIZE"]) > 1
+    )
 
 
 @contextlib.contextmanager
@@ -53,30 +60,44 @@ def processes():
         yield
         return
     if wrong or (several() and missing):
-        raise ValueError(f"{', '.join(name for name in (*OWN, *MEETING) if name in os.environ)} are set as for one of several "
-                         f"processes, but not {', '.join(wrong + missing)}: start them with torchrun, or unset these variables")
+        raise ValueError(
+            f"{', '.join(name for name in (*OWN, *MEETING) if name in os.environ)} are set as for one of several "
+            f"processes, but not {', '.join(wrong + missing)}: start them with torchrun, or unset these variables"
+        )
     if not several() or dist.is_initialized():
         yield
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+        )
     except dist.DistError as error:
-        raise OSError(f"the other processes cannot be met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
-                      f"{error}") from None
+        raise OSError(
+            f"the other processes cannot be met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
+            f"{error}"
+        ) from None
     yield
     dist.destroy_process_group()  # not after an error: the others may never come to it
 
 
 def on_main(method: Callable) -> Callable:
-    """Decorates what the first process does for all, e.g. write a file; the others skip it and get None."""
+    """Decorates what the first process does for all, e.g.
+
+    Write a file; the others skip it and get None.
+    """
+
     @functools.wraps(method)
     def only_there(*arguments, **options):
         return method(*arguments, **options) if rank() == 0 else None
+
     return only_there
 
 
 def one_first(function: Callable, *arguments, **options):
-    """Call it in the first process of each machine, and then in the others: it may have to download a file for them."""
+    """Call it in the first process of each machine, and then in the others.
+
+    It may have to download a file for them.
+    """
     first = not several() or int(os.environ["LOCAL_RANK"]) == 0
     if not first:
         everyone(None)
@@ -100,9 +121,11 @@ class OtherProcessFailed(SystemExit):
 
 @contextlib.contextmanager
 def together():
-    """Where this fails in one process, it fails in all: with its own error there, with OtherProcessFailed in the others.
+    """Where this fails in one process, it fails in all: with its own error there, with
+    OtherProcessFailed in the others.
 
-    What is done in it must not exchange anything with other processes, but in ``one_first`` and in another ``together``.
+    What is done in it must not exchange anything with other processes, but in ``one_first`` and in
+    another ``together``.
     """
     failure = None
     try:
@@ -117,20 +140,27 @@ def together():
 
 
 def share(part: slice) -> slice:
-    """Which places in that part of an order are this process's: every n-th of n processes, from its rank on."""
+    """Which places in that part of an order are this process's.
+
+    Every n-th of n processes, from its rank on.
+    """
     return slice(part.start + rank(), part.stop, world_size())
 
 
 def own_seed() -> tuple[int, ...]:
-    """() in the first process, a number in others: sets their random numbers apart where those belong to a sample."""
+    """() in the first process, a number in others.
+
+    Sets their random numbers apart where those belong to a sample.
+    """
     return (1000 + rank(),) if rank() else ()  # small numbers are the streams of the loaders
 
 
 def gather(*shares: Tensor) -> tuple[Tensor, ...]:
     """Of each tensor [b, ...], all processes' shares as one [B, ...], in the order of the batch.
 
-    The gradient of each flows back into this process's share, times the number of processes: DistributedDataParallel divides
-    by it. Where shares are not those of ``share``, because a file could not be read, they follow one another.
+    The gradient of each flows back into this process's share, times the number of processes:
+    DistributedDataParallel divides by it. Where shares are not those of ``share``, because a file
+    could not be read, they follow one another.
     """
     if not several():
         return shares
@@ -143,12 +173,12 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, tensor, sizes):
         ctx.sizes = sizes
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
-        padded[:len(tensor)] = tensor
+        padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         whole = tensor.new_empty(sum(sizes), *tensor.shape[1:])
         for one, part in enumerate(parts):
-            whole[_places(sizes, one)] = part[:sizes[one]]
+            whole[_places(sizes, one)] = part[: sizes[one]]
         return whole
 
     @staticmethod
@@ -161,11 +191,14 @@ def _places(sizes, one):
     total, number = sum(sizes), len(sizes)
     if sizes == [len(range(start, total, number)) for start in range(number)]:
         return slice(one, total, number)
-    return slice(sum(sizes[:one]), sum(sizes[:one + 1]))
+    return slice(sum(sizes[:one]), sum(sizes[: one + 1]))
 
 
 def everyone(value) -> list:
-    """The ``value``, a number or anything that pickles, of every process, by rank. They wait for one another here."""
+    """The ``value``, a number or anything that pickles, of every process, by rank.
+
+    They wait for one another here.
+    """
     if not several():
         return [value]
     if isinstance(value, int):
@@ -178,24 +211,40 @@ def everyone(value) -> list:
 
 
 def from_first(tensor: Tensor) -> Tensor:
-    """The first process's ``tensor``, in all of them: what is drawn at random for the whole batch."""
+    """The first process's ``tensor``, in all of them.
+
+    What is drawn at random for the whole batch.
+    """
     if several():
         dist.broadcast(tensor, 0)
     return tensor
 
 
 def parallel(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
-    """The model as one whose gradients and BatchNorm statistics are those of the whole batch; it shares its parameters."""
+    """The model as one whose gradients and BatchNorm statistics are those of the whole batch.
+
+    It shares its parameters.
+    """
     if several():
-        convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _synchronise_batch_norm
-        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # by PyTorch 2.15 or before
+        convert = (
+            nn.SyncBatchNorm.convert_sync_batchnorm
+            if device.type == "cuda"
+            else _synchronise_batch_norm
+        )
+        renamed = (
+            "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        )  # by PyTorch 2.15 or before
         equal_already = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        model = DistributedDataParallel(convert(model), device_ids=[device] if device.type == "cuda" else None, **equal_already)
+        model = DistributedDataParallel(
+            convert(model), device_ids=[device] if device.type == "cuda" else None, **equal_already
+        )
     return torch.compile(model) if compiled else model
 
 
 def _synchronise_batch_norm(model):
-    """Let every BatchNorm normalise by the whole batch on a CPU, for which PyTorch has no such layer."""
+    """Let every BatchNorm normalise by the whole batch on a CPU, for which PyTorch has no such
+    layer.
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = functools.partial(_batch_norm, module)

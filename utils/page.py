@@ -1,4 +1,7 @@
-"""The report as one HTML page that needs nothing else: sortable tables, filters, pictures, and every configuration."""
+"""The report as one HTML page that needs nothing else.
+
+Sortable tables, filters, pictures, and every configuration.
+"""
 
 import base64
 import tempfile
@@ -60,35 +63,65 @@ def write(runs: Runs, path: Path, margins: dict):
     numbers = published.load()
     table = report.compare_all(runs, numbers, margins)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = [(picture, base64.b64encode(picture.path.read_bytes()).decode())
-                    for picture in figures.draw(runs, Path(folder), forms=("png",))]
+        pictures = [
+            (picture, base64.b64encode(picture.path.read_bytes()).decode())
+            for picture in figures.draw(runs, Path(folder), forms=("png",))
+        ]
     sections = [
-        ("Results", "Mean +- standard deviation (ddof 1) over n seeds, under every rule for the epoch; beside it the published "
-         "number under its own rule. Click a heading to sort, a number to see its configuration.", _results(table)),
+        (
+            "Results",
+            "Mean +- standard deviation (ddof 1) over n seeds, under every rule for the epoch; beside it the published "
+            "number under its own rule. Click a heading to sort, a number to see its configuration.",
+            _results(table),
+        ),
         ("What depends on the rule", "", _orders(table)),
         ("Hard against incorrect", "README defines the columns.", _hard(runs)),
-        ("Pictures", "", "".join(
-            f'<figure {_attributes(picture._asdict(), "dataset", "noise")}><figcaption>{escape(picture.dataset)}, '
-            f'{escape(picture.noise)} {escape(picture.title)}</figcaption><img alt="{escape(picture.title)}" '
-            f'src="data:image/png;base64,{data}"></figure>\n' for picture, data in pictures)),
-        ("Published numbers", "All that are known for these cells, the most alike first.", _numbers(runs, numbers)),
+        (
+            "Pictures",
+            "",
+            "".join(
+                f"<figure {_attributes(picture._asdict(), 'dataset', 'noise')}><figcaption>{escape(picture.dataset)}, "
+                f'{escape(picture.noise)} {escape(picture.title)}</figcaption><img alt="{escape(picture.title)}" '
+                f'src="data:image/png;base64,{data}"></figure>\n'
+                for picture, data in pictures
+            ),
+        ),
+        (
+            "Published numbers",
+            "All that are known for these cells, the most alike first.",
+            _numbers(runs, numbers),
+        ),
         ("Runs", "", _runs(runs)),
-        ("Configurations", "", "".join(
-            f'<details id="config-{name}"><summary>{name}: {escape(label)}</summary><pre>'
-            f'{escape(yaml.safe_dump(runs.configs[name], sort_keys=False))}</pre></details>\n'
-            for name, label in _named(runs.table).items())),
+        (
+            "Configurations",
+            "",
+            "".join(
+                f'<details id="config-{name}"><summary>{name}: {escape(label)}</summary><pre>'
+                f"{escape(yaml.safe_dump(runs.configs[name], sort_keys=False))}</pre></details>\n"
+                for name, label in _named(runs.table).items()
+            ),
+        ),
         ("Not counted", "", f"<pre>{escape(report.left_out(runs))}</pre>"),
     ]
     choices = "".join(
         f'<label>{name} <select data-filter="{name}"><option value="">all</option>'
-        + "".join(f"<option>{escape(value)}</option>" for value in dict.fromkeys(values)) + "</select></label>"
-        for name, values in zip(FILTERS, (runs.table.dataset, runs.table.noise, runs.table.label), strict=True))
-    body = "".join(f"<h2>{title}</h2>\n{f'<p>{text}</p>' if text else ''}\n{content}\n"
-                   for title, text, content in sections if content)
+        + "".join(f"<option>{escape(value)}</option>" for value in dict.fromkeys(values))
+        + "</select></label>"
+        for name, values in zip(
+            FILTERS, (runs.table.dataset, runs.table.noise, runs.table.label), strict=True
+        )
+    )
+    body = "".join(
+        f"<h2>{title}</h2>\n{f'<p>{text}</p>' if text else ''}\n{content}\n"
+        for title, text, content in sections
+        if content
+    )
     with atomic_write(path) as file:
-        file.write(f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>\n<style>{STYLE}</style>'
-                   f"</head><body>\n<h1>Training with noisy labels: report</h1>\n<p>{choices}</p>\n{body}"
-                   f"<script>{SCRIPT}</script></body></html>\n")
+        file.write(
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>\n<style>{STYLE}</style>'
+            f"</head><body>\n<h1>Training with noisy labels: report</h1>\n<p>{choices}</p>\n{body}"
+            f"<script>{SCRIPT}</script></body></html>\n"
+        )
 
 
 def _attributes(row, *names):
@@ -111,33 +144,76 @@ def _text(value, kind=""):
 
 def _table(heads: list[str], rows: list[tuple[str, list[str]]], texts: int) -> str:
     """Of rows (attributes, cells); the first ``texts`` heads are of columns of texts."""
-    head = "".join(f'<th class="text">{escape(name)}</th>' if place < texts else f"<th>{escape(name)}</th>"
-                   for place, name in enumerate(heads))
+    head = "".join(
+        f'<th class="text">{escape(name)}</th>' if place < texts else f"<th>{escape(name)}</th>"
+        for place, name in enumerate(heads)
+    )
     body = "".join(f"<tr {attributes}>{''.join(cells)}</tr>\n" for attributes, cells in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>' if rows else ""
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+        if rows
+        else ""
+    )
 
 
 def _results(table: pd.DataFrame) -> str:
-    heads = ["dataset", "noise", "method", "fraction", "n", *RULES, "gap", "published", "difference", "verdict",
-             "wrong labels", "hours"]
+    heads = [
+        "dataset",
+        "noise",
+        "method",
+        "fraction",
+        "n",
+        *RULES,
+        "gap",
+        "published",
+        "difference",
+        "verdict",
+        "wrong labels",
+        "hours",
+    ]
     rows = []
     for config, cell in table.groupby("config", sort=False):
         of, first = cell.set_index("rule"), cell.iloc[0]
         compared = cell[cell.published.notna()]
-        cells = [_text(first.dataset), _text(first.noise), _text(first.method),
-                 _cell(f"{first.fraction:g}", first.fraction, config), _cell(cell.n.max(), cell.n.max(), config)]
+        cells = [
+            _text(first.dataset),
+            _text(first.noise),
+            _text(first.method),
+            _cell(f"{first.fraction:g}", first.fraction, config),
+            _cell(cell.n.max(), cell.n.max(), config),
+        ]
         for rule in RULES:
             known = rule in of.index
             place = f" (#{int(of['rank'][rule])})" if known else ""
-            cells.append(_cell(report.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
-                               of["mean"][rule] if known else None, config))
-        one, shown = compared.iloc[0] if len(compared) else None, report.wide(cell, whole=True).iloc[0]
+            cells.append(
+                _cell(
+                    report.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
+                    of["mean"][rule] if known else None,
+                    config,
+                )
+            )
+        one, shown = (
+            compared.iloc[0] if len(compared) else None,
+            report.wide(cell, whole=True).iloc[0],
+        )
         cells.append(_cell(shown["gap"], first.gap, config))
-        cells += [_cell("-"), _cell("-"), _text("-")] if one is None else [
-            _cell(shown["published"], one.published, config), _cell(shown["difference"], one.difference, config),
-            _cell(shown["verdict"], one.verdict, kind=f"text long {one.verdict.split()[0]}")]
-        cells += [_cell(shown["wrong labels"], first.realised, config),
-                  _cell(f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}", first.hours, config)]
+        cells += (
+            [_cell("-"), _cell("-"), _text("-")]
+            if one is None
+            else [
+                _cell(shown["published"], one.published, config),
+                _cell(shown["difference"], one.difference, config),
+                _cell(shown["verdict"], one.verdict, kind=f"text long {one.verdict.split()[0]}"),
+            ]
+        )
+        cells += [
+            _cell(shown["wrong labels"], first.realised, config),
+            _cell(
+                f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}",
+                first.hours,
+                config,
+            ),
+        ]
         rows.append((_attributes(first, *FILTERS), cells))
     return _table(heads, rows, 3)
 
@@ -145,8 +221,11 @@ def _results(table: pd.DataFrame) -> str:
 def _orders(table: pd.DataFrame) -> str:
     items = []
     for (dataset, noise, _), part in table.groupby(report.TABLE, sort=False):
-        items += [f'<li data-dataset="{escape(dataset)}" data-noise="{escape(noise)}">{escape(dataset)}, {escape(noise)}: '
-                  f'{escape(note)}</li>\n' for note in report.order_notes(part)]
+        items += [
+            f'<li data-dataset="{escape(dataset)}" data-noise="{escape(noise)}">{escape(dataset)}, {escape(noise)}: '
+            f"{escape(note)}</li>\n"
+            for note in report.order_notes(part)
+        ]
     return f"<ul>\n{''.join(items)}</ul>" if items else ""
 
 
@@ -171,33 +250,92 @@ def _numbers(runs: Runs, numbers: pd.DataFrame) -> str:
     rows = []
     for (dataset, noise, fraction, config), cell in runs.table.groupby(CELL, sort=False):
         first = cell.iloc[0]
-        cell = {"dataset": dataset, "noise": noise, "fraction": fraction, "method": first.method, "metric": first.metric}
+        cell = {
+            "dataset": dataset,
+            "noise": noise,
+            "fraction": fraction,
+            "method": first.method,
+            "metric": first.metric,
+        }
         for row, different in published.matches(numbers, cell, runs.configs[config]):
             address, _, where = row.source.partition(" ")
             shown = cell | {"method": first.label}
-            rows.append((_attributes(shown, *FILTERS), [
-                _text(dataset), _text(noise), _text(first.label), _cell(f"{fraction:g}", fraction, config),
-                _cell(report.spread(row.value, row["std"]), row.value, config), _cell("" if np.isnan(row.n) else int(row.n)),
-                _text(row["rule"]), *(_text(said, "long") for said in (row.selected, row.convention, ", ".join(different))),
-                f'<td class="text long"><a href="{escape(address)}">{escape(row.paper)}</a> {escape(where)}</td>',
-                _text(row.confidence)]))
-    return _table(["dataset", "noise", "method", "fraction", "value", "n", "rule", "selected", "convention of the noise",
-                   "different there", "source", "confidence"], rows, 3)
+            rows.append(
+                (
+                    _attributes(shown, *FILTERS),
+                    [
+                        _text(dataset),
+                        _text(noise),
+                        _text(first.label),
+                        _cell(f"{fraction:g}", fraction, config),
+                        _cell(report.spread(row.value, row["std"]), row.value, config),
+                        _cell("" if np.isnan(row.n) else int(row.n)),
+                        _text(row["rule"]),
+                        *(
+                            _text(said, "long")
+                            for said in (row.selected, row.convention, ", ".join(different))
+                        ),
+                        f'<td class="text long"><a href="{escape(address)}">{escape(row.paper)}</a> {escape(where)}</td>',
+                        _text(row.confidence),
+                    ],
+                )
+            )
+    return _table(
+        [
+            "dataset",
+            "noise",
+            "method",
+            "fraction",
+            "value",
+            "n",
+            "rule",
+            "selected",
+            "convention of the noise",
+            "different there",
+            "source",
+            "confidence",
+        ],
+        rows,
+        3,
+    )
 
 
 def _runs(runs: Runs) -> str:
     rows = []
     for _, row in runs.table.iterrows():
         shown = {"dataset": row.dataset, "noise": row.noise, "method": row.label}
-        rows.append((_attributes(shown, *FILTERS), [
-            _text(row.dataset), _text(row.noise), _text(row.label), _cell(f"{row.fraction:g}", row.fraction, row.config),
-            _cell(row.seed, row.seed, row.config),
-            *(_cell("-" if pd.isna(row[rule]) else f"{row[rule]:.2f}", row[rule], row.config) for rule in RULES),
-            _cell("-" if pd.isna(row.best_epoch) else int(row.best_epoch), row.best_epoch, row.config), _text(row.path)]))
-    return _table(["dataset", "noise", "method", "fraction", "seed", *RULES, "best epoch", "where"], rows, 3)
+        rows.append(
+            (
+                _attributes(shown, *FILTERS),
+                [
+                    _text(row.dataset),
+                    _text(row.noise),
+                    _text(row.label),
+                    _cell(f"{row.fraction:g}", row.fraction, row.config),
+                    _cell(row.seed, row.seed, row.config),
+                    *(
+                        _cell(
+                            "-" if pd.isna(row[rule]) else f"{row[rule]:.2f}", row[rule], row.config
+                        )
+                        for rule in RULES
+                    ),
+                    _cell(
+                        "-" if pd.isna(row.best_epoch) else int(row.best_epoch),
+                        row.best_epoch,
+                        row.config,
+                    ),
+                    _text(row.path),
+                ],
+            )
+        )
+    return _table(
+        ["dataset", "noise", "method", "fraction", "seed", *RULES, "best epoch", "where"], rows, 3
+    )
 
 
 def _named(table: pd.DataFrame) -> dict[str, str]:
     """Hash -> what a configuration is called."""
-    return {row.config: f"{row.dataset}, {row.noise} {row.fraction:g}, {row.label}"
-            for row in table.drop_duplicates("config").itertuples()}
+    return {
+        row.config: f"{row.dataset}, {row.noise} {row.fraction:g}, {row.label}"
+        for row in table.drop_duplicates("config").itertuples()
+    }

@@ -1,4 +1,6 @@
-"""Pretrained language models, by Hugging Face's transformers, which is imported here and nowhere else."""
+"""Pretrained language models, by Hugging Face's transformers, which is imported here and nowhere
+else.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +11,8 @@ from torch import Tensor
 def load_pretrained(kind: str, path: str):
     """``transformers.<kind>.from_pretrained(path)``, where kind is AutoTokenizer or AutoModel.
 
-    ``path`` is a folder, or a name on the Hugging Face hub: taken from the local cache, and downloaded to it if it is not
-    there.
+    ``path`` is a folder, or a name on the Hugging Face hub: taken from the local cache, and
+    downloaded to it if it is not there.
 
     Raises:
         ValueError: transformers is not installed; a folder that cannot be read as such a model.
@@ -19,20 +21,26 @@ def load_pretrained(kind: str, path: str):
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"texts need the package transformers: pip install -r requirements-text.txt ({error})") from None
+        raise ValueError(
+            f"texts need the package transformers: pip install -r requirements-text.txt ({error})"
+        ) from None
     transformers.utils.logging.disable_progress_bar()
     load: Callable = getattr(transformers, kind).from_pretrained
     try:
         return load(path, local_files_only=True)
     except Exception as error:  # of transformers, safetensors or torch, as the damage may be
         if Path(path).is_dir():
-            raise ValueError(f"model.path={path} cannot be read as a model with its tokenizer ({error})") from None
+            raise ValueError(
+                f"model.path={path} cannot be read as a model with its tokenizer ({error})"
+            ) from None
     try:
         return load(path)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"model.path={path} is neither a folder with a model and its tokenizer, nor in the cache of "
-                                f"Hugging Face, nor to be downloaded: name a folder with model.path=<folder> ({error})"
-                                ) from None
+        raise FileNotFoundError(
+            f"model.path={path} is neither a folder with a model and its tokenizer, nor in the "
+            f"cache of "
+            f"Hugging Face, nor to be downloaded: name a folder with model.path=<folder> ({error})"
+        ) from None
 
 
 def mean_of_tokens(states: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Finished runs as tables and pictures: every epoch rule side by side, and beside them the published number with a verdict.
+"""Finished runs as tables and pictures: every epoch rule side by side, and beside them the
+published number with a verdict.
 
     python -m utils.report runs/                                      all that is finished under runs/
     python -m utils.report runs/ --table mnist --format markdown      or latex, csv; --table rsl: the selections
@@ -9,9 +10,10 @@
     python -m utils.report runs/mnist --log results/mnist             a compact log, which is read like runs/
     python -m utils.report --update README.md results/README.md       rewrite the tables between their markers
 
-Means are over seeds, +- the standard deviation (ddof 1). The verdict on a published number is that of an equivalence test
-(TOST): "reproduced" where the difference of the means lies within the margin at 5 %; else "above" or "below" where it is not
-zero, else "too few seeds to tell". "above" is larger: better for an accuracy, worse for an error.
+Means are over seeds, +- the standard deviation (ddof 1). The verdict on a published number is that
+of an equivalence test (TOST): "reproduced" where the difference of the means lies within the margin
+at 5 %; else "above" or "below" where it is not zero, else "too few seeds to tell". "above" is
+larger: better for an accuracy, worse for an error.
 """
 
 import argparse
@@ -30,24 +32,57 @@ from utils.files import atomic_write
 from utils.statistics import ALPHA, RULES, compare, half_interval, ranks, reversals
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = ("dataset", "noise", "fraction", "method", "rule", "n", "mean", "std", "published", "published_rule", "source",
-           "difference", "verdict", "low", "high", "rank", "gap", "realised", "hours", "device", "metric", "margin", "config",
-           "convention", "selected", "confidence")
+COLUMNS = (
+    "dataset",
+    "noise",
+    "fraction",
+    "method",
+    "rule",
+    "n",
+    "mean",
+    "std",
+    "published",
+    "published_rule",
+    "source",
+    "difference",
+    "verdict",
+    "low",
+    "high",
+    "rank",
+    "gap",
+    "realised",
+    "hours",
+    "device",
+    "metric",
+    "margin",
+    "config",
+    "convention",
+    "selected",
+    "confidence",
+)
 LISTED = 8  # methods: the order of more is that of the table
 NAMED = 3  # pairs of methods: of more, only those whose order surely depends on the rule
 TABLE = ["dataset", "noise", "metric"]  # what the rows of one table share
 MARGINS = {"accuracy": 0.5, "mae": "5%"}
 METRIC_NAMES = {"accuracy": "accuracy (%)", "mae": "MAE"}
-HARD_COLUMNS = {"auroc": "AUROC", "hard_vs_incorrect_auroc": "AUROC, large losses", "average_precision": "average precision",
-                "mass_incorrect": "gradient of incorrect", "memorised_fraction": "memorised", "hard_test": "hard test samples"}
-NO_HARDNESS = ("Which test samples are hard is not known: that takes a finished run of Plain on the same dataset with the same "
-               "network without noise among those that are read, e.g. main.py params/<dataset>/plain.yaml noise.kind=none")
+HARD_COLUMNS = {
+    "auroc": "AUROC",
+    "hard_vs_incorrect_auroc": "AUROC, large losses",
+    "average_precision": "average precision",
+    "mass_incorrect": "gradient of incorrect",
+    "memorised_fraction": "memorised",
+    "hard_test": "hard test samples",
+}
+NO_HARDNESS = (
+    "Which test samples are hard is not known: that takes a finished run of Plain on the same dataset with the same "
+    "network without noise among those that are read, e.g. main.py params/<dataset>/plain.yaml noise.kind=none"
+)
 MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
 
 def choose(runs: Runs, name: str | None, condition: str | None = None) -> Runs:
-    """The runs of one table: those of a dataset, or, for "rsl", all on the data and noise on which samples were selected;
-    of those, the ones for which a condition holds.
+    """The runs of one table: those of a dataset, or, for "rsl", all on the data and noise on which
+    samples were selected; of those, the ones for which a condition holds.
 
     Raises ValueError, naming the tables there are, where it has none.
     """
@@ -59,7 +94,9 @@ def choose(runs: Runs, name: str | None, condition: str | None = None) -> Runs:
     chosen = noises.isin(noises[selecting]) if name == "rsl" else table.dataset == name
     if not chosen.any():
         tables = [*dict.fromkeys(table.dataset), *(["rsl"] if selecting.any() else [])]
-        raise ValueError(f"there is no finished run for the table {name!r}; there are some for {', '.join(tables)}")
+        raise ValueError(
+            f"there is no finished run for the table {name!r}; there are some for {', '.join(tables)}"
+        )
     return replace(runs, table=where(table[chosen], condition))
 
 
@@ -73,42 +110,71 @@ def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     try:
         mask = table.eval(condition)
     except Exception as error:  # whatever a text in the place of an expression may raise
-        raise ValueError(f"--where {condition!r}: {error}; the columns are {', '.join(table)}") from error
+        raise ValueError(
+            f"--where {condition!r}: {error}; the columns are {', '.join(table)}"
+        ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
-        raise ValueError(f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\"")
+        raise ValueError(
+            f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\""
+        )
     if not mask.any():
         raise ValueError(f"--where {condition!r}: there is no such row")
     return table[mask]
 
 
 def compare_all(runs: Runs, numbers: pd.DataFrame, margins: dict[str, float | str]) -> pd.DataFrame:
-    """A row per cell and rule, with the columns COLUMNS: a cell is what differs in nothing but the seed.
+    """A row per cell and rule, with the columns COLUMNS: a cell is what differs in nothing but the
+    seed.
 
-    Empty cells where a rule has no number, there is none to compare with, or the published one is of another rule.
+    Empty cells where a rule has no number, there is none to compare with, or the published one is
+    of another rule.
     """
     rows = []
     for (dataset, noise, fraction, config), runs_of in runs.table.groupby(CELL, sort=False):
         first = runs_of.iloc[0]
-        cell = {"dataset": dataset, "noise": noise, "fraction": fraction, "method": first.method, "metric": first.metric}
+        cell = {
+            "dataset": dataset,
+            "noise": noise,
+            "fraction": fraction,
+            "method": first.method,
+            "metric": first.metric,
+        }
         found = published.matches(numbers, cell, runs.configs[config])
         sign = 1 if first.metric == "accuracy" else -1
-        shared = cell | {"method": first.label, "config": config, "gap": sign * (runs_of.best - runs_of["last"]).mean(),
-                         "realised": runs_of.realised.astype(float).mean(), **_cost(runs_of)}
+        shared = cell | {
+            "method": first.label,
+            "config": config,
+            "gap": sign * (runs_of.best - runs_of["last"]).mean(),
+            "realised": runs_of.realised.astype(float).mean(),
+            **_cost(runs_of),
+        }
         for rule in RULES:
             values = runs_of[rule].dropna().astype(float).tolist()
             if values:
-                rows.append(shared | {"rule": rule, "n": len(values), "mean": np.mean(values),
-                                      "std": np.std(values, ddof=1) if len(values) > 1 else np.nan}
-                            | _verdict(rule, values, found, margins[first.metric]))
+                rows.append(
+                    shared
+                    | {
+                        "rule": rule,
+                        "n": len(values),
+                        "mean": np.mean(values),
+                        "std": np.std(values, ddof=1) if len(values) > 1 else np.nan,
+                    }
+                    | _verdict(rule, values, found, margins[first.metric])
+                )
     table = pd.DataFrame(rows, columns=COLUMNS)
     for _, group in table.groupby([*TABLE, "fraction", "rule"], sort=False):
-        places = ranks(dict(zip(group.index, group["mean"], strict=True)), group.metric.iloc[0] == "accuracy")
+        places = ranks(
+            dict(zip(group.index, group["mean"], strict=True)), group.metric.iloc[0] == "accuracy"
+        )
         table.loc[group.index, "rank"] = [places[index] for index in group.index]
     return table
 
 
 def _cost(runs_of: pd.DataFrame) -> dict:
-    """The hours of training of all runs together; "device": what they are hours of, "" where that is not known or differs."""
+    """The hours of training of all runs together.
+
+    "device": what they are hours of, "" where that is not known or differs.
+    """
     hours, devices = runs_of.seconds * runs_of.processes / 3600, set(runs_of.device)
     if len(devices) > 1 or not all(isinstance(name, str) for name in devices):
         return {"hours": hours.sum(), "device": ""}
@@ -120,11 +186,20 @@ def _cost(runs_of: pd.DataFrame) -> dict:
 
 
 def _verdict(rule, values, found, margin) -> dict:
-    """What there is to say of the first published number of this rule, or of none that is stated; alike ones are preferred."""
+    """What there is to say of the first published number of this rule, or of none that is stated.
+
+    Alike ones are preferred.
+    """
     alike = [pair for pair in found if not pair[1]] or found[:1]
     for row, different in alike:
-        shown = {"published": row.value, "published_rule": row["rule"], "source": f"{row.paper}; {row.source}",
-                 "convention": row.convention, "selected": row.selected, "confidence": row.confidence}
+        shown = {
+            "published": row.value,
+            "published_rule": row["rule"],
+            "source": f"{row.paper}; {row.source}",
+            "convention": row.convention,
+            "selected": row.selected,
+            "confidence": row.confidence,
+        }
         if rule not in published.COMPARED.get(row["rule"], ()):
             continue
         if different:
@@ -132,8 +207,13 @@ def _verdict(rule, values, found, margin) -> dict:
         margin = absolute(margin, row.value)
         sampled = row.selected == "" and not np.isnan(row["std"]) and not np.isnan(row.n)
         said = compare(values, row.value, margin, *((row["std"], int(row.n)) if sampled else ()))
-        return shown | {"difference": said.difference, "low": said.low, "high": said.high, "verdict": said.verdict,
-                        "margin": margin}
+        return shown | {
+            "difference": said.difference,
+            "low": said.low,
+            "high": said.high,
+            "verdict": said.verdict,
+            "margin": margin,
+        }
     return {}
 
 
@@ -146,34 +226,55 @@ def parse_margin(text: str) -> tuple[str, float | str]:
     """ "accuracy=0.5" (points) or "mae=5%" (of the published value)."""
     found = re.fullmatch(r"(accuracy|mae)=(\d*\.?\d+)(%?)", text)
     if not found or float(found[2]) == 0:
-        raise argparse.ArgumentTypeError(f"a margin is written accuracy=0.5 or mae=5%, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"a margin is written accuracy=0.5 or mae=5%, got {text!r}"
+        )
     return found[1], found[2] + found[3] if found[3] else float(found[2])
 
 
 def wide(table: pd.DataFrame, whole: bool = False, against: str | None = None) -> pd.DataFrame:
-    """A row per cell, as it is shown: the rules side by side, the gap, and the published number. Best ``last`` first.
+    """A row per cell, as it is shown: the rules side by side, the gap, and the published number.
+    Best ``last`` first.
 
-    Columns that say nothing here are left out, unless the ``whole`` is asked for. With a method to hold the others
-    ``against``, the difference of ``last`` to it at the same noise, and its interval of confidence (Welch).
+    Columns that say nothing here are left out, unless the ``whole`` is asked for. With a method to
+    hold the others ``against``, the difference of ``last`` to it at the same noise, and its
+    interval of confidence (Welch).
     """
     base = table[(table.method == against) & (table["rule"] == "last")].set_index("fraction")
     rows = []
     for _, cell in table.groupby(["fraction", "config"], sort=True):
         of, first = cell.set_index("rule"), cell.iloc[0]
-        shown = {rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-" for rule in RULES}
+        shown = {
+            rule: spread(of["mean"][rule], of["std"][rule]) if rule in of.index else "-"
+            for rule in RULES
+        }
         compared = cell[cell.published.notna()]
         beside = {} if against is None else {f"last, to {against}": "-"}
         if first.fraction in base.index and first.method != against and "last" in of.index:
             beside = {f"last, to {against}": to(of.loc["last"], base.loc[first.fraction])}
-        row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max()), **shown,
-               "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"), **beside,
-               "published": "-", "difference": "-", "verdict": "-"}
+        row = {
+            "fraction": f"{first.fraction:g}",
+            "method": first.method,
+            "n": str(cell.n.max()),
+            **shown,
+            "gap": f"{first.gap:.2f}".replace("-0.00", "0.00"),
+            **beside,
+            "published": "-",
+            "difference": "-",
+            "verdict": "-",
+        }
         if len(compared):
-            row["published"] = "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in
-                                                       zip(compared.published, compared.published_rule, strict=True)))
+            row["published"] = "; ".join(
+                dict.fromkeys(
+                    f"{value:.2f} ({rule})"
+                    for value, rule in zip(compared.published, compared.published_rule, strict=True)
+                )
+            )
             row["verdict"] = _joined(compared["rule"], compared.verdict)
             row["difference"] = _joined(compared["rule"], compared.apply(interval, axis=1))
-        row["wrong labels"] = "unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %"
+        row["wrong labels"] = (
+            "unknown" if np.isnan(first.realised) else f"{100 * first.realised:.1f} %"
+        )
         row[f"{first.device}-hours" if first.device else "hours"] = f"{first.hours:.2f}"
         rows.append((first.fraction, of["rank"].get("last", np.inf), row))
     shown = pd.DataFrame([row for *_, row in sorted(rows, key=lambda entry: entry[:2])]).fillna("-")
@@ -184,15 +285,20 @@ def wide(table: pd.DataFrame, whole: bool = False, against: str | None = None) -
 
 
 def to(own: pd.Series, other: pd.Series) -> str:
-    """The difference of two means, each of ``n`` seeds with a ``std``, and where both are known its interval."""
+    """The difference of two means, each of ``n`` seeds with a ``std``, and where both are known its
+    interval.
+    """
     difference, half = own["mean"] - other["mean"], np.nan
     if min(own.n, other.n) > 1:
         half = half_interval(own["std"], own.n, other["std"], other.n)
-    return interval(pd.Series({"difference": difference, "low": difference - half, "high": difference + half}))
+    return interval(
+        pd.Series({"difference": difference, "low": difference - half, "high": difference + half})
+    )
 
 
 def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """A row per method, a column per noise fraction: mean +- standard deviation (n seeds) under one rule, "-" where none.
+    """A row per method, a column per noise fraction: mean +- standard deviation (n seeds) under one
+    rule, "-" where none.
 
     Methods by their place at the fraction at which most were run.
     """
@@ -201,36 +307,56 @@ def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
     places = of[of.fraction == most].set_index("method")["rank"].to_dict()
     rows, fractions = [], sorted(set(of.fraction))
     for method in sorted(dict.fromkeys(table.method), key=lambda name: places.get(name, np.inf)):
-        cells = {cell.fraction: f"{spread(cell['mean'], cell['std'])} ({cell.n})"
-                 for _, cell in of[of.method == method].iterrows()}
-        rows.append({"method": method} | {f"{100 * fraction:g} %": cells.get(fraction, "-") for fraction in fractions})
+        cells = {
+            cell.fraction: f"{spread(cell['mean'], cell['std'])} ({cell.n})"
+            for _, cell in of[of.method == method].iterrows()
+        }
+        rows.append(
+            {"method": method}
+            | {f"{100 * fraction:g} %": cells.get(fraction, "-") for fraction in fractions}
+        )
     return pd.DataFrame(rows)
 
 
 def _joined(rules, texts) -> str:
     """ "last: below; best: reproduced", or the text alone where it is the same for all rules."""
     several = len(set(texts)) > 1
-    return "; ".join(f"{rule}: {text}" for rule, text in zip(rules, texts, strict=True)) if several else next(iter(texts))
+    return (
+        "; ".join(f"{rule}: {text}" for rule, text in zip(rules, texts, strict=True))
+        if several
+        else next(iter(texts))
+    )
 
 
 def spread(mean: float, std: float, digits: int = 2) -> str:
     """ "98.45 +- 0.12", or the number alone where there is one seed."""
-    return "-" if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" +- {std:.{digits}f}")
+    return (
+        "-"
+        if np.isnan(mean)
+        else f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" +- {std:.{digits}f}")
+    )
 
 
 def interval(row: pd.Series) -> str:
     """The difference with its interval of confidence, as far as there is one."""
     if np.isnan(row.difference):
         return "-"
-    difference, low, high = (f"{round(value, 2) + 0:+.2f}" for value in (row.difference, row.low, row.high))  # no -0.00
+    difference, low, high = (
+        f"{round(value, 2) + 0:+.2f}" for value in (row.difference, row.low, row.high)
+    )  # no -0.00
     return difference + ("" if np.isnan(row.low) else f" [{low}, {high}]")
 
 
 def order_notes(table: pd.DataFrame) -> list[str]:
-    """The methods by rank under each rule, at each noise fraction, and the pairs whose order changes with the rule."""
+    """The methods by rank under each rule, at each noise fraction, and the pairs whose order
+    changes with the rule.
+    """
     notes = []
     for fraction, group in table.groupby("fraction"):
-        means = {rule: dict(zip(part.method, part["mean"], strict=True)) for rule, part in group.groupby("rule", sort=False)}
+        means = {
+            rule: dict(zip(part.method, part["mean"], strict=True))
+            for rule, part in group.groupby("rule", sort=False)
+        }
         if group.method.nunique() < 2:
             continue
         higher = group.metric.iloc[0] == "accuracy"
@@ -244,29 +370,41 @@ def order_notes(table: pd.DataFrame) -> list[str]:
         changed = []
         for one, two, rule, other in reversals(means, higher):
             doubt = _doubt(group, one, two, (rule, other))
-            changed.append((doubt, f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it "
-                                   f"by {other} ({means[other][one]:.2f}, {means[other][two]:.2f}){doubt}"))
+            changed.append(
+                (
+                    doubt,
+                    f"{one} before {two} by {rule} ({means[rule][one]:.2f}, {means[rule][two]:.2f}), after it "
+                    f"by {other} ({means[other][one]:.2f}, {means[other][two]:.2f}){doubt}",
+                )
+            )
         told = [text for doubt, text in changed if not doubt or len(changed) <= NAMED]
         if len(told) < len(changed):
-            told.append(f"{len(changed) - len(told)} pairs, within the spread of the seeds or of too few")
+            told.append(
+                f"{len(changed) - len(told)} pairs, within the spread of the seeds or of too few"
+            )
         notes += [f"Depends on the rule at {fraction:g}: {'; '.join(told)}"] if told else []
     return notes
 
 
 def _doubt(group, one, two, rules) -> str:
-    """ "" where the two methods differ under both rules by more than their seeds let expect (Welch, as the verdicts)."""
+    """ "" where the two methods differ under both rules by more than their seeds let expect (Welch,
+    as the verdicts).
+    """
     found = group.set_index(["rule", "method"])
     for rule in rules:
         first, second = found.loc[(rule, one)], found.loc[(rule, two)]
         if min(first.n, second.n) < 2:
             return ", of too few seeds"
-        if abs(first["mean"] - second["mean"]) <= half_interval(first["std"], first.n, second["std"], second.n):
+        if abs(first["mean"] - second["mean"]) <= half_interval(
+            first["std"], first.n, second["std"], second.n
+        ):
             return ", within the spread of the seeds"
     return ""
 
 
 def hard_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell of ``Runs.measured``: how far hard and incorrect samples are told apart; README defines the columns.
+    """A row per cell of ``Runs.measured``: how far hard and incorrect samples are told apart;
+    README defines the columns.
 
     The last column is the hash of its configuration.
     """
@@ -276,8 +414,15 @@ def hard_table(table: pd.DataFrame) -> pd.DataFrame:
         for key, name in HARD_COLUMNS.items():
             values = cell[key].dropna().astype(float) if key in cell else pd.Series(dtype=float)
             percent = key in ("mass_incorrect", "memorised_fraction")
-            factor, digits = 100 if percent else 1, 4 if "auroc" in key else 3 if "precision" in key else 1
-            row[name] = "-" if values.empty else spread(factor * values.mean(), factor * values.std(), digits) + " %" * percent
+            factor, digits = (
+                100 if percent else 1,
+                4 if "auroc" in key else 3 if "precision" in key else 1,
+            )
+            row[name] = (
+                "-"
+                if values.empty
+                else spread(factor * values.mean(), factor * values.std(), digits) + " %" * percent
+            )
         rows.append((fraction, row | {"config": config}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda entry: entry[0])])
 
@@ -290,51 +435,113 @@ def render(table: pd.DataFrame, form: str) -> str:
         return table.to_string(index=False) + "\n"
     if form == "markdown":
         lines = [list(table), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-        return "".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |\n" for line in lines)
-    lines = [" & ".join(_tex(value) for value in line) + r" \\" for line in [list(table), *table.to_numpy().tolist()]]
+        return "".join(
+            "| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |\n"
+            for line in lines
+        )
+    lines = [
+        " & ".join(_tex(value) for value in line) + r" \\"
+        for line in [list(table), *table.to_numpy().tolist()]
+    ]
     lines.insert(1, r"\midrule")
-    return "\n".join([rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule", *lines, r"\bottomrule",
-                      r"\end{tabular}"]) + "\n"
+    return (
+        "\n".join(
+            [
+                rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
+                r"\toprule",
+                *lines,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+        + "\n"
+    )
 
 
 def _tex(text) -> str:
-    """A text as LaTeX prints it; a leading bracket would be taken for an argument of the line before."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "+-": r"$\pm$", ">": "$>$"}
-    escaped = re.sub(r"\+-|[\\~^&%$#_{}>]", lambda found: special.get(found[0], f"\\{found[0]}"), str(text))
+    """A text as LaTeX prints it.
+
+    A leading bracket would be taken for an argument of the line before.
+    """
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "+-": r"$\pm$",
+        ">": "$>$",
+    }
+    escaped = re.sub(
+        r"\+-|[\\~^&%$#_{}>]", lambda found: special.get(found[0], f"\\{found[0]}"), str(text)
+    )
     return "{}" + escaped if escaped.startswith("[") else escaped
 
 
-def tables(runs: Runs, form: str, margins: dict, hard: bool = False, grid_of: str | None = None,
-           against: str | None = None) -> str:
+def tables(
+    runs: Runs,
+    form: str,
+    margins: dict,
+    hard: bool = False,
+    grid_of: str | None = None,
+    against: str | None = None,
+) -> str:
     """Everything that is printed of some runs."""
     if hard:
-        said = [(dataset, noise, hard_table(part).drop(columns="config"), [] if part.hard_test.notna().any() else [NO_HARDNESS])
-                for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False)]
+        said = [
+            (
+                dataset,
+                noise,
+                hard_table(part).drop(columns="config"),
+                [] if part.hard_test.notna().any() else [NO_HARDNESS],
+            )
+            for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False)
+        ]
     else:
         table = compare_all(runs, published.load(), margins)
         if form == "csv":
             return render(table, form)
         if against is not None and against not in set(table.method):
-            raise ValueError(f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}")
+            raise ValueError(
+                f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}"
+            )
         said = []
         for (dataset, noise, metric), part in table.groupby(TABLE, sort=False):
             title = f"{dataset}, {METRIC_NAMES[metric]}"
             if not grid_of:
-                said.append((title, noise, wide(part, against=against), order_notes(part) + _sources(part)))
+                said.append(
+                    (title, noise, wide(part, against=against), order_notes(part) + _sources(part))
+                )
             elif (part["rule"] == grid_of).any():
                 said.append((f"{title}, {grid_of}", noise, grid(part, grid_of), []))
         if grid_of and not said:
             raise ValueError(f"--grid {grid_of}: no run has it")
     if form == "csv":
-        return render(pd.concat([part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]), form)
+        return render(
+            pd.concat(
+                [part.assign(dataset=dataset, noise=noise) for dataset, noise, part, _ in said]
+            ),
+            form,
+        )
     blocks = []
     for dataset, noise, part, notes in said:
         title = f"{dataset}, noise {noise}, mean +- standard deviation over n seeds (ddof 1)"
         if form == "latex":
-            blocks.append("\n".join([r"\begin{table}", rf"\caption{{{_tex(title)}}}", render(part, form) + r"\end{table}",
-                                     *(f"% {note}" for note in notes)]) + "\n")
+            blocks.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        rf"\caption{{{_tex(title)}}}",
+                        render(part, form) + r"\end{table}",
+                        *(f"% {note}" for note in notes),
+                    ]
+                )
+                + "\n"
+            )
         elif form == "markdown":
-            blocks.append(f"{title}:\n\n{render(part, form)}" + "".join(f"\n* {note}" for note in notes) + "\n" * bool(notes))
+            blocks.append(
+                f"{title}:\n\n{render(part, form)}"
+                + "".join(f"\n* {note}" for note in notes)
+                + "\n" * bool(notes)
+            )
         else:
             blocks.append(f"{title}\n{render(part, form)}" + "".join(f"{note}\n" for note in notes))
     return "\n".join(blocks)
@@ -343,20 +550,34 @@ def tables(runs: Runs, form: str, margins: dict, hard: bool = False, grid_of: st
 def _sources(part: pd.DataFrame) -> list[str]:
     """Where the published numbers are from, and what the verdicts mean."""
     compared = part[part.published.notna()]
-    said = compared[["source", "convention", "selected", "confidence"]].drop_duplicates().itertuples(index=False)
-    notes = [f"Published: {source}; noise: {convention}; {f'{selected}; ' if selected else ''}{confidence}"
-             for source, convention, selected, confidence in said]
+    said = (
+        compared[["source", "convention", "selected", "confidence"]]
+        .drop_duplicates()
+        .itertuples(index=False)
+    )
+    notes = [
+        f"Published: {source}; noise: {convention}; {f'{selected}; ' if selected else ''}{confidence}"
+        for source, convention, selected, confidence in said
+    ]
     margins = sorted(set(compared.margin.dropna()))
     if margins:
-        notes.append(f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}"
-                     + (f" to {margins[-1]:.3g}" if len(margins) > 1 else "")
-                     + f"; in brackets the {100 - 200 * ALPHA:g} % interval of the difference")
+        notes.append(
+            f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}"
+            + (f" to {margins[-1]:.3g}" if len(margins) > 1 else "")
+            + f"; in brackets the {100 - 200 * ALPHA:g} % interval of the difference"
+        )
     return notes
 
 
-def summarise(path: Path, by: list[str], columns: list[str], median: bool = False,
-              condition: str | None = None) -> pd.DataFrame:
-    """Columns of any CSV file over the rows that agree in ``by``: mean +- standard deviation (ddof 1), or median [low, high].
+def summarise(
+    path: Path,
+    by: list[str],
+    columns: list[str],
+    median: bool = False,
+    condition: str | None = None,
+) -> pd.DataFrame:
+    """Columns of any CSV file over the rows that agree in ``by``: mean +- standard deviation (ddof
+    1), or median [low, high].
 
     ``columns``: "name" or "name:digits".
 
@@ -365,7 +586,9 @@ def summarise(path: Path, by: list[str], columns: list[str], median: bool = Fals
     if not by or not columns:
         raise ValueError("--summary needs --by and --columns")
     table = where(pd.read_csv(path), condition)
-    wanted = [(name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)]
+    wanted = [
+        (name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)
+    ]
     missing = [name for name in [*by, *(name for name, _ in wanted)] if name not in table]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
@@ -376,7 +599,9 @@ def summarise(path: Path, by: list[str], columns: list[str], median: bool = Fals
             values = group[name]
             row[name] = spread(values.mean(), values.std(), digits)
             if median and values.count() > 1:
-                row[name] = f"{values.median():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
+                row[name] = (
+                    f"{values.median():.{digits}f} [{values.min():.{digits}f}, {values.max():.{digits}f}]"
+                )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -391,13 +616,18 @@ def left_out(runs: Runs) -> str:
 
 
 def update(path: Path) -> bool:
-    """Rewrite what stands between ``<!-- report ARGUMENTS -->`` and ``<!-- end of report -->``; whether that changed it.
+    """Rewrite what stands between ``<!-- report ARGUMENTS -->`` and ``<!-- end of report -->``;
+    whether that changed it.
 
     Raises ValueError where a marker lacks its other half.
     """
     before = path.read_text()
-    if re.findall(r"<!-- (report|end of report)\b", before) != ["report", "end of report"] * len(MARKER.findall(before)):
-        raise ValueError(f"{path}: each <!-- report ARGUMENTS --> needs its <!-- end of report --> before the next one")
+    if re.findall(r"<!-- (report|end of report)\b", before) != ["report", "end of report"] * len(
+        MARKER.findall(before)
+    ):
+        raise ValueError(
+            f"{path}: each <!-- report ARGUMENTS --> needs its <!-- end of report --> before the next one"
+        )
     after = MARKER.sub(renewed, before)
     if after != before:
         with atomic_write(path) as file:
@@ -411,48 +641,105 @@ def renewed(found: re.Match) -> str:
 
 
 def produce(arguments: list[str]) -> str:
-    """The markdown table that these arguments of the command line ask for, of compact logs in this repository."""
+    """The markdown table that these arguments of the command line ask for, of compact logs in this
+    repository.
+    """
     options = parser().parse_args(arguments)
     if options.summary:
-        return render(summarise(ROOT / options.summary, options.by, options.columns, options.median, options.where), "markdown")
+        return render(
+            summarise(
+                ROOT / options.summary, options.by, options.columns, options.median, options.where
+            ),
+            "markdown",
+        )
     runs = collect([ROOT / path for path in options.runs])
     if runs.skipped or runs.unfinished or runs.table.empty:
         named = ", ".join(map(str, options.runs))
-        raise ValueError(f"{named}: a table is to show all of a log, but there are\n{left_out(runs)}")
+        raise ValueError(
+            f"{named}: a table is to show all of a log, but there are\n{left_out(runs)}"
+        )
     return asked(choose(runs, options.table, options.where), options, "markdown")
 
 
 def asked(runs: Runs, options: argparse.Namespace, form: str) -> str:
     """The tables that these options ask for."""
-    return tables(runs, form, MARGINS | dict(options.margin), options.hard, options.grid, options.against)
+    return tables(
+        runs, form, MARGINS | dict(options.margin), options.hard, options.grid, options.against
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m utils.report", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("runs", nargs="*", type=Path, help="folders with runs in them, or with compact logs")
+    made = argparse.ArgumentParser(
+        "python -m utils.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "runs", nargs="*", type=Path, help="folders with runs in them, or with compact logs"
+    )
     made.add_argument("--table", metavar="NAME", help="a dataset, or rsl")
     made.add_argument("--format", choices=("text", "markdown", "latex", "csv"), default="text")
-    made.add_argument("--margin", type=parse_margin, action="append", default=[], metavar="METRIC=MARGIN",
-                      help="how far from the published number still counts as reproduced: accuracy=0.5 (points), mae=5%%")
+    made.add_argument(
+        "--margin",
+        type=parse_margin,
+        action="append",
+        default=[],
+        metavar="METRIC=MARGIN",
+        help="how far from the published number still counts as reproduced: accuracy=0.5 (points), mae=5%%",
+    )
     instead = made.add_mutually_exclusive_group()
-    instead.add_argument("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
-    instead.add_argument("--grid", choices=RULES, help="a row a method, a column a noise fraction, by this rule for the epoch")
-    instead.add_argument("--against", metavar="METHOD",
-                         help="how far the others' last epoch is from this one's, in units of the metric; not in csv")
-    made.add_argument("--where", metavar="CONDITION",
-                      help="only these rows of the runs (by the columns of runs.csv, and label, the method as it is shown) or "
-                           "of the file to summarise, e.g. \"fraction == 0.4\"")
-    made.add_argument("--figures", type=Path, metavar="FOLDER", help="draw everything into this folder, .png and .svg")
-    made.add_argument("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")
-    made.add_argument("--log", type=Path, metavar="FOLDER", help="write these runs as a compact log, small enough to commit")
-    made.add_argument("--summary", type=Path, metavar="FILE",
-                      help="instead of runs, any CSV file: its --columns, averaged over the rows that agree in --by")
+    instead.add_argument(
+        "--hard", action="store_true", help="how far hard and incorrect samples are told apart"
+    )
+    instead.add_argument(
+        "--grid",
+        choices=RULES,
+        help="a row a method, a column a noise fraction, by this rule for the epoch",
+    )
+    instead.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="how far the others' last epoch is from this one's, in units of the metric; not in csv",
+    )
+    made.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="only these rows of the runs (by the columns of runs.csv, and label, the method as it is shown) or "
+        'of the file to summarise, e.g. "fraction == 0.4"',
+    )
+    made.add_argument(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        help="draw everything into this folder, .png and .svg",
+    )
+    made.add_argument(
+        "--html", type=Path, metavar="FILE", help="all of it in one page that needs no network"
+    )
+    made.add_argument(
+        "--log",
+        type=Path,
+        metavar="FOLDER",
+        help="write these runs as a compact log, small enough to commit",
+    )
+    made.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="instead of runs, any CSV file: its --columns, averaged over the rows that agree in --by",
+    )
     made.add_argument("--by", nargs="+", default=[], metavar="COLUMN")
     made.add_argument("--columns", nargs="+", default=[], metavar="COLUMN[:DIGITS]")
-    made.add_argument("--median", action="store_true", help="of a summary: median [lowest, highest]")
-    made.add_argument("--update", type=Path, nargs="+", metavar="FILE",
-                      help="rewrite the tables between the markers of markdown files")
+    made.add_argument(
+        "--median", action="store_true", help="of a summary: median [lowest, highest]"
+    )
+    made.add_argument(
+        "--update",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="rewrite the tables between the markers of markdown files",
+    )
     return made
 
 
@@ -464,11 +751,20 @@ def main(arguments: list[str]) -> int:
                 print(f"{path}: {'rewritten' if update(path) else 'unchanged'}")
             return 0
         if options.summary:
-            print(render(summarise(options.summary, options.by, options.columns, options.median, options.where),
-                         options.format), end="")
+            print(
+                render(
+                    summarise(
+                        options.summary, options.by, options.columns, options.median, options.where
+                    ),
+                    options.format,
+                ),
+                end="",
+            )
             return 0
         if not options.runs:
-            raise ValueError("say which folders to read, e.g. runs/ or results/mnist; --help says the rest")
+            raise ValueError(
+                "say which folders to read, e.g. runs/ or results/mnist; --help says the rest"
+            )
         runs = collect(options.runs)
         if runs.table.empty:
             print(left_out(runs), end="", file=sys.stderr)
@@ -479,10 +775,16 @@ def main(arguments: list[str]) -> int:
             print("written:", *write_log(runs, options.log), file=sys.stderr)
         if options.figures or options.html:
             from utils import figures  # matplotlib takes its time
+
             if options.figures:
-                print("drawn:", *(picture.path for picture in figures.draw(runs, options.figures)), file=sys.stderr)
+                print(
+                    "drawn:",
+                    *(picture.path for picture in figures.draw(runs, options.figures)),
+                    file=sys.stderr,
+                )
             if options.html:
                 from utils import page
+
                 page.write(runs, options.html, MARGINS | dict(options.margin))
                 print(f"written: {options.html}", file=sys.stderr)
         print(left_out(whole), end="", file=sys.stderr)

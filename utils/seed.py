@@ -4,7 +4,10 @@ import torch
 
 
 def derive(seed: int, *parts: int) -> int:
-    """A 63-bit seed for one purpose out of the run's seed, e.g. derive(seed, epoch): neighbours give unrelated streams."""
+    """A 63-bit seed for one purpose out of the run's seed, e.g.
+
+    Derive(seed, epoch): neighbours give unrelated streams.
+    """
     state = 0x9E3779B97F4A7C15
     for number in (seed, *parts):  # the finaliser of splitmix64, once per number
         state = (state ^ number) * 0xBF58476D1CE4E5B9 % 2**64
@@ -14,7 +17,10 @@ def derive(seed: int, *parts: int) -> int:
 
 
 def seed_everything(seed: int, *parts: int):
-    """Seed PyTorch's generators (all devices), e.g. with (seed, epoch). NumPy's and Python's are not used in training."""
+    """Seed PyTorch's generators (all devices), e.g.
+
+    With (seed, epoch). NumPy's and Python's are not used in training.
+    """
     torch.manual_seed(derive(seed, *parts))
 
 

@@ -1,4 +1,7 @@
-"""What runs say, without PyTorch: which labels are wrong, the rules for the epoch, verdicts, the order of methods."""
+"""What runs say, without PyTorch.
+
+Which labels are wrong, the rules for the epoch, verdicts, the order of methods.
+"""
 
 import itertools
 import math
@@ -14,21 +17,34 @@ ENOUGH = 3  # seeds: two may agree by chance, to the last digit
 TOO_FEW = "too few seeds to tell"
 
 
-def by_rule(values: list[float], validated_on: list[float] | None, higher_is_better: bool,
-            of: list[float] | None = None) -> dict:
+def by_rule(
+    values: list[float],
+    validated_on: list[float] | None,
+    higher_is_better: bool,
+    of: list[float] | None = None,
+) -> dict:
     """One test metric per epoch, under every rule by which papers choose the epoch.
 
-    last; mean_last_5; best, chosen on the test set itself, which flatters; validated, at the best epoch of a held-out
-    part of the training set (None without one). Of equal epochs the first. Every value None before the first epoch.
+    last; mean_last_5; best, chosen on the test set itself, which flatters; validated, at the best
+    epoch of a held-out part of the training set (None without one). Of equal epochs the first.
+    Every value None before the first epoch.
 
-    ``of``: report this metric instead, at the epochs that are chosen by ``values``; None where it is NaN.
+    ``of``: report this metric instead, at the epochs that are chosen by ``values``; None where it
+    is NaN.
     """
     if not values:
         return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
     best, shown = _best(values, higher_is_better), values if of is None else of
-    found = {"last": shown[-1], "mean_last_5": float(np.mean(shown[-5:])), "best": shown[best], "best_epoch": best,
-             "validated": shown[_best(validated_on, higher_is_better)] if validated_on else None}
-    return {rule: None if value is None or math.isnan(value) else value for rule, value in found.items()}
+    found = {
+        "last": shown[-1],
+        "mean_last_5": float(np.mean(shown[-5:])),
+        "best": shown[best],
+        "best_epoch": best,
+        "validated": shown[_best(validated_on, higher_is_better)] if validated_on else None,
+    }
+    return {
+        rule: None if value is None or math.isnan(value) else value for rule, value in found.items()
+    }
 
 
 def _best(values, higher_is_better):
@@ -38,13 +54,19 @@ def _best(values, higher_is_better):
 
 
 def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
-    """Which given labels [N] are not the true ones; None where those are unknown: -1, or NaN if they are no class numbers."""
+    """Which given labels [N] are not the true ones.
+
+    None where those are unknown: -1, or NaN if they are no class numbers.
+    """
     unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
     return None if unknown.any() else given != true
 
 
 class Comparison(NamedTuple):
-    """Reproduced minus published: the difference of the means, its interval of confidence 1 - 2 ALPHA, and the verdict."""
+    """Reproduced minus published.
+
+    The difference of the means, its interval of confidence 1 - 2 ALPHA, and the verdict.
+    """
 
     difference: float
     low: float
@@ -52,21 +74,29 @@ class Comparison(NamedTuple):
     verdict: str
 
 
-def compare(values: list[float], published: float, margin: float, std: float | None = None,
-            n: int | None = None) -> Comparison:
+def compare(
+    values: list[float],
+    published: float,
+    margin: float,
+    std: float | None = None,
+    n: int | None = None,
+) -> Comparison:
     """Hold the runs of some seeds against a published number.
 
-    Two one-sided t tests (TOST): "reproduced" where both reject that the difference is ``margin`` or more, up or down, at
-    ALPHA. Otherwise "above" or "below" where the difference is not zero (0 outside the interval), else "too few seeds to
-    tell", as with fewer than three. A difference may be both other than zero and within the margin: that is reproduced.
+    Two one-sided t tests (TOST): "reproduced" where both reject that the difference is ``margin``
+    or more, up or down, at ALPHA. Otherwise "above" or "below" where the difference is not zero (0
+    outside the interval), else "too few seeds to tell", as with fewer than three. A difference may
+    be both other than zero and within the margin: that is reproduced.
 
-    The published number is taken as exact, or, where its own ``std`` (ddof 1) and ``n`` > 1 are given, as the mean of a
-    sample: Welch's degrees of freedom.
+    The published number is taken as exact, or, where its own ``std`` (ddof 1) and ``n`` > 1 are
+    given, as the mean of a sample: Welch's degrees of freedom.
 
     Raises ValueError where there are no values, or the margin is not positive.
     """
     if not len(values) or not margin > 0:
-        raise ValueError(f"compare needs at least one value and a margin greater than 0, got {values} and {margin}")
+        raise ValueError(
+            f"compare needs at least one value and a margin greater than 0, got {values} and {margin}"
+        )
     difference = float(np.mean(values) - published)
     if len(values) < 2:
         return Comparison(difference, math.nan, math.nan, TOO_FEW)
@@ -81,36 +111,58 @@ def compare(values: list[float], published: float, margin: float, std: float | N
     return Comparison(difference, low, high, verdict)
 
 
-def half_interval(std: float, n: int, other_std: float | None = None, other_n: int | None = None) -> float:
-    """Half the interval of confidence 1 - 2 ALPHA of the difference of two means (Welch), or of one mean and an exact number.
+def half_interval(
+    std: float, n: int, other_std: float | None = None, other_n: int | None = None
+) -> float:
+    """Half the interval of confidence 1 - 2 ALPHA of the difference of two means (Welch), or of one
+    mean and an exact number.
 
-    The other mean counts as exact where its standard deviation (ddof 1) is not known, or its n not above 1.
+    The other mean counts as exact where its standard deviation (ddof 1) is not known, or its n not
+    above 1.
     """
     own = std**2 / n
-    other = other_std**2 / other_n if other_std is not None and other_n is not None and other_n > 1 else 0.0
+    other = (
+        other_std**2 / other_n
+        if other_std is not None and other_n is not None and other_n > 1
+        else 0.0
+    )
     if own + other == 0:
         return 0.0
-    freedom = (own + other)**2 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
+    freedom = (own + other) ** 2 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
     return float(stdtrit(freedom, 1 - ALPHA)) * math.sqrt(own + other)
 
 
 def ranks(means: Mapping[str, float], higher_is_better: bool) -> dict[str, int]:
-    """Name -> place, 1 the best; equal means share the better place. Names whose mean is NaN have none."""
+    """Name -> place, 1 the best.
+
+    Equal means share the better place. Names whose mean is NaN have none.
+    """
     known = {name: value for name, value in means.items() if not math.isnan(value)}
     better = (lambda a, b: a > b) if higher_is_better else (lambda a, b: a < b)
-    return {name: 1 + sum(better(other, value) for other in known.values()) for name, value in known.items()}
+    return {
+        name: 1 + sum(better(other, value) for other in known.values())
+        for name, value in known.items()
+    }
 
 
-def reversals(means: Mapping[str, Mapping[str, float]], higher_is_better: bool) -> list[tuple[str, str, str, str]]:
-    """The pairs whose order depends on the rule: (first, second, rule, other rule), first the better one under ``rule``.
+def reversals(
+    means: Mapping[str, Mapping[str, float]], higher_is_better: bool
+) -> list[tuple[str, str, str, str]]:
+    """The pairs whose order depends on the rule: (first, second, rule, other rule), first the
+    better one under ``rule``.
 
-    ``means``: rule -> name -> mean. Of each pair the first two rules, in their order, that contradict each other.
+    ``means``: rule -> name -> mean. Of each pair the first two rules, in their order, that
+    contradict each other.
     """
     places = {rule: ranks(values, higher_is_better) for rule, values in means.items()}
     names = dict.fromkeys(itertools.chain.from_iterable(places.values()))
     found = []
     for one, two in itertools.combinations(names, 2):
-        signs = [(rule, np.sign(place[two] - place[one])) for rule, place in places.items() if one in place and two in place]
+        signs = [
+            (rule, np.sign(place[two] - place[one]))
+            for rule, place in places.items()
+            if one in place and two in place
+        ]
         for (rule, sign), (other, opposite) in itertools.combinations(signs, 2):
             if sign * opposite < 0:
                 found.append((one, two, rule, other) if sign > 0 else (two, one, rule, other))

@@ -3,8 +3,9 @@
     python -m utils.sweep status examples/mnist.sbatch      (or bash examples/mnist.sbatch --status)
     python -m utils.sweep status runs/mnist                 of all runs in a folder
 
-A sweep is a list of cells, a line each: the arguments of main.py, or those of several runs in order, joined by " && ". The
-launchers in examples/ write the list, and hand it and their own arguments to ``run`` here. It starts no PyTorch itself.
+A sweep is a list of cells, a line each: the arguments of main.py, or those of several runs in
+order, joined by " && ". The launchers in examples/ write the list, and hand it and their own
+arguments to ``run`` here. It starts no PyTorch itself.
 """
 
 import argparse
@@ -27,12 +28,24 @@ from pathlib import Path
 
 from utils.config import run_dir
 
-INTERRUPTED = 75  # what a run exits with that was stopped and has saved, EX_TEMPFAIL: run the same command again
-FAILED = "failed.txt"  # in a run's directory: how its last attempt ended, if that was neither done nor interrupted
+# what a run exits with that was stopped and has saved, EX_TEMPFAIL: run the same command again
+INTERRUPTED = 75
+# in a run's directory: how its last attempt ended, if that was neither done nor interrupted
+FAILED = "failed.txt"
 STATES = ("done", "running", "interrupted", "failed", "missing")
 ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}  # what --only chooses
-LISTED = ("DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS", "TASKS", "SELECTION", "TRIALS", "STAGE",
-          "PROCESSES")  # what a relaunch repeats
+LISTED = (
+    "DATASET",
+    "METHODS",
+    "KIND",
+    "FRACTIONS",
+    "SEEDS",
+    "TASKS",
+    "SELECTION",
+    "TRIALS",
+    "STAGE",
+    "PROCESSES",
+)  # what a relaunch repeats
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
@@ -49,7 +62,10 @@ class Cell:
         for place, directory in enumerate(self.directories):
             name, detail = state(directory)
             if name == "missing" and place:
-                return "interrupted", f"{self.directories[place - 1]} is done, {directory} not begun"
+                return (
+                    "interrupted",
+                    f"{self.directories[place - 1]} is done, {directory} not begun",
+                )
             if name != "done":
                 return name, detail
         return name, detail
@@ -60,10 +76,16 @@ class Cell:
 
 
 def state(directory: Path) -> tuple[str, str]:
-    """What has become of the run in a directory, one of STATES, and the reason or the progress in a few words."""
+    """What has become of the run in a directory, one of STATES, and the reason or the progress in a
+    few words.
+    """
     said, failed = summary(directory), directory / FAILED
     if said.get("finished"):
-        rules = (f"{rule} {said['test'][rule]:.2f}" for rule in ("last", "best", "validated") if said["test"][rule] is not None)
+        rules = (
+            f"{rule} {said['test'][rule]:.2f}"
+            for rule in ("last", "best", "validated")
+            if said["test"][rule] is not None
+        )
         return "done", f"{said['metric']} {' '.join(rules)}"
     owner = held_by(directory)
     if owner:
@@ -97,8 +119,8 @@ def held_by(directory: Path) -> str:
 def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
     """The cells of a list, with further overrides for every run.
 
-    Raises ValueError or FileNotFoundError where there are none, a line names no params file, or two runs would write one
-    directory.
+    Raises ValueError or FileNotFoundError where there are none, a line names no params file, or two
+    runs would write one directory.
     """
     if not lines:
         raise ValueError("the list of cells is empty: look at METHODS, FRACTIONS and SEEDS")
@@ -112,15 +134,20 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"cell {number}, {shlex.join(arguments)}: {error}") from None
             if directories[-1] in taken:
-                raise ValueError(f"cells {taken[directories[-1]]} and {number} would both write {directories[-1]}: give one of "
-                                 f"them a run_dir= of its own")
+                raise ValueError(
+                    f"cells {taken[directories[-1]]} and {number} would both write {directories[-1]}: give one of "
+                    f"them a run_dir= of its own"
+                )
             taken[directories[-1]] = number
         cells.append(Cell(number, runs, directories))
     return cells
 
 
 def choose(text: str | None, count: int) -> list[int]:
-    """The numbers that "3-7,9" names, all of ``count`` if it is None; raises ValueError for others."""
+    """The numbers that "3-7,9" names, all of ``count`` if it is None.
+
+    Raises ValueError for others.
+    """
     if text is None:
         return list(range(count))
     numbers = []
@@ -144,13 +171,19 @@ def ranges(numbers: list[int]) -> str:
 
 
 def python_command(environment: dict) -> list[str]:
-    """What main.py is started with: python; torchrun for several ``PROCESSES``; srun and torchrun for several nodes.
+    """What main.py is started with: python; torchrun for several ``PROCESSES``; srun and torchrun
+    for several nodes.
 
     Raises ValueError where there are several nodes and MASTER_ADDR or MASTER_PORT is missing.
     """
-    processes, nodes = environment.get("PROCESSES", "1"), int(environment.get("SLURM_JOB_NUM_NODES", 1))
+    processes, nodes = (
+        environment.get("PROCESSES", "1"),
+        int(environment.get("SLURM_JOB_NUM_NODES", 1)),
+    )
     if not processes.isdigit() or int(processes) < 1:
-        raise ValueError(f"PROCESSES must be how many processes a machine is to run, got {processes!r}")
+        raise ValueError(
+            f"PROCESSES must be how many processes a machine is to run, got {processes!r}"
+        )
     if processes == "1" and nodes == 1:
         return [sys.executable]
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
@@ -158,17 +191,41 @@ def python_command(environment: dict) -> list[str]:
         return [*torchrun, "--standalone"]
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
-        raise ValueError(f"this job has {nodes} nodes, and {' and '.join(missing)} must say where they meet: see "
-                         f"examples/multi_node.sbatch; or ask for one node")
+        raise ValueError(
+            f"this job has {nodes} nodes, and {' and '.join(missing)} must say where they meet: see "
+            f"examples/multi_node.sbatch; or ask for one node"
+        )
     meeting = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    cpus = [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"] if "SLURM_CPUS_PER_TASK" in environment else []
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cpus, "--kill-on-bad-exit=0", "--wait=120",
-            sys.executable, "-m", "utils.sweep", "relay", *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d",
-            f"--rdzv-id={environment['SLURM_JOB_ID']}", f"--rdzv-endpoint={meeting}"]
+    cpus = (
+        [f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}"]
+        if "SLURM_CPUS_PER_TASK" in environment
+        else []
+    )
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        *cpus,
+        "--kill-on-bad-exit=0",
+        "--wait=120",
+        sys.executable,
+        "-m",
+        "utils.sweep",
+        "relay",
+        *torchrun,
+        f"--nnodes={nodes}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-id={environment['SLURM_JOB_ID']}",
+        f"--rdzv-endpoint={meeting}",
+    ]
 
 
 def relay(command: list[str]) -> int:
-    """Run torchrun as a task of srun, which signals every process of it: SIGUSR1, of which torchrun would die, as SIGTERM."""
+    """Run torchrun as a task of srun, which signals every process of it.
+
+    SIGUSR1, of which torchrun would die, as SIGTERM.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # torchrun inherits that
     child = subprocess.Popen(command)
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
@@ -179,8 +236,8 @@ def relay(command: list[str]) -> int:
 class Runner:
     """Runs cells, one or several at a time, and passes on the signals that it gets.
 
-    SIGUSR1, SIGTERM and Ctrl-C ask the runs to save and end; no other cell is begun after that. A second Ctrl-C reaches the
-    runs by themselves.
+    SIGUSR1, SIGTERM and Ctrl-C ask the runs to save and end; no other cell is begun after that. A
+    second Ctrl-C reaches the runs by themselves.
     """
 
     def __init__(self, environment: dict):
@@ -197,7 +254,8 @@ class Runner:
             self._stop(child)
 
     def _stop(self, child):
-        """SIGTERM, whatever came: torchrun does not pass SIGUSR1 on, and a terminal has already sent Ctrl-C itself.
+        """SIGTERM, whatever came: torchrun does not pass SIGUSR1 on, and a terminal has already
+        sent Ctrl-C itself.
 
         But srun would kill its tasks on SIGTERM: it passes on SIGUSR1.
         """
@@ -205,7 +263,10 @@ class Runner:
             child.send_signal(signal.SIGUSR1 if self.command[0] == "srun" else signal.SIGTERM)
 
     def run(self, cell: Cell, output, slot: int = 0) -> tuple[str, str]:
-        """Run what is not done of a cell, writing what it says to ``output``; its state then, and what there is to say."""
+        """Run what is not done of a cell, writing what it says to ``output``.
+
+        Its state then, and what there is to say.
+        """
         for arguments, directory in zip(cell.runs, cell.directories, strict=True):
             name, detail = state(directory)
             if name == "done":
@@ -217,7 +278,9 @@ class Runner:
             name, detail = state(directory)
             if name == "done":
                 continue
-            told = summary(directory).get("interrupted") and written(directory) != before  # torchrun's own code is 1
+            told = (
+                summary(directory).get("interrupted") and written(directory) != before
+            )  # torchrun's own code is 1
             if self.signal or code == INTERRUPTED or told:
                 return "interrupted", detail
             if name != "running":  # by somebody else: that is none of its business
@@ -232,8 +295,14 @@ class Runner:
             return INTERRUPTED, ""
         print(f"$ {shlex.join(command)}", file=output, flush=True)
         last = collections.deque(maxlen=200)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                              env=self._environment(slot)) as child:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=self._environment(slot),
+        ) as child:
             self.children.add(child)
             if self.signal:  # it came in between
                 self._stop(child)
@@ -248,7 +317,11 @@ class Runner:
 
     def _environment(self, slot):
         # torchrun kills what has not saved after so many seconds: nearly all that SLURM gives
-        environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110", **self.environment, "PYTHONUNBUFFERED": "1"}
+        environment = {
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110",
+            **self.environment,
+            "PYTHONUNBUFFERED": "1",
+        }
         if slot and environment.get("CUDA_VISIBLE_DEVICES"):
             devices = environment["CUDA_VISIBLE_DEVICES"].split(",")
             environment["CUDA_VISIBLE_DEVICES"] = devices[(slot - 1) % len(devices)]
@@ -262,18 +335,30 @@ def written(directory: Path) -> int:
 
 
 def why(said: Iterable[str]) -> str:
-    """The line of a run's last ones that tells best why it failed: its own message, or that of an exception, or the last."""
+    """The line of a run's last ones that tells best why it failed.
+
+    Its own message, or that of an exception, or the last.
+    """
     said = [line for line in said if line]
     own = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    raised = [line for line in said if re.match(r"(\[rank\d+\]: )?[\w.]*(?<!ChildFailed)(Error|Exception)\b", line)]
+    raised = [
+        line
+        for line in said
+        if re.match(r"(\[rank\d+\]: )?[\w.]*(?<!ChildFailed)(Error|Exception)\b", line)
+    ]
     return (own[:1] or raised[-1:] or said[-1:] or [""])[0]
 
 
 def devices() -> str:
     """The GPUs of this machine, "0,1,..."; "" where there are none."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-        return ",".join(str(number) for number in range(sum(line.startswith("GPU ") for line in said.splitlines())))
+        said = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60
+        ).stdout
+        return ",".join(
+            str(number)
+            for number in range(sum(line.startswith("GPU ") for line in said.splitlines()))
+        )
     return ""
 
 
@@ -297,37 +382,62 @@ def run_here(runner: Runner, cells: list[Cell], jobs: int, name: str) -> int:
                 ended, detail = runner.run(cell, output, slot if jobs > 1 else 0)
         finally:
             slots.append(slot)
-        print(f"cell {cell.number}: {ended} in {time.monotonic() - began:.0f} s, {detail} ({log})", flush=True)
+        print(
+            f"cell {cell.number}: {ended} in {time.monotonic() - began:.0f} s, {detail} ({log})",
+            flush=True,
+        )
         return ended
 
     with ThreadPoolExecutor(jobs) as pool:
         ended = collections.Counter(pool.map(one, cells))
     print(", ".join(f"{ended[key]} {key}" for key in STATES if ended[key]) or "nothing to run")
     if runner.signal:
-        print("stopped by a signal; the same command goes on where it stopped, or --only missing", file=sys.stderr)
+        print(
+            "stopped by a signal; the same command goes on where it stopped, or --only missing",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0 if set(ended) <= {"done"} else 1
 
 
 def run_task(runner: Runner, cell: Cell) -> int:
-    """Run the cell of a SLURM array's task, and put it back into the queue where it was interrupted but not cancelled."""
-    restarts, environment = int(runner.environment.get("SLURM_RESTART_COUNT", 0)), runner.environment
-    cores, processes = int(environment.get("SLURM_CPUS_PER_TASK", 1)), int(environment.get("PROCESSES", 1))
+    """Run the cell of a SLURM array's task, and put it back into the queue where it was interrupted
+    but not cancelled.
+    """
+    restarts, environment = (
+        int(runner.environment.get("SLURM_RESTART_COUNT", 0)),
+        runner.environment,
+    )
+    cores, processes = (
+        int(environment.get("SLURM_CPUS_PER_TASK", 1)),
+        int(environment.get("PROCESSES", 1)),
+    )
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    patience = 300 if restarts else 0  # the lock of a node that has died may last as long as the file server's lease
+    patience = (
+        300 if restarts else 0
+    )  # the lock of a node that has died may last as long as the file server's lease
     while patience and cell.state()[0] == "running" and not runner.signal:
         time.sleep(1)
         patience -= 1
-    print(f"cell {cell.number} on {os.uname().nodename}, restarted {restarts} times: {cell.directories[-1]}", flush=True)
+    print(
+        f"cell {cell.number} on {os.uname().nodename}, restarted {restarts} times: {cell.directories[-1]}",
+        flush=True,
+    )
     ended, detail = runner.run(cell, sys.stdout)
     print(f"cell {cell.number}: {ended}, {detail}", flush=True)
     if ended == "interrupted" and runner.signal != signal.SIGTERM:
         limit = int(environment.get("MAX_RESTARTS", 100))
         if restarts >= limit:
-            print(f"it has been restarted {restarts} times; not again (MAX_RESTARTS={limit})", file=sys.stderr)
+            print(
+                f"it has been restarted {restarts} times; not again (MAX_RESTARTS={limit})",
+                file=sys.stderr,
+            )
             return 1
         if not requeue(f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"):
-            print("this task could not be put back into the queue: submit it again, to go on where it stopped", file=sys.stderr)
+            print(
+                "this task could not be put back into the queue: submit it again, to go on where it stopped",
+                file=sys.stderr,
+            )
             return INTERRUPTED
         for _ in range(300):  # until SLURM ends this job
             if runner.signal == signal.SIGTERM:
@@ -339,49 +449,77 @@ def run_task(runner: Runner, cell: Cell) -> int:
 def requeue(job: str) -> bool:
     """Put this task of an array back into the queue, if SLURM lets us.
 
-    By its place in the array: the number of the last task is that of the array, and would put back all, those done among them.
+    By its place in the array: the number of the last task is that of the array, and would put back
+    all, those done among them.
     """
+
     def deaf():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends to the whole job at once
 
-    return subprocess.run(["scontrol", "requeue", job], preexec_fn=deaf, check=False).returncode == 0
+    return (
+        subprocess.run(["scontrol", "requeue", job], preexec_fn=deaf, check=False).returncode == 0
+    )
 
 
 def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str] = ()):
-    """A line a cell, the counts, the hours of training, and, of a launcher, the commands that run what is not done."""
+    """A line a cell, the counts, the hours of training, and, of a launcher, the commands that run
+    what is not done.
+    """
     by_state, total = {name: [] for name in STATES}, 0.0
     for cell in cells:
         (name, detail), hours = cell.state(), cell.seconds() / 3600
         by_state[name].append(cell.number)
         total += hours
-        print(f"{cell.number:>5}  {name:<11}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}".rstrip())
+        print(
+            f"{cell.number:>5}  {name:<11}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}".rstrip()
+        )
     counts = ", ".join(f"{len(numbers)} {name}" for name, numbers in by_state.items() if numbers)
     print(f"{len(cells)} cells: {counts}; {total:.2f} hours of training")
     for what, states in ONLY.items():
         numbers = sorted(number for name in states for number in by_state[name])
         if numbers and launcher:
-            print(f"to run what is {what} (give sbatch your options, e.g. --gres=gpu:1):",
-                  *relaunch(numbers, what, launcher, overrides, max_array_size() - 1), sep="\n  ")
+            print(
+                f"to run what is {what} (give sbatch your options, e.g. --gres=gpu:1):",
+                *relaunch(numbers, what, launcher, overrides, max_array_size() - 1),
+                sep="\n  ",
+            )
 
 
-def relaunch(numbers: list[int], what: str, launcher: str, overrides: Iterable[str], largest: int) -> list[str]:
-    """The commands that run these cells: under bash, and with sbatch, in arrays that end at index ``largest``."""
+def relaunch(
+    numbers: list[int], what: str, launcher: str, overrides: Iterable[str], largest: int
+) -> list[str]:
+    """The commands that run these cells.
+
+    Under bash, and with sbatch, in arrays that end at index ``largest``.
+    """
     chosen = [f"{name}={shlex.quote(os.environ[name])}" for name in LISTED if name in os.environ]
     commands = [[*chosen, "bash", launcher, "--only", what, *map(shlex.quote, overrides)]]
-    throttle = re.search(r"^#SBATCH --array=[^%\s]*(%\d+)", Path(launcher).read_text(), re.MULTILINE)
+    throttle = re.search(
+        r"^#SBATCH --array=[^%\s]*(%\d+)", Path(launcher).read_text(), re.MULTILINE
+    )
     for first in range(0, max(numbers) + 1, largest + 1):
         block = [number - first for number in numbers if first <= number <= first + largest]
         if block:
             array = ranges(block) + (throttle[1] if throttle else "")
-            commands.append([*[f"OFFSET={first}"] * (first > 0), *chosen, "sbatch", f"--array={array}", launcher,
-                             *map(shlex.quote, overrides)])
+            commands.append(
+                [
+                    *[f"OFFSET={first}"] * (first > 0),
+                    *chosen,
+                    "sbatch",
+                    f"--array={array}",
+                    launcher,
+                    *map(shlex.quote, overrides),
+                ]
+            )
     return [" ".join(command) for command in commands]
 
 
 def max_array_size() -> int:
     """One more than the largest index of an array in this cluster."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=5).stdout
+        said = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=5
+        ).stdout
         found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
         if found:
             return int(found[1])
@@ -392,7 +530,9 @@ def status_of(path: str) -> int:
     """Print the status of the cells of a launcher, or of the runs in a folder."""
     if Path(path).is_file():
         return subprocess.run(["bash", path, "--status"], check=False).returncode
-    found = sorted({file.parent for name in ("config.yaml", FAILED) for file in Path(path).rglob(name)})
+    found = sorted(
+        {file.parent for name in ("config.yaml", FAILED) for file in Path(path).rglob(name)}
+    )
     if not found:
         raise ValueError(f"there is no run in {path}")
     print_status([Cell(number, [], [directory]) for number, directory in enumerate(found)])
@@ -404,8 +544,10 @@ def run(options, others: list[str]) -> int:
     overrides = [text for text in others if "=" in text and not text.startswith("-")]
     if len(overrides) < len(others):
         unknown = " ".join(text for text in others if text not in overrides)
-        raise ValueError(f"not known: {unknown}; a launcher takes --cells, --only, --jobs, --dry-run, --status, --help and "
-                         f"key=value for every run")
+        raise ValueError(
+            f"not known: {unknown}; a launcher takes --cells, --only, --jobs, --dry-run, --status, --help and "
+            f"key=value for every run"
+        )
     environment, runner = dict(os.environ), None
     if options.status or options.dry_run:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which common.sh has switched off
@@ -413,20 +555,35 @@ def run(options, others: list[str]) -> int:
     else:
         runner = Runner(environment)
     if options.jobs < 1 or (options.jobs > 1 and environment.get("PROCESSES", "1") != "1"):
-        raise ValueError(f"--jobs must be at least 1, and 1 where a cell has several PROCESSES, got {options.jobs}")
-    cells = read_cells([line.strip() for line in Path(options.list).read_text().splitlines() if line.strip()], overrides)
+        raise ValueError(
+            f"--jobs must be at least 1, and 1 where a cell has several PROCESSES, got {options.jobs}"
+        )
+    cells = read_cells(
+        [line.strip() for line in Path(options.list).read_text().splitlines() if line.strip()],
+        overrides,
+    )
     if options.status:
         print_status(cells, options.launcher, overrides)
         return 0
     task = environment.get("SLURM_ARRAY_TASK_ID")
-    numbers = choose(options.cells if task is None else str(int(environment.get("OFFSET", 0)) + int(task)), len(cells))
+    numbers = choose(
+        options.cells if task is None else str(int(environment.get("OFFSET", 0)) + int(task)),
+        len(cells),
+    )
     chosen = [cells[number] for number in numbers]
-    if options.only and environment.get("SLURM_RESTART_COUNT", "0") == "0":  # a task that was put back has been chosen already
+    if (
+        options.only and environment.get("SLURM_RESTART_COUNT", "0") == "0"
+    ):  # a task that was put back has been chosen already
         chosen = [cell for cell in chosen if cell.state()[0] in ONLY[options.only]]
     if options.dry_run:
         for cell in chosen:
-            print(f"{cell.number}: " + " && ".join(shlex.join([*python_command(environment), "main.py", *arguments])
-                                                   for arguments in cell.runs))
+            print(
+                f"{cell.number}: "
+                + " && ".join(
+                    shlex.join([*python_command(environment), "main.py", *arguments])
+                    for arguments in cell.runs
+                )
+            )
         return 0
     if task is not None:
         return run_task(runner, chosen[0]) if chosen else 0
@@ -434,7 +591,9 @@ def run(options, others: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("status").add_argument("path", help="a launcher, or a folder of runs")
     launch = commands.add_parser("run", add_help=False)
