@@ -1,4 +1,4 @@
-"""DiscrimLoss in a loop of your own, on digits with 40 % wrong labels: what it needs is the index of each sample."""
+"""DiscrimLoss in your own training loop: all it needs is the index of each sample."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -24,7 +24,6 @@ for epoch in range(60):
         optimizer.step()
 
 suspects = loss_function.sample_score().topk(int(wrong.sum())).indices
-print(
-    f"predicted the true label of {100 * (model(images).argmax(1) == labels).float().mean():.1f} % of the images; "
-    f"{100 * wrong[suspects].float().mean():.1f} % of the {len(suspects)} most suspicious labels are wrong"
-)
+correct = (model(images).argmax(1) == labels).float().mean()
+print(f"the true label is predicted of {100 * correct:.1f} % of the images")
+print(f"{100 * wrong[suspects].float().mean():.1f} % of the top suspects have a wrong label")
