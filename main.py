@@ -24,20 +24,22 @@ from utils import optimizers, schedules
 from utils.build import build
 from utils.checkpoint import Checkpoint, StopRequest
 from utils.config import parse, without_selection
+from utils.detection import sample_table
 from utils.device import choose_device
-from utils.distributed import one_first, own_seed, parallel, processes, together
-from utils.metrics import (
-    METRICS,
-    TrainingRecord,
-    check_fit,
-    evaluate,
-    predict,
-    prediction_table,
-    sample_table,
+from utils.distributed import (
+    data_parallel,
+    fail_together,
+    local_main_first,
+    process_group,
+    rank_seed,
 )
+from utils.errors import UserError
+from utils.evaluation import check_fit, evaluate, predict, prediction_table
+from utils.metrics import METRIC_OF_TASK
 from utils.record import RunDirectory
+from utils.run_state import INTERRUPTED
 from utils.seed import seed_everything
-from utils.sweep import INTERRUPTED
+from utils.training_record import TrainingRecord
 
 PACKAGES = {
     "dataset": datasets,
@@ -65,7 +67,7 @@ class Run:
             config["device"], config["precision"], config["threads"]
         )
         dataset, selected = without_selection(config["dataset"])
-        data = one_first(
+        data = local_main_first(
             build,
             datasets,
             dataset,
@@ -76,7 +78,7 @@ class Run:
         )
         self.task_loss, self.metric = (
             get_task_loss(config["task"], config["task_loss"], data.task),
-            METRICS[data.task],
+            METRIC_OF_TASK[data.task],
         )
         counts = {"num_samples": len(data.train), "num_outputs": data.num_outputs}
         self.noise = noise.inject(
@@ -139,7 +141,7 @@ class Run:
         directory.begin(
             data,
             self.noise,
-            self.metric.__name__,
+            self.metric,
             self.epochs,
             self.selection,
             self.loaders.unreadable,
@@ -160,7 +162,7 @@ def train(run: Run, stop: StopRequest) -> int:
     asks to stop.
     """
     run.epoch, run.step = run.checkpoint.load() or (0, 0)  # what to train on next
-    run.forward = parallel(run.model, run.device, run.config["compile"])
+    run.forward = data_parallel(run.model, run.device, run.config["compile"])
     while run.epoch < run.epochs:
         train_epoch(run, stop)
         if run.step == len(run.loaders.train):
@@ -198,7 +200,7 @@ def train_epoch(run: Run, stop: StopRequest):
     run.objective.set_epoch(run.epoch)
     run.loaders.set_epoch(run.epoch, run.step)
     if run.step == 0:
-        seed_everything(run.config["seed"], run.epoch, *own_seed())
+        seed_everything(run.config["seed"], run.epoch, *rank_seed())
     run.record.start(run.step, lr=run.optimizer.param_groups[0]["lr"])
     bar = run.directory.progress(run.loaders.train, run.epoch, run.step)
     for batch in bar:
@@ -235,17 +237,17 @@ def end_epoch(run: Run):
 def main(arguments: list[str]) -> int:
     run = None
     try:
-        with processes(), StopRequest() as stop:
-            with together():
+        with process_group(), StopRequest() as stop:
+            with fail_together():
                 config = parse(arguments, __doc__, PACKAGES)
             with RunDirectory(config) as directory:
                 if directory.finished:
                     return 0
-                with together():
+                with fail_together():
                     run = Run(config, directory)
                 return train(run, stop)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if run and isinstance(error, ValueError):
+    except (UserError, OSError, FloatingPointError) as error:
+        if run and isinstance(error, UserError):
             raise  # not something the user asked for: show where
         print(f"error: {error}", file=sys.stderr)
         return 1 if run else 2

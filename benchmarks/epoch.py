@@ -24,8 +24,8 @@ import main
 from benchmarks.throughput import circumstances, seconds_of, synthetic
 from utils.checkpoint import StopRequest
 from utils.config import load
-from utils.distributed import parallel
-from utils.metrics import predict
+from utils.distributed import data_parallel
+from utils.evaluation import predict
 from utils.record import RunDirectory
 
 
@@ -110,7 +110,7 @@ if __name__ == "__main__":
         setattr(datasets, name, synthetic(name, arguments.train))
         config["dataset"] = {"name": name}
         run = main.Run(config, RunDirectory(config))
-        run.epoch, run.forward = 0, parallel(run.model, run.device, config["compile"])
+        run.epoch, run.forward = 0, data_parallel(run.model, run.device, config["compile"])
         rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][
             1:
         ]  # the first warms up

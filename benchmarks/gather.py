@@ -22,14 +22,22 @@ import losses
 import models
 from losses.task import cross_entropy
 from utils.checkpoint import StopRequest
-from utils.distributed import everyone, gather, parallel, processes, rank, share, world_size
+from utils.distributed import (
+    barrier,
+    data_parallel,
+    gather,
+    process_group,
+    rank,
+    rank_slice,
+    world_size,
+)
 
 
 def milliseconds(function, times: int) -> float:
     """Median duration of a call; all processes begin each together."""
     measured = []
     for _ in range(times):
-        everyone(None)
+        barrier()
         began = time.perf_counter()
         function()
         measured.append(1000 * (time.perf_counter() - began))
@@ -39,10 +47,10 @@ def milliseconds(function, times: int) -> float:
 def measure(name: str, num_samples: int, batch_size: int, steps: int) -> dict:
     """One row of the table."""
     torch.manual_seed(0)
-    model = parallel(getattr(models, name)(10), torch.device("cpu"))
+    model = data_parallel(getattr(models, name)(10), torch.device("cpu"))
     optimizer, stop = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), StopRequest()
     alone, together = (losses.DiscrimLoss(cross_entropy, num_samples) for _ in range(2))
-    own = share(slice(0, batch_size))
+    own = rank_slice(slice(0, batch_size))
     images, target = torch.randn(batch_size, 3, 32, 32)[own], (torch.arange(batch_size) % 10)[own]
     index = torch.randperm(num_samples)[:batch_size][own]
     output = torch.randn(len(target), 10, requires_grad=True)
@@ -95,7 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with processes():
+    with process_group():
         rows = [
             {"round": number} | measure(name, num_samples, options.batch_size, options.steps)
             for number in range(options.rounds)

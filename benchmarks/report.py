@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from utils.config import DEFAULTS, merge
-from utils.statistics import by_rule
+from utils.epoch_rules import apply_rules
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
@@ -75,7 +75,7 @@ def make_run(
             {
                 "finished": True,
                 "metric": "mae" if numbers else "accuracy",
-                "test": by_rule(values, validation, not numbers),
+                "test": apply_rules(values, validation, not numbers),
                 "at_the_same_epochs": {},
                 "noise": {
                     "kind": config["noise"]["kind"],

@@ -46,7 +46,7 @@ from losses.task import cross_entropy
 from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.device import choose_device, device_name
-from utils.distributed import parallel
+from utils.distributed import data_parallel
 from utils.record import RunDirectory, commit
 
 # channels, height = width, classes
@@ -304,7 +304,7 @@ if __name__ == "__main__":
         )
         run = main.Run(config, RunDirectory(config))
         run.epoch, run.step = 0, 0
-        run.forward = parallel(run.model, run.device, config["compile"])
+        run.forward = data_parallel(run.model, run.device, config["compile"])
         _, autocast = choose_device(
             config["device"], arguments.usual_precision or config["precision"], config["threads"]
         )

@@ -8,6 +8,8 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from utils.errors import UserError
+
 
 class Batch(NamedTuple):
     """What the loop sees.
@@ -143,14 +145,14 @@ def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
     Raises ValueError where a class is too small for it.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"test_fraction must lie in (0, 1), got {fraction}")
+        raise UserError(f"test_fraction must lie in (0, 1), got {fraction}")
     strata = None if targets.is_floating_point() else targets
     try:
         train, test = train_test_split(
             range(len(targets)), test_size=fraction, stratify=strata, random_state=0
         )
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"a test part of {fraction} cannot be split off class by class: {error}"
         ) from None
     return sorted(train), sorted(test)
@@ -164,7 +166,7 @@ def cache_folder(data_root: str, wanted: bool) -> Path | None:
 def check_files(image_size: int, num_workers: int, crop_scale: float):
     """Raise ValueError for arguments that no dataset of image files can have."""
     if image_size < 8 or num_workers < 0 or not 0 < crop_scale <= 1:
-        raise ValueError(
+        raise UserError(
             f"image_size must be at least 8, num_workers at least 0 and crop_scale in (0, 1], got "
             f"{image_size}, "
             f"{num_workers} and {crop_scale}"

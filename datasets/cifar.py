@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from datasets.base import Dataset, Split, from_torchvision
+from utils.errors import UserError
 
 
 def cifar10(
@@ -40,7 +41,7 @@ def cifar100(
 
 def _cifar(name, data_root, augment, padding_mode, mean, std):
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(
+        raise UserError(
             f"mean and std must be three numbers each, std greater than 0, got {mean} and {std}"
         )
     import torchvision  # torchvision takes seconds to import: only where it is used

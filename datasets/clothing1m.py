@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from datasets.base import Dataset, Split, check_files
+from utils.errors import UserError
 
 CLASSES = [
     "T-Shirt",
@@ -91,7 +92,7 @@ def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:
             taken[labels[row]] += 1
             rows.append(row)
     if min(taken) < per_class:
-        raise ValueError(
+        raise UserError(
             f"per_class={per_class}, but {CLASSES[taken.index(min(taken))]} has only {min(taken)} images: lower "
             f"dataset.per_class"
         )
@@ -110,7 +111,7 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
     for number, (path, *label) in enumerate(lines, start=1):
         label = label[0] if label else by_path.get(path)
         if label is None or not label.isdecimal() or int(label) >= len(CLASSES):
-            raise ValueError(
+            raise UserError(
                 f"{lists / keys}, line {number}: {path} has no label from 0 to 13, here or in {labels}; got "
                 f"{label}"
             )
@@ -131,5 +132,5 @@ def _lines(path):
         )
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path} is empty")
+        raise UserError(f"{path} is empty")
     return lines

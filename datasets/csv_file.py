@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from utils.errors import UserError
 
 
 def csv(
@@ -59,7 +60,7 @@ def csv(
     number = {name: position for position, name in enumerate(classes)}
     strange = [] if test is None or not classes else sorted(set(test.label) - names)
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
         )
 
@@ -71,7 +72,7 @@ def csv(
         )
         if not numbers.isfinite().all():
             row = int((~numbers.isfinite()).nonzero()[0])
-            raise ValueError(
+            raise UserError(
                 f"{source} must have numbers as labels for dataset.task=regression, got {column.iloc[row]!r} in "
                 f"line {row + 2}"
             )
@@ -121,18 +122,18 @@ def read(key: str, file: str, root: Path) -> pd.DataFrame:
             file, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig"
         )
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read as CSV ({error})") from None
+        raise UserError(f"{file} cannot be read as CSV ({error})") from None
     for column in ("path", "label"):
         if column not in table:
-            raise ValueError(f"{file} has no column {column!r}; it has {', '.join(table.columns)}")
+            raise UserError(f"{file} has no column {column!r}; it has {', '.join(table.columns)}")
     for column in set(table.columns) & {"path", "label", "true_label"}:
         empty = table.index[table[column] == ""]
         if len(empty):
-            raise ValueError(
+            raise UserError(
                 f"{file} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)"
             )
     if table.empty:
-        raise ValueError(f"{file} lists no images")
+        raise UserError(f"{file} lists no images")
     table["path"] = [str(root / path) for path in table.path]
     missing = [path for path in table.path if not Path(path).is_file()]
     if missing:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from utils.errors import UserError
 
 
 def folder(
@@ -65,7 +66,7 @@ def folder(
         ]
     elif train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
+        raise UserError(
             f"train/ and test/ must hold the same class folders; only in one of them: "
             f"{', '.join(differing)}"
         )

@@ -22,7 +22,14 @@ from datasets.base import Batch, Dataset, Split
 from datasets.images import Decoded, decode, decode_all, pack
 from datasets.noise import Noise
 from datasets.selection import Selection
-from utils.distributed import everyone, one_first, several, share, world_size
+from utils.distributed import (
+    all_gather_objects,
+    is_distributed,
+    local_main_first,
+    rank_slice,
+    world_size,
+)
+from utils.errors import UserError
 from utils.seed import derive
 
 EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
@@ -67,7 +74,7 @@ def several_views(
     Raises ValueError where the rows do not fill a batch.
     """
     if len(rows) < batch_size:
-        raise ValueError(
+        raise UserError(
             f"the selection leaves {len(rows)} samples unlabelled, fewer than a batch of {batch_size}: lower "
             f"batch_size, or keep fewer"
         )
@@ -156,7 +163,7 @@ class MemoryLoader:
         return self.order[self.parts[batch]].tolist()
 
     def __iter__(self):
-        for part in map(share, self.parts[self.first_batch :]):
+        for part in map(rank_slice, self.parts[self.first_batch :]):
             index = self.order[part]
             if self.top_left is None and self.mirrored is None:
                 inputs = self.inputs.index_select(0, index)
@@ -288,7 +295,9 @@ class FileLoader:
         return [row for row, _ in self.batches[batch]]
 
     def __iter__(self):
-        shares = [batch[share(slice(0, len(batch)))] for batch in self.batches[self.first_batch :]]
+        shares = [
+            batch[rank_slice(slice(0, len(batch)))] for batch in self.batches[self.first_batch :]
+        ]
         loader = DataLoader(
             self.files,
             batch_sampler=shares,
@@ -302,7 +311,7 @@ class FileLoader:
         for images, index, failed in loader:
             if failed:
                 self._note(failed)
-            if len(index) == 0 and not several():
+            if len(index) == 0 and not is_distributed():
                 raise OSError(
                     f"no image of a whole batch can be read: {', '.join(self.files.paths[row] for row, _ in failed)}"
                 )
@@ -323,7 +332,7 @@ class FileLoader:
                 )
             self.unreadable[path] = reason
             self.missing.add(row)
-        if not several():  # else where they meet
+        if not is_distributed():  # else where they meet
             self.check()
 
     def check(self):
@@ -493,10 +502,10 @@ class Loaders:
 
         Raises OSError in all where they are too many.
         """
-        for theirs in everyone(self.unreadable):
+        for theirs in all_gather_objects(self.unreadable):
             self.unreadable.update(theirs)
         for loader in self.of_files:
-            loader.missing = set().union(*everyone(loader.missing))
+            loader.missing = set().union(*all_gather_objects(loader.missing))
             loader.check()
 
 
@@ -526,7 +535,7 @@ def hold_out(noise: Noise, *, fraction: float, clean: bool = False, seed: int) -
     if not fraction:
         return Parts(rows, rows[:0], labels)
     if clean and noise.corrupted is None:
-        raise ValueError(
+        raise UserError(
             "validation.clean=true needs true labels, and those of this dataset are not known"
         )
     try:
@@ -534,7 +543,7 @@ def hold_out(noise: Noise, *, fraction: float, clean: bool = False, seed: int) -
             *train_test_split(rows, test_size=fraction, random_state=seed, stratify=strata), labels
         )
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"validation.fraction={fraction} cannot be held out by class: {error}"
         ) from None
 
@@ -573,7 +582,7 @@ def make_loaders(
             chunk_steps; batches that several processes cannot share.
     """
     if batch_size % world_size():
-        raise ValueError(
+        raise UserError(
             f"batch_size={batch_size} is that of all {world_size()} processes together, and cannot be divided "
             f"among them: make it a multiple of their number"
         )
@@ -584,7 +593,7 @@ def make_loaders(
 
     def files(paths):
         if dataset.cache:
-            return one_first(pack, paths, shorter_side(dataset.image_size), dataset.cache)
+            return local_main_first(pack, paths, shorter_side(dataset.image_size), dataset.cache)
         return decode_all(paths, dataset.memory_limit)
 
     if in_memory:
@@ -638,19 +647,19 @@ def make_loaders(
     plain_size = EVALUATION_BATCH if in_memory and dataset.is_images else batch_size
     chosen = rows if selection is None else torch.from_numpy(selection.index)
     if num_views and chunk_steps:
-        raise ValueError(
+        raise UserError(
             "this loss draws as many batches as it wants, so there is no pass to divide: set chunk_steps=null"
         )
     if num_views == 0:
         last = batch_slices(len(chosen), batch_size)[-1]
         if last.stop - last.start < world_size():
-            raise ValueError(
+            raise UserError(
                 f"the last batch of an epoch has {last.stop - last.start} samples, fewer than the {world_size()} "
                 f"processes: use fewer processes or another batch_size"
             )
         train = loader(images, given, chosen, shuffled(chosen), augment=True)
     elif selection is None:
-        raise ValueError(
+        raise UserError(
             "this loss needs unlabelled samples, those that a selection leaves out: set "
             "dataset.selection.history=<run>/losses.npy"
         )

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 from utils.build import unknown
-from utils.statistics import wrong_labels
+from utils.detection import wrong_labels
+from utils.errors import UserError
 
 # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat
 # <-> dog; and, for digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
@@ -150,7 +151,7 @@ def structured(labels: np.ndarray, fraction: float, seed: int, num_classes: int)
     Each sample with probability r moves along CIFAR10_MAP, if its class is in it. Ten classes only.
     """
     if num_classes != 10:
-        raise ValueError(
+        raise UserError(
             f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has {num_classes}. "
             f"Use pair or symmetric"
         )
@@ -169,7 +170,7 @@ def asymmetric(
     circle = {group[i]: group[(i + 1) % 5] for group in CIFAR100_SUPERCLASSES for i in range(5)}
     maps = {"cifar10": CIFAR10_MAP, "mnist": DIGIT_MAP, "digits": DIGIT_MAP, "cifar100": circle}
     if dataset not in maps:
-        raise ValueError(
+        raise UserError(
             f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for {dataset}. "
             f"Use pair or symmetric"
         )
@@ -260,9 +261,9 @@ def inject(
     """
     clean = labels.numpy().astype(np.int64 if num_classes else np.float32)
     if not 0 <= fraction <= 1:
-        raise ValueError(f"noise.fraction must lie in [0, 1], got {fraction}")
+        raise UserError(f"noise.fraction must lie in [0, 1], got {fraction}")
     if num_classes == 0 and kind.split(":")[0] not in [name.split(":")[0] for name in FOR_NUMBERS]:
-        raise ValueError(
+        raise UserError(
             f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
             f"{', '.join(FOR_NUMBERS)}"
         )
@@ -273,12 +274,12 @@ def inject(
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
     elif kind in KINDS and true is not None:
-        raise ValueError(
+        raise UserError(
             f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
             f"known: set noise.kind=none"
         )
     elif kind == "permute" and dataset == "digitsum":
-        raise ValueError(
+        raise UserError(
             "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: use "
             "label_permutation"
         )
@@ -288,7 +289,7 @@ def inject(
         and clean.min() < clean.max()
         and (np.diff(clean) >= 0).all()
     ):
-        raise ValueError(
+        raise UserError(
             "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: use symmetric"
         )
     elif kind in KINDS:
@@ -300,7 +301,7 @@ def inject(
             **({"dataset": dataset} if kind == "asymmetric" else {}),
         )
     else:
-        raise ValueError(unknown("noise.kind", kind, KIND_NAMES))
+        raise UserError(unknown("noise.kind", kind, KIND_NAMES))
     known = trusted or kind in KINDS or true is not None
     true = (
         np.full_like(clean, -1 if num_classes else np.nan)
@@ -341,7 +342,7 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
             ):  # allow_pickle is off: labels cannot run code
                 columns = dict(arrays)
         except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
-            raise ValueError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
+            raise UserError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     elif path.endswith(".csv"):
         try:
             with open(
@@ -350,29 +351,29 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
                 reader = csv.DictReader(file, skipinitialspace=True)
                 names, rows = reader.fieldnames or (), list(reader)
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path} cannot be read as .csv ({error})") from None
+            raise UserError(f"{path} cannot be read as .csv ({error})") from None
         columns = {name: np.array([row[name] for row in rows]) for name in names}
     else:
-        raise ValueError(f"labels are read from .npz or .csv, got {path}")
+        raise UserError(f"labels are read from .npz or .csv, got {path}")
     if key not in columns:
-        raise ValueError(
+        raise UserError(
             f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>"
         )
     given = (_whole_numbers if num_classes else _numbers)(columns[key], f"{path}, {key}")
     if given.shape != (num_samples,):
-        raise ValueError(
+        raise UserError(
             f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}"
         )
     if num_classes and (given.min() < 0 or given.max() >= num_classes):
         bad = np.flatnonzero((given < 0) | (given >= num_classes))
-        raise ValueError(
+        raise UserError(
             f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
             f"({len(bad)} such)"
         )
     if path.endswith(".csv") and "index" in columns:
         index = _whole_numbers(columns["index"], f"{path}, index")
         if not np.array_equal(np.sort(index), np.arange(num_samples)):
-            raise ValueError(
+            raise UserError(
                 f"column index of {path} must hold each position in [0, {num_samples}) once"
             )
         given = given[np.argsort(index)]
@@ -390,7 +391,7 @@ def human(
     same order.
     """
     if dataset not in ("cifar10", "cifar100"):
-        raise ValueError(
+        raise UserError(
             f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}"
         )
     path = Path(data_root) / f"CIFAR-{num_classes}_human.pt"
@@ -404,7 +405,7 @@ def human(
     try:
         columns = _read_release(path)
     except Exception as error:  # of pickle, zip or torch, as the damage may be
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as plain NumPy arrays: is it the file of the release?"
         ) from error
     names = {
@@ -412,13 +413,13 @@ def human(
     }  # without coarse labels
     names |= {short: key for short, key in CIFAR_N.items() if key in columns}
     if name not in names:
-        raise ValueError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
+        raise UserError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
-        raise ValueError(
+        raise UserError(
             f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order"
         )
     if np.shape(columns[names[name]]) != clean.shape:
-        raise ValueError(
+        raise UserError(
             f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[names[name]]))}"
         )
     return np.asarray(columns[names[name]]).astype(np.int64)
@@ -448,9 +449,9 @@ def _numbers(column, what, kind="numbers"):
     try:
         numbers = column.astype(np.float64)
     except ValueError:
-        raise ValueError(f"{what} must hold {kind}") from None
+        raise UserError(f"{what} must hold {kind}") from None
     if not np.isfinite(numbers).all():
-        raise ValueError(f"{what} must hold {kind}")
+        raise UserError(f"{what} must hold {kind}")
     return numbers.astype(np.float32)
 
 
@@ -458,5 +459,5 @@ def _whole_numbers(column, what):
     _numbers(column, what, "whole numbers")
     numbers = column.astype(np.float64)
     if (numbers != np.floor(numbers)).any():
-        raise ValueError(f"{what} must hold whole numbers")
+        raise UserError(f"{what} must hold whole numbers")
     return numbers.astype(np.int64)

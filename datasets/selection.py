@@ -27,7 +27,8 @@ import pandas as pd
 import yaml
 
 from datasets.noise import CIFAR10_MAP, Noise
-from utils.metrics import flag
+from utils.detection import flag
+from utils.errors import UserError
 from utils.plots import draw_selection
 
 KAPPA = -math.log(0.7)
@@ -61,9 +62,9 @@ def kept_proportion(noise_rate: float, beta: float = 0.2) -> float:
         ValueError: noise_rate outside [0, 1), beta outside [0, 1).
     """
     if not 0 <= noise_rate < 1:
-        raise ValueError(f"the noise rate must lie in [0, 1), got {noise_rate}")
+        raise UserError(f"the noise rate must lie in [0, 1), got {noise_rate}")
     if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), got {beta}")
+        raise UserError(f"beta must lie in [0, 1), got {beta}")
     return max(1 - (1 + beta) * noise_rate, (1 - beta) * (1 - noise_rate))
 
 
@@ -99,7 +100,7 @@ def num_kept(
     number = _fraction if exact else float
     beta = number(beta)
     if gamma_index not in (0, 1, 2):
-        raise ValueError(f"gamma_index must be 0, 1 or 2, got {gamma_index}")
+        raise UserError(f"gamma_index must be 0, 1 or 2, got {gamma_index}")
     if np.ndim(noise_rate) == 0:
         kept_proportion(noise_rate)  # its range
         rate = number(noise_rate)
@@ -107,7 +108,7 @@ def num_kept(
             wrong = rate * (1 - number(1) / num_classes) if kind in INCLUSIVE else rate
             return _no_class_empty([int(size * kept_proportion(wrong, beta)) for size in sizes])
         if kind != "structured" or num_classes != 10:
-            raise ValueError(
+            raise UserError(
                 f"what part of each label noise of kind {kind!r} makes wrong among {num_classes} classes is not "
                 f"known from its rate: give a rate per class, [C]"
             )
@@ -119,7 +120,7 @@ def num_kept(
     else:
         rates = [number(rate) for rate in noise_rate]
         if len(rates) != num_classes:
-            raise ValueError(
+            raise UserError(
                 f"noise_rate must be one number or one for each of the {num_classes} classes, got {len(rates)}"
             )
     clean = [size * kept_proportion(rate, beta) for size, rate in zip(sizes, rates, strict=True)]
@@ -150,21 +151,21 @@ def select(
     """
     mean_losses, targets = np.asarray(mean_losses, dtype=np.float64), np.asarray(targets)
     if mean_losses.ndim != 1 or mean_losses.shape != targets.shape:
-        raise ValueError(
+        raise UserError(
             f"mean_losses and targets must be [N] both, got {list(mean_losses.shape)} and {list(targets.shape)}"
         )
     if not np.isfinite(mean_losses).all():
-        raise ValueError(
+        raise UserError(
             f"{(~np.isfinite(mean_losses)).sum()} of {len(mean_losses)} losses are not finite"
         )
     if kappa < 0:
-        raise ValueError(f"kappa must be at least 0, got {kappa}")
+        raise UserError(f"kappa must be at least 0, got {kappa}")
     order = np.argsort(mean_losses, kind="stable")
     index, weight = [], []
     for label, count in enumerate(num_kept):
         members = order[targets[order] == label]
         if min(len(members), count) < 1:
-            raise ValueError(
+            raise UserError(
                 f"class {label} is left empty: {len(members)} samples have this label, {count} are to be kept"
             )
         low, high = mean_losses[members[0]], mean_losses[members[-1]]
@@ -188,7 +189,7 @@ def rank_losses(history: np.ndarray, criterion: str) -> np.ndarray:
     """
     name, _, number = criterion.partition(":")
     if criterion != "mean" and (name not in ("mean", "epoch") or not number.isdecimal()):
-        raise ValueError(f"criterion must be mean, mean:<k> or epoch:<e>, got {criterion!r}")
+        raise UserError(f"criterion must be mean, mean:<k> or epoch:<e>, got {criterion!r}")
     total = len(history)
     epochs = (
         slice(int(number), int(number) + 1)
@@ -196,7 +197,7 @@ def rank_losses(history: np.ndarray, criterion: str) -> np.ndarray:
         else slice(0, int(number) if number else total)
     )
     if not 0 <= epochs.start < epochs.stop <= total:
-        raise ValueError(
+        raise UserError(
             f"criterion {criterion} asks for epochs that are not among the {total} recorded ones"
         )
     return np.mean(history[epochs], axis=0, dtype=np.float64)
@@ -245,7 +246,7 @@ def make_selection(
         rows = rows[~never]
     ranked, groups = losses[rows], noise.groups[rows]
     if not np.isfinite(ranked).all():
-        raise ValueError(
+        raise UserError(
             f"{history} lacks epochs that criterion {criterion} asks for, of some samples or of all: has the run "
             f"that records it finished, and with this validation split? Run its command again, or use mean:<k>"
         )
@@ -304,11 +305,11 @@ def how_many(
     options = {"beta": beta, "gamma_index": gamma_index, "counts": counts}
     if keep_fraction is not None:
         if noise_rate is not None:
-            raise ValueError(
+            raise UserError(
                 "keep_fraction says how many are kept, and so does noise_rate: give one of them"
             )
         if not 0 < keep_fraction <= 1:
-            raise ValueError(f"keep_fraction must lie in (0, 1], got {keep_fraction}")
+            raise UserError(f"keep_fraction must lie in (0, 1], got {keep_fraction}")
         return (
             _no_class_empty([int(_fraction(keep_fraction) * int(size)) for size in given_sizes]),
             None,
@@ -322,7 +323,7 @@ def how_many(
             "estimated" if noise_rate == "estimate" else "given",
         )
     if noise.corrupted is None:
-        raise ValueError(
+        raise UserError(
             "noise_rate=null means that of the injected noise, and here the true labels are not known: set "
             'dataset.selection.noise_rate to a number or to "estimate", or set dataset.selection.keep_fraction'
         )
@@ -409,7 +410,7 @@ def read_noise(directory: Path) -> Noise:
                 noise["fraction"],
             )
     except Exception as error:  # of NumPy, zipfile or zlib, as the damage may be
-        raise ValueError(f"{directory}/noise.npz cannot be read ({error})") from None
+        raise UserError(f"{directory}/noise.npz cannot be read ({error})") from None
 
 
 def read_history(path: str | None, noise: Noise, rows: np.ndarray | None = None) -> np.ndarray:
@@ -427,15 +428,15 @@ def read_history(path: str | None, noise: Noise, rows: np.ndarray | None = None)
     try:
         history = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error})") from None
     if history.ndim != 2 or history.dtype.kind != "f" or len(history) == 0:
-        raise ValueError(
+        raise UserError(
             f"{path} must hold losses [E, N], got {history.dtype} {list(history.shape)}"
         )
     if history.shape[1] != len(noise.given) or recorded.sha256 != noise.sha256:
         config = yaml.safe_load((directory / "config.yaml").read_text())
         theirs = config["noise"]
-        raise ValueError(
+        raise UserError(
             f"{path} was recorded with other labels: dataset {config['dataset']['name']}, {history.shape[1]} "
             f"samples, noise {theirs['kind']} {theirs['fraction']}, noise.seed {theirs['seed']}; this run has "
             f"{len(noise.given)} samples, noise {noise.kind} {noise.fraction}. Use the same dataset, noise and "
@@ -443,7 +444,7 @@ def read_history(path: str | None, noise: Noise, rows: np.ndarray | None = None)
         )
     others = [] if rows is None else np.setdiff1d(np.arange(history.shape[1]), rows)
     if np.isfinite(history[0, others]).any():
-        raise ValueError(
+        raise UserError(
             f"{path} was recorded with another validation split: use the same validation.fraction, "
             f"validation.clean and noise.seed in both runs"
         )
@@ -458,7 +459,7 @@ def _fraction(number):
 def _no_class_empty(counts):
     empty = [label for label, count in enumerate(counts) if count < 1]
     if empty:
-        raise ValueError(
+        raise UserError(
             f"nothing would be kept of class {', '.join(map(str, empty[:10]))}: keep more, or merge small classes"
         )
     return np.asarray(counts, dtype=np.int64)
@@ -510,9 +511,9 @@ def main(arguments: list[str]) -> int:
         mean_loss = rank_losses(history, "mean")
         rows = np.flatnonzero(np.isfinite(history[0]))
         if not len(rows) or not np.isfinite(history[-1, rows]).all():
-            raise ValueError(f"{path} is not complete: run the command that records it again")
+            raise UserError(f"{path} is not complete: run the command that records it again")
         if noise.corrupted is None:
-            raise ValueError(
+            raise UserError(
                 f"the true labels of {options.run} are not known, so there is nothing to compare a selection with"
             )
         if chosen:  # as many of each label as that run has selected

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.base import Dataset, Split, split_off
+from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
 
 
@@ -46,9 +47,9 @@ def text(
             does not have; arguments out of range; transformers is not installed.
     """
     if max_length < 3:
-        raise ValueError(f"max_length must be at least 3, got {max_length}")
+        raise UserError(f"max_length must be at least 3, got {max_length}")
     if encoder is None:
-        raise ValueError(
+        raise UserError(
             "texts are read by the tokenizer of an encoder: set model.path, or, with features, "
             "dataset.encoder"
         )
@@ -59,7 +60,7 @@ def text(
     number = {name: position for position, name in enumerate(classes)}
     strange = [] if test is None else sorted(set(test[label_column]) - set(classes))
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
         )
     given = torch.tensor(table[label_column].map(number).to_numpy())
@@ -106,21 +107,21 @@ def read(
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error})") from None
+        raise UserError(f"{path} cannot be read as CSV ({error})") from None
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in table:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no column {column!r}; set dataset.{name} to one of "
                 f"{', '.join(table.columns)}"
             )
     for column in {text_column, label_column, true_column} & set(table.columns):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise ValueError(
+            raise UserError(
                 f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)"
             )
     if table.empty:
-        raise ValueError(f"{path} lists no texts")
+        raise UserError(f"{path} lists no texts")
     return table
 
 
@@ -132,7 +133,7 @@ def tokenize(
     """
     tokenizer = load_pretrained("AutoTokenizer", encoder)
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"{encoder} has no padding token, by which a text's end is known")
+        raise UserError(f"{encoder} has no padding token, by which a text's end is known")
     parts = []
     for start in range(
         0, len(first), 10_000

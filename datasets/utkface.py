@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, check_files
+from utils.errors import UserError
 
 
 def utkface(
@@ -43,7 +44,7 @@ def utkface(
     """
     check_files(image_size, num_workers, crop_scale)
     if not 0 < test_fraction < 1 or memory_limit < 0:
-        raise ValueError(
+        raise UserError(
             f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got {test_fraction} "
             f"and "
             f"{memory_limit}"
@@ -61,7 +62,7 @@ def utkface(
             f"UTKFace/>"
         )
     if len({path.name for path in named}) < len(named):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds files of the same name in different folders, copies that would be "
             f"trained and tested "
             f"on: leave one of each"

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files
+from utils.errors import UserError
 
 
 def webvision(
@@ -34,13 +35,13 @@ def webvision(
     """
     check_files(image_size, num_workers, crop_scale)
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        raise UserError(f"num_classes must be at least 2, got {num_classes}")
     folder = Path(data_root, "webvision")
     synsets = [
         line.split(maxsplit=1) for line in _read(folder / "info/synsets.txt") if line.strip()
     ][:num_classes]
     if len(synsets) < num_classes:
-        raise ValueError(
+        raise UserError(
             f"{folder}/info/synsets.txt names {len(synsets)} classes, fewer than "
             f"num_classes={num_classes}"
         )
@@ -75,14 +76,14 @@ def read(path: Path, folder: Path, num_classes: int) -> Split:
     for number, line in enumerate(_read(path), start=1):
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: a path and a label were expected, got {line!r}"
             )
         if int(label) < num_classes:
             paths.append(str(folder / name))
             targets.append(int(label))
     if len(set(targets)) < num_classes:
-        raise ValueError(
+        raise UserError(
             f"{path} has images of {len(set(targets))} of the first {num_classes} classes"
         )
     return Split(paths, torch.tensor(targets))

@@ -9,6 +9,7 @@ import torch
 
 from datasets.base import Dataset, Split
 from datasets.text import tokenize
+from utils.errors import UserError
 
 CONTEXT, QUESTION, FIRST_ENDING = 4, 5, 7  # columns of SWAG's format; the label is the last one
 
@@ -38,14 +39,14 @@ def wikihow(
             installed.
     """
     if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
+        raise UserError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if encoder is None:
-        raise ValueError("texts are read by the tokenizer of an encoder: set model.path")
+        raise UserError("texts are read by the tokenizer of an encoder: set model.path")
     train, test = (
         read(Path(data_root, "wikihow", task, name)) for name in ("train.csv", "val.csv")
     )
     if train.shape[1] != test.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"train.csv of {task} has {train.shape[1] - FIRST_ENDING - 1} endings, and val.csv "
             f"{test.shape[1] - FIRST_ENDING - 1}"
         )
@@ -77,10 +78,10 @@ def read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error})") from None
+        raise UserError(f"{path} cannot be read as CSV ({error})") from None
     endings = table.shape[1] - FIRST_ENDING - 1
     if endings < 2 or table.empty:
-        raise ValueError(
+        raise UserError(
             f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in {QUESTION}, endings "
             f"from {FIRST_ENDING} on and the label in the last; got {', '.join(table.columns)}"
         )
@@ -88,7 +89,7 @@ def read(path: Path) -> pd.DataFrame:
     table, endings = table.drop(columns=unused), endings - len(unused)
     strange = ~table.iloc[:, -1].isin([str(number) for number in range(endings)])
     if strange.any():
-        raise ValueError(
+        raise UserError(
             f"{path}: the label in line {strange.argmax() + 2} must be the number of one of {endings} endings, "
             f"got {table.iloc[strange.argmax(), -1]!r}"
         )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from losses.task import cross_entropy
 from utils.distributed import gather
+from utils.errors import UserError
 
 
 class SampleLoss(nn.Module):
@@ -104,7 +105,7 @@ def check_classification(name: str, task_loss: Callable):
     loss.
     """
     if task_loss is not cross_entropy:
-        raise ValueError(
+        raise UserError(
             f"{name} works on class probabilities and needs task_loss cross_entropy, got "
             f"{getattr(task_loss, '__name__', task_loss)}; for regression use Plain, SuperLoss or DiscrimLoss"
         )
@@ -121,7 +122,7 @@ def check_index(index: Tensor, target: Tensor, num_samples: int):
             sample in silence.
     """
     if index.shape != target.shape:
-        raise ValueError(
+        raise UserError(
             f"index must hold one training-set position per target: {list(target.shape)}, got {list(index.shape)}"
         )
     if index.device.type == "cpu" and index.numel():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss, check_classification, check_index
 from losses.per_sample import PerSampleParameter
+from utils.errors import UserError
 
 
 class DataParameters(SampleLoss):
@@ -68,9 +69,9 @@ class DataParameters(SampleLoss):
         super().__init__(task_loss)
         check_classification("DataParameters", task_loss)
         if level not in ("instance", "class", "both"):
-            raise ValueError(f'level must be "instance", "class" or "both", got "{level}"')
+            raise UserError(f'level must be "instance", "class" or "both", got "{level}"')
         if instance_init <= 0 or class_init <= 0:
-            raise ValueError(
+            raise UserError(
                 f"a temperature must start above 0, got {instance_init} and {class_init}"
             )
         self.num_samples = num_samples

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss, check_index
 from losses.per_sample import PerSampleParameter
+from utils.errors import UserError
 
 
 class DiscrimLoss(SampleLoss):
@@ -99,19 +100,17 @@ class DiscrimLoss(SampleLoss):
         super().__init__(task_loss)
         for name, value in (("beta", beta), ("rho", rho)):
             if not 0 <= value < 1:
-                raise ValueError(
+                raise UserError(
                     f"{name} is the decay of a moving average and must lie in [0, 1), got {value}"
                 )
         if suppression_epochs < 0 or sigma_decay < 0:
-            raise ValueError(
+            raise UserError(
                 f"suppression_epochs and sigma_decay must be >= 0, got {suppression_epochs} and {sigma_decay}"
             )
         if isinstance(threshold, str) and threshold not in ("ema", "mean"):
-            raise ValueError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
+            raise UserError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
         if bias_correction not in ("epoch", "visits"):
-            raise ValueError(
-                f'bias_correction must be "epoch" or "visits", got "{bias_correction}"'
-            )
+            raise UserError(f'bias_correction must be "epoch" or "visits", got "{bias_correction}"')
         suppression_factor(suppression, 0, suppression_epochs)  # raises for an unknown shape
         self.num_samples = num_samples
         self.a, self.p, self.q, self.beta, self.rho = a, p, q, beta, rho
@@ -218,5 +217,5 @@ def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> flo
         "piecewise": lambda e, s: 0.2,
     }
     if shape not in shapes:
-        raise ValueError(f"suppression must be one of {', '.join(shapes)}, got {shape!r}")
+        raise UserError(f"suppression must be one of {', '.join(shapes)}, got {shape!r}")
     return shapes[shape](epoch, suppression_epochs) if epoch < suppression_epochs else 1.0

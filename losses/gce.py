@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from losses.base import SampleLoss, check_classification
+from utils.errors import UserError
 
 
 class GCE(SampleLoss):
@@ -35,7 +36,7 @@ class GCE(SampleLoss):
         super().__init__(task_loss)
         check_classification("GCE", task_loss)
         if not 0 < q <= 1:
-            raise ValueError(f"q must lie in (0, 1], got {q}")
+            raise UserError(f"q must lie in (0, 1], got {q}")
         self.q = q
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from losses.base import SampleLoss, check_classification
+from utils.errors import UserError
 
 
 class GradientRescaling(SampleLoss):
@@ -66,15 +67,15 @@ class GradientRescaling(SampleLoss):
         super().__init__(task_loss)
         check_classification("GradientRescaling", task_loss)
         if variant not in ("power", "exponential", "normal", "beta"):
-            raise ValueError(
+            raise UserError(
                 f'variant must be "power", "exponential", "normal" or "beta", got "{variant}"'
             )
         if normalise not in ("batch", "none"):
-            raise ValueError(f'normalise must be "batch" or "none", got "{normalise}"')
+            raise UserError(f'normalise must be "batch" or "none", got "{normalise}"')
         if lam < 0:
-            raise ValueError(f"lam must be >= 0, got {lam}")
+            raise UserError(f"lam must be >= 0, got {lam}")
         if variant == "beta" and min(beta, lam) < 1:
-            raise ValueError(
+            raise UserError(
                 f"the beta density is bounded only for beta >= 1 and lam >= 1, got {beta} and {lam}"
             )
         self.beta, self.lam, self.variant, self.normalise = beta, lam, variant, normalise

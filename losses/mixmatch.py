@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.base import Objective, check_classification
-from utils.distributed import from_first, gather, share
+from utils.distributed import broadcast, gather, rank_slice
+from utils.errors import UserError
 
 
 class MixMatch(Objective):
@@ -88,7 +89,7 @@ class MixMatch(Objective):
             ("parameter_decay", parameter_decay, 0 <= parameter_decay < 1),
         ):
             if not fits:
-                raise ValueError(f"{name}={value} is out of range")
+                raise UserError(f"{name}={value} is out of range")
         self.num_views, self.unlabelled = (
             num_views,
             {"num_views": num_views, "steps_per_epoch": steps_per_epoch},
@@ -107,7 +108,7 @@ class MixMatch(Objective):
             or batch.extra.shape[1:] != batch.input.shape
         ):
             got = None if batch.extra is None else list(batch.extra.shape)
-            raise ValueError(
+            raise UserError(
                 f"MixMatch needs {self.num_views} views of as many unlabelled samples in batch.extra: "
                 f"{[self.num_views, *batch.input.shape]}, got {got}"
             )
@@ -122,7 +123,7 @@ class MixMatch(Objective):
         inputs, targets = self.mix(inputs, targets)
 
         chunks = interleave(list(inputs.split(size)))
-        own = share(slice(0, size))
+        own = rank_slice(slice(0, size))
         labelled, *unlabelled = interleave(
             list(gather(*(model(chunk[own]).float() for chunk in chunks)))
         )
@@ -149,9 +150,9 @@ class MixMatch(Objective):
         part = torch.distributions.Beta(
             self.alpha, self.alpha
         ).sample()  # on the CPU: nothing waits for the device
-        part = float(from_first(part))
+        part = float(broadcast(part))
         part = max(part, 1 - part)
-        other = from_first(torch.randperm(len(inputs))).to(inputs.device, non_blocking=True)
+        other = broadcast(torch.randperm(len(inputs))).to(inputs.device, non_blocking=True)
         return part * inputs + (1 - part) * inputs[other], part * targets + (1 - part) * targets[
             other
         ]

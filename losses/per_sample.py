@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 
 class PerSampleParameter(nn.Module):
     """N learnable scalars with SGD, momentum and bounds built in; only the entries drawn in a batch
@@ -22,14 +24,14 @@ class PerSampleParameter(nn.Module):
     ):
         super().__init__()
         if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            raise UserError(f"num_samples must be at least 1, got {num_samples}")
         if lr < 0 or not 0 <= momentum < 1:
-            raise ValueError(
+            raise UserError(
                 f"a per-sample learning rate must be >= 0 and its momentum in [0, 1), got {lr} and "
                 f"{momentum}"
             )
         if low >= high:
-            raise ValueError(
+            raise UserError(
                 f"the lower bound of a per-sample parameter must be below the upper one, got {low} "
                 f">= {high}"
             )

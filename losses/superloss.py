@@ -12,6 +12,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss
 from losses.task import cross_entropy
+from utils.errors import UserError
 
 
 class SuperLoss(SampleLoss):
@@ -52,12 +53,12 @@ class SuperLoss(SampleLoss):
     ):
         super().__init__(task_loss)
         if lam <= 0:
-            raise ValueError(f"lam must be greater than 0, got {lam}")
+            raise UserError(f"lam must be greater than 0, got {lam}")
         if isinstance(tau, str) and tau != "ema":
-            raise ValueError(f'tau must be a number, "ema" or None, got "{tau}"')
+            raise UserError(f'tau must be a number, "ema" or None, got "{tau}"')
         if tau is None:
             if task_loss is not cross_entropy or not num_outputs or num_outputs < 2:
-                raise ValueError(
+                raise UserError(
                     'tau=None means ln(num_outputs) and needs a classification task; give a number or "ema"'
                 )
             tau = math.log(num_outputs)

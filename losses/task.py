@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.build import unknown
+from utils.errors import UserError
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -39,12 +40,12 @@ def get_task_loss(task: str, name: str, of_dataset: str) -> Callable[[Tensor, Te
     Raises ValueError where the task has none such, or the dataset is for another task.
     """
     if task != of_dataset:
-        raise ValueError(
+        raise UserError(
             f"task={task}, but the targets of this dataset are for {of_dataset}: set task={of_dataset} and "
             f"task_loss to one of {', '.join(TASK_LOSSES[of_dataset])}"
         )
     if name not in TASK_LOSSES[task]:
-        raise ValueError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
+        raise UserError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
     return TASK_LOSSES[task][name]
 
 
@@ -59,7 +60,7 @@ def _regression(output, target):
     ):  # [B, 1] against [B] would broadcast to [B, B] in silence
         output = output.squeeze(1)
     if output.shape != target.shape:
-        raise ValueError(
+        raise UserError(
             f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "
             f"got {list(output.shape)}"
         )

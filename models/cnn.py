@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from utils.errors import UserError
+
 
 def cnn(
     num_outputs: int, in_channels: int = 1, *, image_size: int = 8, width: int = 32
@@ -21,12 +23,12 @@ def cnn(
         ValueError: image_size < 2 (the pooling would leave nothing), or width < 1.
     """
     if image_size < 2:
-        raise ValueError(
+        raise UserError(
             f"cnn halves the image once, so image_size must be at least 2, got {image_size}; use "
             f"mlp instead"
         )
     if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+        raise UserError(f"width must be at least 1, got {width}")
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, padding=1),
         nn.ReLU(),

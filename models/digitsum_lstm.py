@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 
 def digitsum_lstm(
     num_outputs: int, *, hidden: int = 256, random_state: Literal["zeros", "authors"] = "zeros"
@@ -28,7 +30,7 @@ def digitsum_lstm(
     Raises ValueError where hidden is less than 1.
     """
     if hidden < 1:
-        raise ValueError(f"hidden must be at least 1, got {hidden}")
+        raise UserError(f"hidden must be at least 1, got {hidden}")
     return DigitSumLSTM(num_outputs, hidden, random_state)
 
 

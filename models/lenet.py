@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from utils.errors import UserError
+
 
 def lenet(num_outputs: int, in_channels: int = 1, *, image_size: int = 28) -> nn.Module:
     """Two 5x5 convolutions with max-pools, then three linear layers; ReLU between, torch's default
@@ -21,7 +23,7 @@ def lenet(num_outputs: int, in_channels: int = 1, *, image_size: int = 28) -> nn
         ValueError: image_size is not 28.
     """
     if image_size != 28:
-        raise ValueError(
+        raise UserError(
             f"lenet takes images of 28x28, got {image_size}x{image_size}; resize them, or use cnn "
             f"or mlp"
         )

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from utils.errors import UserError
+
 
 def mlp(
     num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None
@@ -24,11 +26,11 @@ def mlp(
     """
     hidden = [256, 256] if hidden is None else list(hidden)
     if any(units < 1 for units in hidden):
-        raise ValueError(
+        raise UserError(
             f"every hidden layer needs at least 1 unit, got hidden = {hidden}; [] is a linear model"
         )
     if in_channels * image_size < 1:
-        raise ValueError("mlp takes images or features, and the inputs of this dataset are neither")
+        raise UserError("mlp takes images or features, and the inputs of this dataset are neither")
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, units in pairwise([in_channels * image_size**2, *hidden]):
         layers += [nn.Linear(inputs, units), nn.ReLU()]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
 
 
@@ -39,14 +40,14 @@ def text_encoder(
     """
     encoder = load_pretrained("AutoModel", path).float()
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
-        raise ValueError(f"{path} has no pooler: use pooling mean or first")
+        raise UserError(f"{path} has no pooler: use pooling mean or first")
     if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
         encoder.pooler.requires_grad_(
             False
         )  # it is not used: there will be no gradient to wait for
     padding = load_pretrained("AutoTokenizer", path).pad_token_id
     if padding is None:
-        raise ValueError(f"{path} has no padding token, by which a text's end is known")
+        raise UserError(f"{path} has no padding token, by which a text's end is known")
     if dropout is None:
         dropout = getattr(encoder.config, "hidden_dropout_prob", 0.1)
     return TextEncoder(encoder, padding, 1 if choices else num_outputs, choices, pooling, dropout)

@@ -10,6 +10,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.errors import UserError
+
 
 def wide_resnet(
     num_outputs: int,
@@ -39,11 +41,11 @@ def wide_resnet(
         ValueError: a depth that is not 6n + 4 with n >= 1, width < 1, or dropout outside [0, 1].
     """
     if depth < 10 or depth % 6 != 4:
-        raise ValueError(
+        raise UserError(
             f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, 40, ...), got {depth}"
         )
     if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+        raise UserError(f"width must be at least 1, got {width}")
     model = pre_activation_net(
         partial(PreActBlock, dropout=dropout),
         num_outputs=num_outputs,

@@ -19,8 +19,8 @@ from utils import optimizers
 from utils.build import build
 from utils.checkpoint import StopRequest
 from utils.config import load
-from utils.metrics import TrainingRecord
 from utils.record import RunDirectory
+from utils.training_record import TrainingRecord
 
 ARGUMENTS = {"SuperLoss": {"tau": 0.5}, "GradientRescaling": {"beta": 2.0, "lam": 0.5}}
 SCORING = [name for name in losses.__all__ if issubclass(getattr(losses, name), SampleLoss)]
@@ -95,7 +95,7 @@ def test_the_docstring_says_how_many_bytes_a_sample_are_kept(name, arguments, sa
     sizes = [
         sum(state.nbytes for state in made(name, n, **arguments).buffers()) for n in (1000, 3000)
     ]
-    stated = re.search(said, getattr(losses, name).__doc__)
+    stated = re.search(said, " ".join(getattr(losses, name).__doc__.split()))
     assert sizes[1] - sizes[0] == 2000 * (int(stated[1]) if stated else 0)
 
 

@@ -14,7 +14,9 @@ import torch
 from datasets import digitsum
 from datasets.noise import inject
 from models import digitsum_lstm
-from utils.metrics import detection, further_metrics, mae
+from utils.detection import measure_detection
+from utils.evaluation import further_metrics
+from utils.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def test_rmse_and_r2_are_those_of_scikit_learn():
 
     generator = torch.Generator().manual_seed(0)
     target, output = torch.randn(40, generator=generator), torch.randn(40, 1, generator=generator)
-    measured = further_metrics(output, target, mae)
+    measured = further_metrics(output, target, METRICS["mae"])
     assert measured["rmse"] == pytest.approx(root_mean_squared_error(target, output[:, 0]))
     assert measured["r2"] == pytest.approx(r2_score(target, output[:, 0]))
 
@@ -195,7 +197,7 @@ def test_detection_of_changed_numbers():
         "predicted": predicted,
         "flagged": score > 4.5,
     }
-    found = detection(table)
+    found = measure_detection(table)
     assert (
         found["auroc"] == 0.5
         and found["large_change_auroc"] == 1
@@ -206,7 +208,7 @@ def test_detection_of_changed_numbers():
     )  # 20.6 is nearer to 21 than to 20; 58 is nearer to 60 than to 10
     assert found["flag_precision"] == 1 and found["flag_recall"] == 0.5
     table["true"] = np.full(6, np.nan, np.float32)
-    assert set(detection(table).values()) == {None}
+    assert set(measure_detection(table).values()) == {None}
 
 
 # Whole runs

@@ -91,7 +91,7 @@ def torchrun(runs, jobs):
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, f"{done.stderr[:6000]}\n[...]\n{done.stderr[-3000:]}"
     return json.loads(listed.with_suffix(".codes").read_text()), done.stderr
 
 

@@ -10,16 +10,10 @@ import torch
 
 from datasets.base import Batch
 from losses.task import cross_entropy, mse
-from utils.metrics import (
-    TrainingRecord,
-    accuracy,
-    detection,
-    easy_hard_incorrect,
-    flag,
-    mae,
-    prediction_table,
-    sample_table,
-)
+from utils.detection import easy_hard_incorrect, flag, measure_detection, sample_table, top_half
+from utils.evaluation import prediction_table
+from utils.metrics import METRICS, accuracy, mae
+from utils.training_record import TrainingRecord
 
 DETECTION = (
     "auroc",
@@ -79,7 +73,7 @@ def table():
 
 
 def test_detection_of_incorrect_labels(table):
-    assert detection(table) == pytest.approx(
+    assert measure_detection(table) == pytest.approx(
         {
             "auroc": 12 / 15,  # of the pairs, incorrect above correct: 4 + 3 + 5
             "average_precision": (1 / 1 + 2 / 3 + 3 / 5)
@@ -93,21 +87,25 @@ def test_detection_of_incorrect_labels(table):
 
 
 def test_detection_with_nothing_flagged_or_nothing_to_tell_apart_in_the_top_half(table):
-    found = detection(table | {"flagged": rows()})
+    found = measure_detection(table | {"flagged": rows()})
     assert (found["flag_precision"], found["flag_recall"]) == (0, 0)
-    found = detection(table | {"loss": np.array([1, 5.0, 2, 3, 4, 6, 4.5, 7])})  # 1, 5, 6, 7
+    found = measure_detection(
+        table | {"loss": np.array([1, 5.0, 2, 3, 4, 6, 4.5, 7])}
+    )  # 1, 5, 6, 7
     assert found["hard_vs_incorrect_auroc"] == pytest.approx(
         2 / 3
     )  # 0.6 and 0.8 are above 0.55, 0.5 is not
-    only = detection(table | {"given": np.array([0, 1, 2, 0, 2, 0, 1, 0])})  # 4 to 7 are incorrect
+    only = measure_detection(
+        table | {"given": np.array([0, 1, 2, 0, 2, 0, 1, 0])}
+    )  # 4 to 7 are incorrect
     assert only["hard_vs_incorrect_auroc"] is None and only["auroc"] is not None
 
 
 def test_detection_says_nothing_where_it_cannot(table):
     nothing = dict.fromkeys(DETECTION)
-    assert detection(table | {"true": np.full(8, -1)}) == nothing
-    assert detection(table | {"given": table["true"]}) == nothing
-    assert detection(table | {"given": (table["true"] + 1) % 3}) == nothing
+    assert measure_detection(table | {"true": np.full(8, -1)}) == nothing
+    assert measure_detection(table | {"given": table["true"]}) == nothing
+    assert measure_detection(table | {"given": (table["true"] + 1) % 3}) == nothing
 
 
 def test_flag_marks_the_upper_of_two_groups():
@@ -178,7 +176,7 @@ CORRUPTED = rows(1, 6, 7, of=10)
 
 
 def new_record():
-    return TrainingRecord(10, mse, mae, torch.device("cpu"))
+    return TrainingRecord(10, mse, METRICS["mae"], torch.device("cpu"))
 
 
 def take_step(record, step, errors=ERRORS, with_output=True, shape=(-1, 1)):
@@ -257,7 +255,7 @@ def test_cross_entropy_has_a_weight_of_1_on_samples_that_it_has_fitted_to_the_la
     """There the loss, 1e-7 and less, no longer tells the gradient in float32."""
     logits = torch.zeros(64, 10)
     logits[:, 0] = torch.linspace(16, 20, 64)
-    record = TrainingRecord(64, cross_entropy, accuracy, torch.device("cpu"))
+    record = TrainingRecord(64, cross_entropy, METRICS["accuracy"], torch.device("cpu"))
     record.start(0, lr=0.1)
     output, target = logits.requires_grad_() * 1.0, torch.zeros(64, dtype=torch.int64)
     output.retain_grad()
@@ -275,6 +273,16 @@ def test_cross_entropy_has_a_weight_of_1_on_samples_that_it_has_fitted_to_the_la
     assert [row[f"weight_{group}"] for group in ("easy", "hard", "incorrect")] == pytest.approx(
         [1, 1, 1], rel=1e-5
     )
+
+
+def test_the_top_half_is_half_also_if_most_losses_tie():
+    loss = np.zeros(101)
+    loss[90:] = np.linspace(1, 2, 11)
+    top = top_half(loss)
+    assert top.sum() == 51 and top[90:].all()
+    assert 10 < top[:45].sum() < 30  # of the tied ones, not the first nor the last
+    assert np.array_equal(top, top_half(loss))
+    assert top_half(np.array([3.0, 1, 2, 5])).tolist() == [True, False, False, True]
 
 
 def test_there_are_no_weights_where_they_are_not_known():

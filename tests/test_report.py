@@ -18,7 +18,8 @@ import yaml
 from benchmarks.report import make_run, make_sweep
 from utils import figures, published, report
 from utils.collect import collect, config_hash, write_log
-from utils.statistics import TOO_FEW, by_rule
+from utils.epoch_rules import apply_rules
+from utils.statistics import TOO_FEW
 
 ROOT = Path(__file__).parents[1]
 MNIST = {
@@ -669,7 +670,7 @@ def test_the_committed_logs_agree_with_themselves(log):
         rows = epochs[row.config, row.seed].sort_values("epoch")
         held_out = rows["validation_metric"] if "validation_metric" in rows else pd.Series([np.nan])
         held_out = held_out.tolist() if held_out.notna().all() else None
-        rules = by_rule(rows.test_metric.tolist(), held_out, row.metric == "accuracy")
+        rules = apply_rules(rows.test_metric.tolist(), held_out, row.metric == "accuracy")
         for rule in ("last", "mean_last_5", "best", "validated"):
             assert rules[rule] is None or getattr(row, rule) == pytest.approx(rules[rule], rel=1e-4)
 

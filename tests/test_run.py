@@ -21,10 +21,10 @@ import torch
 
 import main
 from tests.conftest import TINY
-from utils import sweep
 from utils.checkpoint import Checkpoint, atomic_write
-from utils.metrics import TrainingRecord
 from utils.record import RunDirectory
+from utils.run_state import lock_owner, run_state
+from utils.training_record import TrainingRecord
 
 ROOT = Path(__file__).parents[1]
 METHODS = sorted(
@@ -743,10 +743,10 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
         if child == 0:
             time.sleep(30)
             os._exit(0)
-        assert sweep.state(tmp_path)[0] == "running"
+        assert run_state(tmp_path)[0] == "running"
     try:
         end = time.monotonic() + 10  # the child lets go of it as soon as it runs, not 30 s later
-        while sweep.held_by(tmp_path):
+        while lock_owner(tmp_path):
             assert time.monotonic() < end
         with (
             RunDirectory(config),

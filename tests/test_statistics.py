@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from utils.statistics import ALPHA, TOO_FEW, by_rule, compare, ranks, reversals
+from utils.epoch_rules import apply_rules
+from utils.statistics import ALPHA, TOO_FEW, compare, ranks, reversals
 
 SEEDS = {
     "near": [98.61, 98.70, 98.66, 98.59, 98.72],
@@ -22,19 +23,19 @@ SEEDS = {
 
 def test_epochs_by_rule_where_higher_is_better():
     values, validation = [50.0, 90, 60, 90, 70, 80, 85], [10.0, 20, 30, 30, 25, 5, 1]
-    assert by_rule(values, validation, True) == {
+    assert apply_rules(values, validation, True) == {
         "last": 85,
         "mean_last_5": 77,
         "best": 90,
         "best_epoch": 1,
         "validated": 60,
     }
-    assert by_rule(values, None, True)["validated"] is None
-    assert by_rule([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
+    assert apply_rules(values, None, True)["validated"] is None
+    assert apply_rules([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
 
 
 def test_epochs_by_rule_where_lower_is_better():
-    assert by_rule([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
+    assert apply_rules([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
         "last": 7,
         "mean_last_5": 4,
         "best": 2,
@@ -44,7 +45,7 @@ def test_epochs_by_rule_where_lower_is_better():
 
 
 def test_another_metric_is_reported_at_the_epochs_of_the_first():
-    assert by_rule([50.0, 90, 60], [1.0, 2, 3], True, of=[7.0, 8, 9]) == {
+    assert apply_rules([50.0, 90, 60], [1.0, 2, 3], True, values=[7.0, 8, 9]) == {
         "last": 9,
         "mean_last_5": 8,
         "best": 8,
@@ -52,12 +53,12 @@ def test_another_metric_is_reported_at_the_epochs_of_the_first():
         "validated": 9,
     }
     assert (
-        by_rule([50.0, 90], None, True, of=[7.0, math.nan])["best"] is None
+        apply_rules([50.0, 90], None, True, values=[7.0, math.nan])["best"] is None
     )  # which JSON has no word for
 
 
 def test_an_epoch_without_a_number_is_never_the_best():
-    assert by_rule([math.nan, 5.0, 2, math.nan], [1.0, math.nan, 3, 2], False) == {
+    assert apply_rules([math.nan, 5.0, 2, math.nan], [1.0, math.nan, 3, 2], False) == {
         "last": None,
         "mean_last_5": None,
         "best": 2,
@@ -65,14 +66,14 @@ def test_an_epoch_without_a_number_is_never_the_best():
         "validated": None,
     }
     assert (
-        by_rule([50.0, math.nan], None, True)["best"] == 50
-        and by_rule([math.nan] * 2, None, True)["best"] is None
+        apply_rules([50.0, math.nan], None, True)["best"] == 50
+        and apply_rules([math.nan] * 2, None, True)["best"] is None
     )
 
 
 @pytest.mark.parametrize("validation", [None, []])
 def test_before_the_first_epoch_no_rule_says_anything(validation):
-    assert by_rule([], validation, True) == dict.fromkeys(
+    assert apply_rules([], validation, True) == dict.fromkeys(
         ("last", "mean_last_5", "best", "best_epoch", "validated")
     )
 

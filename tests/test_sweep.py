@@ -17,6 +17,7 @@ import pytest
 import main
 from utils import sweep
 from utils.config import load
+from utils.run_state import run_state
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
@@ -220,9 +221,9 @@ def test_numbers_and_relaunching(monkeypatch, tmp_path):
 
 
 def test_the_states_of_a_run(tmp_path):
-    assert sweep.state(tmp_path / "none") == ("missing", "")
+    assert run_state(tmp_path / "none") == ("missing", "")
     (tmp_path / "config.yaml").write_text("")
-    assert sweep.state(tmp_path) == ("interrupted", "after 0 epochs")
+    assert run_state(tmp_path) == ("interrupted", "after 0 epochs")
     said = {
         "finished": False,
         "epochs": 3,
@@ -232,18 +233,18 @@ def test_the_states_of_a_run(tmp_path):
         "test": {"last": 2.0, "best": 1.0, "validated": None},
     }
     (tmp_path / "summary.json").write_text(json.dumps(said))
-    assert sweep.state(tmp_path) == ("interrupted", "after 3 epochs by SIGUSR1")
+    assert run_state(tmp_path) == ("interrupted", "after 3 epochs by SIGUSR1")
     (tmp_path / "summary.json").write_text(json.dumps(said | {"error": "OSError: disk\nfull"}))
-    assert sweep.state(tmp_path) == ("failed", "OSError: disk")
+    assert run_state(tmp_path) == ("failed", "OSError: disk")
     (tmp_path / "failed.txt").write_text("killed by SIGKILL\n")
-    assert sweep.state(tmp_path) == ("failed", "killed by SIGKILL")
+    assert run_state(tmp_path) == ("failed", "killed by SIGKILL")
     with open(tmp_path / ".lock", "w") as lock:
         lock.write("process 7 on here")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert sweep.state(tmp_path) == ("running", "process 7 on here")
+        assert run_state(tmp_path) == ("running", "process 7 on here")
     (tmp_path / "summary.json").write_text(json.dumps(said | {"finished": True}))
-    assert sweep.state(tmp_path) == ("done", "mae last 2.00 best 1.00")
+    assert run_state(tmp_path) == ("done", "mae last 2.00 best 1.00")
 
 
 @pytest.fixture

@@ -17,8 +17,15 @@ import torch
 from torch import nn
 
 import main
-from utils.distributed import everyone, gather, parallel, processes, rank, share
-from utils.metrics import TrainingRecord
+from utils.distributed import (
+    all_gather_objects,
+    data_parallel,
+    gather,
+    process_group,
+    rank,
+    rank_slice,
+)
+from utils.training_record import TrainingRecord
 
 
 def stop(at_rank, at_step, number):
@@ -50,18 +57,15 @@ def check_gather():
     """
     for total in (7, 2, 1):
         batch = torch.arange(total * 3.0).view(total, 3)
-        own = batch[share(slice(0, total))].clone().requires_grad_()
-        whole, numbers = gather(own, torch.arange(total)[share(slice(0, total))])
+        own = batch[rank_slice(slice(0, total))].clone().requires_grad_()
+        whole, numbers = gather(own, torch.arange(total)[rank_slice(slice(0, total))])
         assert torch.equal(whole, batch) and torch.equal(numbers, torch.arange(total))
         (whole * batch).sum().backward()
         assert torch.equal(own.grad, 2 * own.detach())  # DistributedDataParallel halves it
     (uneven,) = gather(torch.full((5 if rank() else 1,), float(rank()), dtype=torch.bfloat16))
     assert uneven.tolist() == [0, 1, 1, 1, 1, 1] and uneven.dtype == torch.bfloat16
     assert gather(torch.tensor([rank() == 0]))[0].tolist() == [True, False]
-    assert everyone({"rank": rank()}) == [{"rank": 0}, {"rank": 1}] and everyone(None) == [
-        None,
-        None,
-    ]
+    assert all_gather_objects({"rank": rank()}) == [{"rank": 0}, {"rank": 1}]
 
 
 def check_batch_norm():
@@ -79,9 +83,9 @@ def check_batch_norm():
         nn.Linear(64, 3),
         nn.BatchNorm1d(3, momentum=None, eps=0.1),
     ).double()
-    alone, shared = copy.deepcopy(model), parallel(model, torch.device("cpu"))
+    alone, shared = copy.deepcopy(model), data_parallel(model, torch.device("cpu"))
     for images in torch.randn(3, 9, 2, 6, 6, dtype=torch.float64):
-        expected, (output,) = alone(images), gather(shared(images[share(slice(0, 9))]))
+        expected, (output,) = alone(images), gather(shared(images[rank_slice(slice(0, 9))]))
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
         for network, said in ((alone, expected), (shared, output)):
             network.zero_grad()
@@ -118,7 +122,7 @@ def do(arguments) -> int:
 
 if __name__ == "__main__":
     jobs = Path(sys.argv[1])
-    with processes():
-        codes = [everyone(do(arguments)) for arguments in json.loads(jobs.read_text())]
+    with process_group():
+        codes = [all_gather_objects(do(arguments)) for arguments in json.loads(jobs.read_text())]
     if rank() == 0:
         jobs.with_suffix(".codes").write_text(json.dumps(codes))

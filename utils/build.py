@@ -10,14 +10,19 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 
+from utils.errors import UserError
+
 
 def build(package, spec: dict, **context):
     """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature
     takes of ``context``.
 
-    ``context`` fills what the spec does not give. What the constructor finds wrong is raised as a
-    ValueError with the name in front. Call ``problems`` first: it finds what is wrong with the spec
-    itself.
+    ``context`` fills what the spec does not give. Call ``problems`` first: it finds what is wrong
+    with the spec itself.
+
+    Raises:
+        UserError: what the constructor says is wrong, with its name in front. Our own constructors
+            say so with a UserError; of those of PyTorch, any complaint about arguments counts.
     """
     constructor = getattr(package, spec["name"])
     wanted = inspect.signature(constructor).parameters
@@ -26,7 +31,9 @@ def build(package, spec: dict, **context):
     try:
         return constructor(**arguments)
     except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"{spec['name']}: {error}") from error
+        if isinstance(error, UserError) or constructor.__module__.startswith("torch."):
+            raise UserError(f"{spec['name']}: {error}") from error
+        raise
 
 
 def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:

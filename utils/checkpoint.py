@@ -14,7 +14,14 @@ from pathlib import Path
 
 import torch
 
-from utils.distributed import everyone, on_main, rank, several, together
+from utils.distributed import (
+    all_gather_objects,
+    barrier,
+    fail_together,
+    is_distributed,
+    main_process_only,
+    rank,
+)
 from utils.files import atomic_write
 from utils.seed import restore_rng_state, rng_state
 
@@ -47,16 +54,16 @@ class Checkpoint:
         since the last one.
         """
         start = time.monotonic()
-        if not everyone(
+        if not all_gather_objects(
             needed or start - self.saved >= min(self.cost / self.budget, self.patience)
         )[0]:
             return
-        self._write(epoch, step, everyone(rng_state()))
-        everyone(None)  # torchrun kills the others soon after the first that ends
+        self._write(epoch, step, all_gather_objects(rng_state()))
+        barrier()  # torchrun kills the others soon after the first that ends
         self.saved = time.monotonic()
         self.cost = self.saved - start
 
-    @on_main
+    @main_process_only
     def _write(self, epoch, step, random_states):
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"epoch": epoch, "step": step, "rng": random_states}
@@ -76,9 +83,9 @@ class Checkpoint:
         Raises OSError where there are checkpoints, but none that can be read; or not all processes
         see the same.
         """
-        with together():
+        with fail_together():
             found = self._load()
-        if len(set(everyone(found))) > 1:
+        if len(set(all_gather_objects(found))) > 1:
             raise OSError(
                 f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
                 f"nodes share"
@@ -146,7 +153,7 @@ class StopRequest:
 
     def _remember(self, number, frame):
         self.received = number
-        if not several():
+        if not is_distributed():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self) -> str | None:
@@ -154,7 +161,7 @@ class StopRequest:
 
         The same in all that ask at the same step.
         """
-        number = max(everyone(int(self.received)))
+        number = max(all_gather_objects(int(self.received)))
         return signal.Signals(number).name if number else None
 
     def __exit__(self, *error):

@@ -21,9 +21,10 @@ import pandas as pd
 import yaml
 
 from utils.config import DEFAULTS, EXECUTION, SECTIONS, flatten
+from utils.epoch_rules import RULES
+from utils.errors import UserError
 from utils.files import atomic_write
-from utils.statistics import RULES
-from utils.sweep import FAILED
+from utils.run_state import FAILED
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KEY = ["config", "seed"]
@@ -96,7 +97,7 @@ class Runs:
                 if (config, seed) in known:
                     part = pd.read_csv(directory / "metrics.csv")
                     if len(part) != known[config, seed] or "test_metric" not in part:
-                        raise ValueError(
+                        raise UserError(
                             f"it has {len(part)} epochs, summary.json says {known[config, seed]}"
                         )
                     parts.append(part.assign(config=config, seed=seed))
@@ -261,10 +262,10 @@ def _check(rows: list[dict], configs: dict[str, dict]):
     """
     for row in rows:
         if row["metric"] not in ("accuracy", "mae"):
-            raise ValueError(f"the metric {row['metric']!r} is not known")
+            raise UserError(f"the metric {row['metric']!r} is not known")
         for name in NUMBERS & set(row):
             if row[name] is not None and not isinstance(row[name], (int, float)):
-                raise ValueError(f"{name} is {row[name]!r}, no number")
+                raise UserError(f"{name} is {row[name]!r}, no number")
         identity(configs[row["config"]]), configs[row["config"]]["task"]
 
 
@@ -274,10 +275,10 @@ def _read_log(folder: Path, runs: Runs) -> list[dict]:
     configs = yaml.load((folder / "configs.yaml").read_text(), YAML)
     missing = {*KEY, "dataset", "noise", "fraction", "method", "metric", *RULES} - set(table)
     if missing:
-        raise ValueError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
+        raise UserError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
     unknown = set(table.config) - set(configs)
     if unknown:
-        raise ValueError(f"configs.yaml lacks {', '.join(sorted(unknown))}")
+        raise UserError(f"configs.yaml lacks {', '.join(sorted(unknown))}")
     rows = table.to_dict("records")
     _check(rows, configs)
     for name in dict.fromkeys(table.config):
@@ -302,7 +303,7 @@ def write_log(runs: Runs, folder: Path) -> list[Path]:
             zip(table.config, table.seed, strict=True)
         )
         if lost:
-            raise ValueError(
+            raise UserError(
                 f"{before} has {len(lost)} runs that would be lost: name {folder} too among the folders to read, "
                 f"or remove it"
             )

@@ -14,6 +14,7 @@ from typing import Literal
 import yaml
 
 from utils.build import argument_problems, defaults, describe, fits, problems, unknown
+from utils.errors import UserError
 
 DEFAULTS = {
     "dataset": {"name": "digits"},
@@ -129,7 +130,7 @@ def parse(arguments: list[str], manual_text: str, packages: dict) -> dict:
         print(manual(manual_text, DEFAULTS, packages))
         raise SystemExit(0)
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        raise ValueError(
+        raise UserError(
             "the first argument is a params file, e.g. params/digits/discrimloss.yaml; --help prints the manual"
         )
     config = load(arguments[0], arguments[1:], packages)
@@ -175,7 +176,7 @@ def load(path: str, overrides: list[str], packages: dict) -> dict:
     config = resolve(path, overrides)
     found = check(config, packages)
     if found:
-        raise ValueError("\n".join(found))
+        raise UserError("\n".join(found))
     if config["noise"]["kind"] == "none":
         config["noise"]["fraction"] = 0.0
     config["noise"]["fraction"] = float(config["noise"]["fraction"])
@@ -234,16 +235,16 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict:
     try:
         content = yaml.load(path.read_text(), Loader) or {}  # Loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
+        raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")
     base = content.pop("base", None)
     if base is None:
         return merge({}, content)
     if not isinstance(base, str):
-        raise ValueError(f"base of {path} must name a params file, got {base!r}")
+        raise UserError(f"base of {path} must name a params file, got {base!r}")
     if (path.parent / base).resolve() in above:
-        raise ValueError(f"{path} names itself as its base, or one that is based on it")
+        raise UserError(f"{path} names itself as its base, or one that is based on it")
     return merge(read(path.parent / base, above), content)
 
 
@@ -275,7 +276,7 @@ def parse_override(text: str) -> dict:
     """``a.b=c`` as {"a": {"b": c}}, c read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ValueError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
+        raise UserError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
     try:
         tree = yaml.load(value, Loader)
     except yaml.YAMLError:
@@ -428,13 +429,13 @@ def default_run_dir(config: dict, method: str) -> str:
 
 def _row(rows, fraction, path):
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise ValueError(f"by_fraction of {path} must map noise fractions to sections")
+        raise UserError(f"by_fraction of {path} must map noise fractions to sections")
     for key, row in rows.items():
         if isinstance(key, (int, float)) and math.isclose(key, fraction, abs_tol=1e-9):
             return row
     if "default" in rows:
         return rows["default"]
-    raise ValueError(
+    raise UserError(
         f"{path} has parameters for the noise fractions {', '.join(str(key) for key in rows)}, got {fraction}: "
         f"choose one of them, or add a row (or a row named default) to its by_fraction"
     )

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from utils.distributed import several, together
+from utils.distributed import fail_together, is_distributed
+from utils.errors import UserError
 
 
 def choose_device(
@@ -29,21 +30,21 @@ def choose_device(
         torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if several() and name.startswith("cuda"):
+    if is_distributed() and name.startswith("cuda"):
         if name != "cuda":
-            raise ValueError(
+            raise UserError(
                 f"device={name} is one GPU, and there are several processes: use device=cuda"
             )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    with together():  # not all of them may find one
+    with fail_together():  # not all of them may find one
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             hint = (
                 "start one process for each, or use device=cpu"
-                if several()
+                if is_distributed()
                 else "use device=auto or cpu"
             )
-            raise ValueError(
+            raise UserError(
                 f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}"
             )
     if device.type == "cuda":

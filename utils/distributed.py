@@ -21,55 +21,62 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun tells each process about itself,
-MEETING = ("MASTER_ADDR", "MASTER_PORT")  # and where they meet
-PATIENCE = datetime.timedelta(
+from utils.errors import UserError
+
+RANK_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+)  # what torchrun tells each process about itself,
+MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")  # and where they meet
+TIMEOUT = datetime.timedelta(
     hours=1
 )  # one may have to download, decode or draw while the others wait
 
 
 def rank() -> int:
     """Which of the processes this is, from 0; also before they have met."""
-    return int(os.environ["RANK"]) if several() else 0
+    return int(os.environ["RANK"]) if is_distributed() else 0
 
 
 def world_size() -> int:
     """How many there are."""
-    return int(os.environ["WORLD_SIZE"]) if several() else 1
+    return int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process was started as one of several."""
     return (
-        all(os.environ.get(name, "").isdigit() for name in OWN)
+        all(os.environ.get(name, "").isdigit() for name in RANK_VARIABLES)
         and int(os.environ["WORLD_SIZE"]) > 1
     )
 
 
 @contextlib.contextmanager
-def processes():
+def process_group():
     """While entered, this process and the others that torchrun has started can exchange tensors.
 
     Raises:
         ValueError: some of torchrun's variables are set and others are not.
         OSError: the others cannot be reached.
     """
-    wrong = [name for name in OWN if not os.environ.get(name, "").isdigit()]
-    missing = [name for name in MEETING if not os.environ.get(name)]
-    if len(wrong) == len(OWN):
+    wrong = [name for name in RANK_VARIABLES if not os.environ.get(name, "").isdigit()]
+    missing = [name for name in MASTER_VARIABLES if not os.environ.get(name)]
+    if len(wrong) == len(RANK_VARIABLES):
         yield
         return
-    if wrong or (several() and missing):
-        raise ValueError(
-            f"{', '.join(name for name in (*OWN, *MEETING) if name in os.environ)} are set as for one of several "
-            f"processes, but not {', '.join(wrong + missing)}: start them with torchrun, or unset these variables"
+    if wrong or (is_distributed() and missing):
+        present = [name for name in (*RANK_VARIABLES, *MASTER_VARIABLES) if name in os.environ]
+        raise UserError(
+            f"{', '.join(present)} are set as for one of several processes, but not "
+            f"{', '.join(wrong + missing)}: start them with torchrun, or unset these variables"
         )
-    if not several() or dist.is_initialized():
+    if not is_distributed() or dist.is_initialized():
         yield
         return
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
         )
     except dist.DistError as error:
         raise OSError(
@@ -80,7 +87,7 @@ def processes():
     dist.destroy_process_group()  # not after an error: the others may never come to it
 
 
-def on_main(method: Callable) -> Callable:
+def main_process_only(method: Callable) -> Callable:
     """Decorates what the first process does for all, e.g.
 
     Write a file; the others skip it and get None.
@@ -93,19 +100,19 @@ def on_main(method: Callable) -> Callable:
     return only_there
 
 
-def one_first(function: Callable, *arguments, **options):
+def local_main_first(function: Callable, *arguments, **options):
     """Call it in the first process of each machine, and then in the others.
 
     It may have to download a file for them.
     """
-    first = not several() or int(os.environ["LOCAL_RANK"]) == 0
+    first = not is_distributed() or int(os.environ["LOCAL_RANK"]) == 0
     if not first:
-        everyone(None)
+        barrier()
     try:
         return function(*arguments, **options)
     finally:
         if first:
-            everyone(None)
+            barrier()
 
 
 class OtherProcessFailed(SystemExit):
@@ -120,26 +127,26 @@ class OtherProcessFailed(SystemExit):
 
 
 @contextlib.contextmanager
-def together():
+def fail_together():
     """Where this fails in one process, it fails in all: with its own error there, with
     OtherProcessFailed in the others.
 
-    What is done in it must not exchange anything with other processes, but in ``one_first`` and in
-    another ``together``.
+    What is done in it must not exchange anything with other processes, but in ``local_main_first`` and in
+    another ``fail_together``.
     """
     failure = None
     try:
         yield
     except (Exception, OtherProcessFailed) as error:
         failure = error
-    failures = everyone(failure and repr(failure))
+    failures = all_gather_objects(failure and repr(failure))
     if failure is not None and (rank() == 0 or repr(failure) != failures[0]):
         raise failure
     if any(failures):  # the same everywhere, e.g. a wrong configuration, is said once
         raise OtherProcessFailed(next(filter(None, failures)))
 
 
-def share(part: slice) -> slice:
+def rank_slice(part: slice) -> slice:
     """Which places in that part of an order are this process's.
 
     Every n-th of n processes, from its rank on.
@@ -147,7 +154,7 @@ def share(part: slice) -> slice:
     return slice(part.start + rank(), part.stop, world_size())
 
 
-def own_seed() -> tuple[int, ...]:
+def rank_seed() -> tuple[int, ...]:
     """() in the first process, a number in others.
 
     Sets their random numbers apart where those belong to a sample.
@@ -159,12 +166,12 @@ def gather(*shares: Tensor) -> tuple[Tensor, ...]:
     """Of each tensor [b, ...], all processes' shares as one [B, ...], in the order of the batch.
 
     The gradient of each flows back into this process's share, times the number of processes:
-    DistributedDataParallel divides by it. Where shares are not those of ``share``, because a file
+    DistributedDataParallel divides by it. Where shares are not those of ``rank_slice``, because a file
     could not be read, they follow one another.
     """
-    if not several():
+    if not is_distributed():
         return shares
-    sizes = everyone(len(shares[0]))
+    sizes = all_gather_objects(len(shares[0]))
     return tuple(_Gather.apply(tensor, sizes) for tensor in shares)
 
 
@@ -194,12 +201,12 @@ def _places(sizes, one):
     return slice(sum(sizes[:one]), sum(sizes[: one + 1]))
 
 
-def everyone(value) -> list:
+def all_gather_objects(value) -> list:
     """The ``value``, a number or anything that pickles, of every process, by rank.
 
     They wait for one another here.
     """
-    if not several():
+    if not is_distributed():
         return [value]
     if isinstance(value, int):
         values = [torch.empty(1, dtype=torch.int64) for _ in range(world_size())]
@@ -210,22 +217,27 @@ def everyone(value) -> list:
     return values
 
 
-def from_first(tensor: Tensor) -> Tensor:
+def barrier():
+    """Wait here for all processes."""
+    all_gather_objects(None)
+
+
+def broadcast(tensor: Tensor) -> Tensor:
     """The first process's ``tensor``, in all of them.
 
     What is drawn at random for the whole batch.
     """
-    if several():
+    if is_distributed():
         dist.broadcast(tensor, 0)
     return tensor
 
 
-def parallel(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
+def data_parallel(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
     """The model as one whose gradients and BatchNorm statistics are those of the whole batch.
 
     It shares its parameters.
     """
-    if several():
+    if is_distributed():
         convert = (
             nn.SyncBatchNorm.convert_sync_batchnorm
             if device.type == "cuda"
@@ -256,7 +268,7 @@ def _batch_norm(norm, given):
         return type(norm).forward(norm, given)
     images = given.float() if given.dtype.itemsize < 4 else given
     dims, shape = [0, *range(2, images.ndim)], [1, -1] + [1] * (images.ndim - 2)
-    count = sum(everyone(images.numel() // images.shape[1]))
+    count = sum(all_gather_objects(images.numel() // images.shape[1]))
     mean = _Sum.apply(images.sum(dims)) / count
     centred = images - mean.view(shape)
     variance = _Sum.apply(centred.square().sum(dims)) / count

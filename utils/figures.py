@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils import published
 from utils.collect import BROKEN, Runs
+from utils.detection import wrong_labels
+from utils.errors import UserError
 from utils.files import atomic_write
-from utils.statistics import wrong_labels
 
 KINDS = {
     "easy": "#0072B2",
@@ -347,7 +348,7 @@ def trials(table: pd.DataFrame) -> Figure:
     Raises ValueError where they are of several noises, or were made by an earlier version.
     """
     if table.noise.nunique() > 1 or "chosen" not in table:
-        raise ValueError("a picture is of the trials under one noise, with the column chosen")
+        raise UserError("a picture is of the trials under one noise, with the column chosen")
     table = table.assign(error=100 - table.test_last, noisy_error=100 - table.noisy_validation)
     names = (
         table.groupby("method")

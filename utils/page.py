@@ -14,8 +14,8 @@ import yaml
 
 from utils import figures, published, report
 from utils.collect import CELL, Runs
+from utils.epoch_rules import RULES
 from utils.files import atomic_write
-from utils.statistics import RULES
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #222; }

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.detection import wrong_labels
 from utils.files import atomic_write
-from utils.statistics import wrong_labels
+from utils.metrics import Metric
 
 COLOURS = {
     "grey": "#777777",
@@ -24,7 +25,7 @@ COLOURS = {
 }  # Okabe and Ito: colour-blind safe
 
 
-def draw_curves(directory: Path, metric: str):
+def draw_curves(directory: Path, metric: Metric):
     """curves.png.
 
     Training, validation and test metric over the epochs, with the best and the last test value
@@ -40,7 +41,7 @@ def draw_curves(directory: Path, metric: str):
     if "validation_metric" in rows:
         axes.plot(rows.epoch, rows.validation_metric, color=COLOURS["hard"], label="validation")
     axes.plot(rows.epoch, rows.test_metric, color=COLOURS["easy"], label="test")
-    best = rows.test_metric.idxmax() if metric == "accuracy" else rows.test_metric.idxmin()
+    best = rows.test_metric.idxmax() if metric.higher_is_better else rows.test_metric.idxmin()
     for position, name, offset in ((best, "best", 8), (rows.index[-1], "last", -14)):
         axes.plot(rows.epoch[position], rows.test_metric[position], "o", color=COLOURS["easy"])
         axes.annotate(
@@ -51,9 +52,7 @@ def draw_curves(directory: Path, metric: str):
             ha="right",
             color=COLOURS["easy"],
         )
-    axes.set(
-        xlabel="epoch", ylabel="accuracy (%)" if metric == "accuracy" else "mean absolute error"
-    )
+    axes.set(xlabel="epoch", ylabel=metric.heading)
     axes.margins(y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)

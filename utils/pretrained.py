@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.errors import UserError
+
 
 def load_pretrained(kind: str, path: str):
     """``transformers.<kind>.from_pretrained(path)``, where kind is AutoTokenizer or AutoModel.
@@ -21,7 +23,7 @@ def load_pretrained(kind: str, path: str):
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"texts need the package transformers: pip install -r requirements-text.txt ({error})"
         ) from None
     transformers.utils.logging.disable_progress_bar()
@@ -30,7 +32,7 @@ def load_pretrained(kind: str, path: str):
         return load(path, local_files_only=True)
     except Exception as error:  # of transformers, safetensors or torch, as the damage may be
         if Path(path).is_dir():
-            raise ValueError(
+            raise UserError(
                 f"model.path={path} cannot be read as a model with its tokenizer ({error})"
             ) from None
     try:

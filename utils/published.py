@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 
 from utils.config import flatten
-from utils.statistics import RULES
+from utils.epoch_rules import RULES
+from utils.errors import UserError
 
 PATH = Path(__file__).parents[1] / "results/published.csv"
 COLUMNS = (
@@ -49,7 +50,7 @@ def load(path: Path = PATH) -> pd.DataFrame:
     """
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
     if tuple(table) != COLUMNS:
-        raise ValueError(
+        raise UserError(
             f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(table)}"
         )
     for name in ("fraction", "value", "std", "n"):
@@ -65,7 +66,7 @@ def load(path: Path = PATH) -> pd.DataFrame:
         | ~table.source.str.match(r"https://\S+")
     )
     if wrong.any():
-        raise ValueError(
+        raise UserError(
             f"{path}: lines {', '.join(str(line + 2) for line in table.index[wrong])} are not as "
             f"its columns say"
         )

@@ -23,13 +23,22 @@ import yaml
 from tqdm import tqdm
 
 from utils.config import differences
+from utils.detection import measure_detection, wrong_labels
 from utils.device import device_name
-from utils.distributed import OtherProcessFailed, everyone, on_main, rank, together, world_size
+from utils.distributed import (
+    OtherProcessFailed,
+    all_gather_objects,
+    fail_together,
+    main_process_only,
+    rank,
+    world_size,
+)
+from utils.epoch_rules import apply_rules
+from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics import detection
+from utils.metrics import Metric
 from utils.plots import draw_curves, draw_samples, draw_suspects, draw_targets
-from utils.statistics import by_rule, wrong_labels
-from utils.sweep import FAILED, summary
+from utils.run_state import FAILED, LOCK, read_summary
 
 COLUMNS = (
     "epoch",
@@ -63,14 +72,14 @@ class RunDirectory:
         self.restarts, self.noise, self.lock, self.unreadable = 0, None, None, {}
         self.scalars = None
         if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError(
+            raise UserError(
                 "tensorboard=true needs a package that is not here: pip install tensorboard"
             )
-        with together():
+        with fail_together():
             self._open()
-        self.finished = everyone(bool(self.summary().get("finished")))[0]
+        self.finished = all_gather_objects(bool(self.summary().get("finished")))[0]
 
-    @on_main
+    @main_process_only
     def _open(self):
         self._compare_config()
         if self.summary().get("finished"):
@@ -89,13 +98,13 @@ class RunDirectory:
             changed = differences(yaml.safe_load(path.read_text()), self.config)
             if changed:
                 lines = "\n  ".join(changed)
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds a run with another configuration:\n  {lines}\n"
                     f"choose another run_dir=, or remove that one"
                 )
 
     def _lock(self):
-        lock = open(self.path / ".lock", "a+")  # noqa: SIM115  the kernel lets go of it when the process ends, however it ends
+        lock = open(self.path / LOCK, "a+")  # noqa: SIM115  the kernel lets go of it when the process ends, however it ends
         for _ in range(20):  # somebody may be looking whether it is held, or about to let go of it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +121,7 @@ class RunDirectory:
             lock.seek(0)
             owner = lock.read().strip()
             lock.close()
-            raise ValueError(
+            raise UserError(
                 f"another process ({owner}) is writing {self.path}; wait for it, or choose another run_dir="
             )
         self.lock = lock
@@ -158,10 +167,12 @@ class RunDirectory:
 
     def summary(self) -> dict:
         """summary.json as it is, {} where there is none."""
-        return summary(self.path)
+        return read_summary(self.path)
 
-    @on_main
-    def begin(self, data, noise, metric: str, epochs: int, selection, unreadable: dict[str, str]):
+    @main_process_only
+    def begin(
+        self, data, noise, metric: Metric, epochs: int, selection, unreadable: dict[str, str]
+    ):
         """Write config.yaml and noise.npz, once all is built and nothing wrong with it; ``metric``:
         of the test set.
 
@@ -210,7 +221,7 @@ class RunDirectory:
         losses = self.path / "losses.npy"
         if self.config["record_losses"] and not losses.exists():
             if any(self.path.glob("checkpoint*.pt")):
-                raise ValueError(
+                raise UserError(
                     f"{losses} is gone, and with it the losses of the epochs that are over: put it back, or "
                     f"remove {self.path} to start again"
                 )
@@ -237,7 +248,7 @@ class RunDirectory:
             with atomic_write(path) as file:
                 file.write(content.getvalue())
         elif path.read_text(encoding="utf-8", errors="surrogateescape") != content.getvalue():
-            raise ValueError(
+            raise UserError(
                 f"the files are no longer those that {path} lists: choose another run_dir="
             )
 
@@ -253,11 +264,11 @@ class RunDirectory:
         with np.load(path) as before:
             same = all(np.array_equal(before[key], arrays[key]) for key in keys)
         if not same:
-            raise ValueError(
+            raise UserError(
                 f"the {what} are not those that {path} says the run was begun with; choose another run_dir="
             )
 
-    @on_main
+    @main_process_only
     def add_losses(
         self,
         epoch: int,
@@ -274,7 +285,7 @@ class RunDirectory:
         history[epoch, index.numpy()] = task_loss(output, target).numpy()
         history.flush()
 
-    @on_main
+    @main_process_only
     def add_row(self, row: dict):
         """Add an epoch to metrics.csv and summary.json, and print it in a line."""
         columns = [key for key in COLUMNS if key in row] + [
@@ -294,7 +305,9 @@ class RunDirectory:
         self._write_scalars()
         self.write_summary()
         trained = (
-            "" if np.isnan(row["train_metric"]) else f"  {self.metric} {row['train_metric']:.2f}"
+            ""
+            if np.isnan(row["train_metric"])
+            else f"  {self.metric.name} {row['train_metric']:.2f}"
         )
         print(
             f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}{trained}  test "
@@ -318,7 +331,7 @@ class RunDirectory:
                 self.scalars.add_scalar(key, row[key], row["epoch"])
         self.scalars.flush()
 
-    @on_main
+    @main_process_only
     def interrupted(self, number: str, epoch: int, step: int):
         """Say, also in summary.json, that the signal of that name ended the run, which goes on from
         there.
@@ -346,7 +359,7 @@ class RunDirectory:
         """What a progress bar shows of the epoch before, if there was one."""
         return {"test_metric": self.rows[-1]["test_metric"]} if self.rows else {}
 
-    @on_main
+    @main_process_only
     def finish(self, tested: dict[str, np.ndarray], table: dict[str, np.ndarray]):
         """Write what is known of every test sample and every training sample, the pictures and the
         finished summary.
@@ -361,7 +374,7 @@ class RunDirectory:
         draw_samples(self.path)
         if not self.data.classes:
             draw_targets(self.path)
-        self.write_summary(detected=detection(table))
+        self.write_summary(detected=measure_detection(table))
         print(f"{self.path}: {self.describe()}")
 
     def _draw_sheets(self, table, order):
@@ -439,10 +452,10 @@ class RunDirectory:
         corrupted = self.noise.corrupted
         columns = pd.DataFrame(self.rows).to_dict("list")
         rule = functools.partial(
-            by_rule,
+            apply_rules,
             columns.get("test_metric", []),
             columns.get("validation_metric"),
-            self.metric == "accuracy",
+            self.metric.higher_is_better,
         )
         parts = tuple(f"{part}_" for part in ("test", *self.data.more_tests))
         seconds = sum(row["seconds"] for row in self.rows)
@@ -451,10 +464,10 @@ class RunDirectory:
             {
                 "finished": detected is not None,
                 "data": str(self.data),
-                "metric": self.metric,
+                "metric": self.metric.name,
                 "test": rule(),
                 "at_the_same_epochs": {
-                    key: rule(of=values)
+                    key: rule(values=values)
                     for key, values in columns.items()
                     if key.startswith(parts) and key != "test_metric"
                 },

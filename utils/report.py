@@ -28,8 +28,10 @@ import pandas as pd
 
 from utils import published
 from utils.collect import CELL, Runs, collect, write_log
+from utils.epoch_rules import RULES
+from utils.errors import UserError
 from utils.files import atomic_write
-from utils.statistics import ALPHA, RULES, compare, half_interval, ranks, reversals
+from utils.statistics import ALPHA, compare, half_interval, ranks, reversals
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
@@ -94,7 +96,7 @@ def choose(runs: Runs, name: str | None, condition: str | None = None) -> Runs:
     chosen = noises.isin(noises[selecting]) if name == "rsl" else table.dataset == name
     if not chosen.any():
         tables = [*dict.fromkeys(table.dataset), *(["rsl"] if selecting.any() else [])]
-        raise ValueError(
+        raise UserError(
             f"there is no finished run for the table {name!r}; there are some for {', '.join(tables)}"
         )
     return replace(runs, table=where(table[chosen], condition))
@@ -110,15 +112,15 @@ def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
     try:
         mask = table.eval(condition)
     except Exception as error:  # whatever a text in the place of an expression may raise
-        raise ValueError(
+        raise UserError(
             f"--where {condition!r}: {error}; the columns are {', '.join(table)}"
         ) from error
     if not isinstance(mask, pd.Series) or mask.dtype != bool:
-        raise ValueError(
+        raise UserError(
             f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\""
         )
     if not mask.any():
-        raise ValueError(f"--where {condition!r}: there is no such row")
+        raise UserError(f"--where {condition!r}: there is no such row")
     return table[mask]
 
 
@@ -500,7 +502,7 @@ def tables(
         if form == "csv":
             return render(table, form)
         if against is not None and against not in set(table.method):
-            raise ValueError(
+            raise UserError(
                 f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}"
             )
         said = []
@@ -513,7 +515,7 @@ def tables(
             elif (part["rule"] == grid_of).any():
                 said.append((f"{title}, {grid_of}", noise, grid(part, grid_of), []))
         if grid_of and not said:
-            raise ValueError(f"--grid {grid_of}: no run has it")
+            raise UserError(f"--grid {grid_of}: no run has it")
     if form == "csv":
         return render(
             pd.concat(
@@ -584,14 +586,14 @@ def summarise(
     Raises ValueError naming a column that is not there.
     """
     if not by or not columns:
-        raise ValueError("--summary needs --by and --columns")
+        raise UserError("--summary needs --by and --columns")
     table = where(pd.read_csv(path), condition)
     wanted = [
         (name, int(digits or 2)) for name, _, digits in (text.partition(":") for text in columns)
     ]
     missing = [name for name in [*by, *(name for name, _ in wanted)] if name not in table]
     if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
     rows = []
     for values, group in table.groupby(by, sort=False, dropna=False):
         row = dict(zip(by, map(str, values), strict=True)) | {"n": str(len(group))}
@@ -625,7 +627,7 @@ def update(path: Path) -> bool:
     if re.findall(r"<!-- (report|end of report)\b", before) != ["report", "end of report"] * len(
         MARKER.findall(before)
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: each <!-- report ARGUMENTS --> needs its <!-- end of report --> before the next one"
         )
     after = MARKER.sub(renewed, before)
@@ -655,7 +657,7 @@ def produce(arguments: list[str]) -> str:
     runs = collect([ROOT / path for path in options.runs])
     if runs.skipped or runs.unfinished or runs.table.empty:
         named = ", ".join(map(str, options.runs))
-        raise ValueError(
+        raise UserError(
             f"{named}: a table is to show all of a log, but there are\n{left_out(runs)}"
         )
     return asked(choose(runs, options.table, options.where), options, "markdown")
@@ -762,13 +764,13 @@ def main(arguments: list[str]) -> int:
             )
             return 0
         if not options.runs:
-            raise ValueError(
+            raise UserError(
                 "say which folders to read, e.g. runs/ or results/mnist; --help says the rest"
             )
         runs = collect(options.runs)
         if runs.table.empty:
             print(left_out(runs), end="", file=sys.stderr)
-            raise ValueError(f"there is no finished run in {', '.join(map(str, options.runs))}")
+            raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
         whole, runs = runs, choose(runs, options.table, options.where)
         print(asked(runs, options, options.format), end="")
         if options.log:

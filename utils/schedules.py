@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from utils.errors import UserError
+
 __all__ = [
     "MultiStepLR",
     "StepLR",
@@ -53,7 +55,7 @@ class ExponentialPerBatch(LambdaLR):
         restart: Literal["epoch", "never"] = "epoch",
     ):
         if rate < 0:
-            raise ValueError(f"rate must be at least 0, got {rate}")
+            raise UserError(f"rate must be at least 0, got {rate}")
         super().__init__(
             optimizer,
             lambda step: math.exp(-rate * (step % steps_per_epoch if restart == "epoch" else step)),
@@ -72,7 +74,7 @@ class LinearPerBatch(LambdaLR):
         self, optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.0
     ):
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is a part of the run and must lie in [0, 1), got {warmup}")
+            raise UserError(f"warmup is a part of the run and must lie in [0, 1), got {warmup}")
         total = steps_per_epoch * epochs
         rising = warmup * total
         super().__init__(

@@ -21,7 +21,8 @@ from pathlib import Path
 import pandas as pd
 
 from utils.config import resolve
-from utils.sweep import FAILED, summary
+from utils.errors import UserError
+from utils.run_state import FAILED, read_summary
 
 # of all trials: labels, split and initialisation are the same; not one of the reported seeds
 SEED = 101
@@ -82,9 +83,7 @@ SPACES = {
 def draw(dataset: str, method: str, trial: int) -> list[str]:
     """The overrides of a trial."""
     if method not in SPACES:
-        raise ValueError(
-            f"there is no search space for {method!r}; choose from {', '.join(SPACES)}"
-        )
+        raise UserError(f"there is no search space for {method!r}; choose from {', '.join(SPACES)}")
     epochs = resolve(f"params/{dataset}/{method}.yaml", [])["epochs"]
     return [
         f"{key}={draws(random.Random(f'{key} {trial}'), epochs)}"
@@ -123,7 +122,7 @@ def state(directory: Path) -> str:
 
     "finished", "diverged", which counts as the worst, or "" where it is still to be run.
     """
-    if summary(directory).get("finished"):
+    if read_summary(directory).get("finished"):
         return "finished"
     said = [
         path / FAILED for path in (directory, recording_of(directory)) if (path / FAILED).exists()
@@ -164,11 +163,11 @@ def table(root: Path) -> pd.DataFrame:
                 row |= {
                     "noisy_validation": last["validation_metric"],
                     "test_last": last["test_metric"],
-                    "seconds": sum(summary(run).get("seconds", float("nan")) for run in runs),
+                    "seconds": sum(read_summary(run).get("seconds", float("nan")) for run in runs),
                 }
             rows.append(row | {"overrides": " ".join(draw(root.name, method, row["trial"]))})
     if not rows:
-        raise ValueError(f"there is no finished trial in {root}")
+        raise UserError(f"there is no finished trial in {root}")
     columns = [
         "method",
         "noise",
@@ -201,7 +200,7 @@ def best(root: Path, method: str, noise: str, trials: int) -> int:
     rows = table(root)
     rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
     if len(rows) < trials or rows.noisy_validation.isna().all():
-        raise ValueError(
+        raise UserError(
             f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
             f"{(rows.state == 'diverged').sum()} of them diverged: run the others first, with --only missing and "
             f"--only failed"
@@ -231,7 +230,7 @@ def cells(
     }
     strange = [method for method in methods if protocols[method] != protocols[methods[0]]]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(strange)} of params/{dataset} differ from {methods[0]} in model, epochs, batch_size or "
             f"schedule: there is nothing to compare"
         )

@@ -11,55 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit  # scipy.stats takes ten times as long to import
 
-RULES = ("last", "mean_last_5", "best", "validated")
 ALPHA = 0.05  # of each of the two one-sided tests: the interval is one of 1 - 2 ALPHA
 ENOUGH = 3  # seeds: two may agree by chance, to the last digit
 TOO_FEW = "too few seeds to tell"
-
-
-def by_rule(
-    values: list[float],
-    validated_on: list[float] | None,
-    higher_is_better: bool,
-    of: list[float] | None = None,
-) -> dict:
-    """One test metric per epoch, under every rule by which papers choose the epoch.
-
-    last; mean_last_5; best, chosen on the test set itself, which flatters; validated, at the best
-    epoch of a held-out part of the training set (None without one). Of equal epochs the first.
-    Every value None before the first epoch.
-
-    ``of``: report this metric instead, at the epochs that are chosen by ``values``; None where it
-    is NaN.
-    """
-    if not values:
-        return dict.fromkeys(("last", "mean_last_5", "best", "best_epoch", "validated"))
-    best, shown = _best(values, higher_is_better), values if of is None else of
-    found = {
-        "last": shown[-1],
-        "mean_last_5": float(np.mean(shown[-5:])),
-        "best": shown[best],
-        "best_epoch": best,
-        "validated": shown[_best(validated_on, higher_is_better)] if validated_on else None,
-    }
-    return {
-        rule: None if value is None or math.isnan(value) else value for rule, value in found.items()
-    }
-
-
-def _best(values, higher_is_better):
-    """The first place of the best value; NaN is worse than any."""
-    values = np.asarray(values, float)
-    return int(np.argmax(np.nan_to_num(values if higher_is_better else -values, nan=-np.inf)))
-
-
-def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
-    """Which given labels [N] are not the true ones.
-
-    None where those are unknown: -1, or NaN if they are no class numbers.
-    """
-    unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
-    return None if unknown.any() else given != true
 
 
 class Comparison(NamedTuple):

@@ -11,9 +11,7 @@ arguments to ``run`` here. It starts no PyTorch itself.
 import argparse
 import collections
 import contextlib
-import fcntl
 import itertools
-import json
 import os
 import re
 import shlex
@@ -27,12 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config import run_dir
+from utils.errors import UserError
+from utils.run_state import FAILED, INTERRUPTED, STATES, read_summary, run_state, summary_time
 
-# what a run exits with that was stopped and has saved, EX_TEMPFAIL: run the same command again
-INTERRUPTED = 75
-# in a run's directory: how its last attempt ended, if that was neither done nor interrupted
-FAILED = "failed.txt"
-STATES = ("done", "running", "interrupted", "failed", "missing")
 ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}  # what --only chooses
 LISTED = (
     "DATASET",
@@ -60,7 +55,7 @@ class Cell:
     def state(self) -> tuple[str, str]:
         """That of its first run that is not done, with what there is to say of it."""
         for place, directory in enumerate(self.directories):
-            name, detail = state(directory)
+            name, detail = run_state(directory)
             if name == "missing" and place:
                 return (
                     "interrupted",
@@ -72,48 +67,7 @@ class Cell:
 
     def seconds(self) -> float:
         """Spent on training so far."""
-        return sum(summary(directory).get("seconds") or 0 for directory in self.directories)
-
-
-def state(directory: Path) -> tuple[str, str]:
-    """What has become of the run in a directory, one of STATES, and the reason or the progress in a
-    few words.
-    """
-    said, failed = summary(directory), directory / FAILED
-    if said.get("finished"):
-        rules = (
-            f"{rule} {said['test'][rule]:.2f}"
-            for rule in ("last", "best", "validated")
-            if said["test"][rule] is not None
-        )
-        return "done", f"{said['metric']} {' '.join(rules)}"
-    owner = held_by(directory)
-    if owner:
-        return "running", owner
-    if failed.exists():
-        return "failed", failed.read_text().strip()
-    if said.get("error"):
-        return "failed", said["error"].splitlines()[0]
-    if (directory / "config.yaml").exists():
-        by = f" by {said['interrupted']}" if said.get("interrupted") else ""
-        return "interrupted", f"after {said.get('epochs', 0)} epochs{by}"
-    return "missing", ""
-
-
-def summary(directory: Path) -> dict:
-    """summary.json, {} where there is none."""
-    path = directory / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def held_by(directory: Path) -> str:
-    """Which process is writing a run, "" if none is."""
-    with contextlib.suppress(FileNotFoundError), open(directory / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read().strip() or "another process"
-    return ""
+        return sum(read_summary(directory).get("seconds") or 0 for directory in self.directories)
 
 
 def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
@@ -123,7 +77,7 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
     runs would write one directory.
     """
     if not lines:
-        raise ValueError("the list of cells is empty: look at METHODS, FRACTIONS and SEEDS")
+        raise UserError("the list of cells is empty: look at METHODS, FRACTIONS and SEEDS")
     cells, taken = [], {}
     for number, line in enumerate(lines):
         runs = [[*shlex.split(part), *overrides] for part in line.split(" && ")]
@@ -132,9 +86,9 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
             try:
                 directories.append(Path(run_dir(arguments[0], arguments[1:])))
             except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"cell {number}, {shlex.join(arguments)}: {error}") from None
+                raise UserError(f"cell {number}, {shlex.join(arguments)}: {error}") from None
             if directories[-1] in taken:
-                raise ValueError(
+                raise UserError(
                     f"cells {taken[directories[-1]]} and {number} would both write {directories[-1]}: give one of "
                     f"them a run_dir= of its own"
                 )
@@ -153,11 +107,11 @@ def choose(text: str | None, count: int) -> list[int]:
     numbers = []
     for part in text.split(","):
         if not re.fullmatch(r"\d+(-\d+)?", part):
-            raise ValueError(f"cells are written 3-7,9; got {text!r}")
+            raise UserError(f"cells are written 3-7,9; got {text!r}")
         first, _, last = part.partition("-")
         numbers += range(int(first), int(last or first) + 1)
     if not numbers or max(numbers) >= count:
-        raise ValueError(f"there is no cell {text}: the list has {count}, 0 to {count - 1}")
+        raise UserError(f"there is no cell {text}: the list has {count}, 0 to {count - 1}")
     return numbers
 
 
@@ -181,7 +135,7 @@ def python_command(environment: dict) -> list[str]:
         int(environment.get("SLURM_JOB_NUM_NODES", 1)),
     )
     if not processes.isdigit() or int(processes) < 1:
-        raise ValueError(
+        raise UserError(
             f"PROCESSES must be how many processes a machine is to run, got {processes!r}"
         )
     if processes == "1" and nodes == 1:
@@ -191,7 +145,7 @@ def python_command(environment: dict) -> list[str]:
         return [*torchrun, "--standalone"]
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"this job has {nodes} nodes, and {' and '.join(missing)} must say where they meet: see "
             f"examples/multi_node.sbatch; or ask for one node"
         )
@@ -268,18 +222,18 @@ class Runner:
         Its state then, and what there is to say.
         """
         for arguments, directory in zip(cell.runs, cell.directories, strict=True):
-            name, detail = state(directory)
+            name, detail = run_state(directory)
             if name == "done":
                 continue
             if name == "running":
                 return name, f"{directory} is being written by {detail}: left alone"
-            before = written(directory)
+            before = summary_time(directory)
             code, reason = self._call([*self.command, "main.py", *arguments], output, slot)
-            name, detail = state(directory)
+            name, detail = run_state(directory)
             if name == "done":
                 continue
             told = (
-                summary(directory).get("interrupted") and written(directory) != before
+                read_summary(directory).get("interrupted") and summary_time(directory) != before
             )  # torchrun's own code is 1
             if self.signal or code == INTERRUPTED or told:
                 return "interrupted", detail
@@ -326,12 +280,6 @@ class Runner:
             devices = environment["CUDA_VISIBLE_DEVICES"].split(",")
             environment["CUDA_VISIBLE_DEVICES"] = devices[(slot - 1) % len(devices)]
         return environment
-
-
-def written(directory: Path) -> int:
-    """When summary.json was last written; 0 if it is not there."""
-    path = directory / "summary.json"
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def why(said: Iterable[str]) -> str:
@@ -534,7 +482,7 @@ def status_of(path: str) -> int:
         {file.parent for name in ("config.yaml", FAILED) for file in Path(path).rglob(name)}
     )
     if not found:
-        raise ValueError(f"there is no run in {path}")
+        raise UserError(f"there is no run in {path}")
     print_status([Cell(number, [], [directory]) for number, directory in enumerate(found)])
     return 0
 
@@ -544,7 +492,7 @@ def run(options, others: list[str]) -> int:
     overrides = [text for text in others if "=" in text and not text.startswith("-")]
     if len(overrides) < len(others):
         unknown = " ".join(text for text in others if text not in overrides)
-        raise ValueError(
+        raise UserError(
             f"not known: {unknown}; a launcher takes --cells, --only, --jobs, --dry-run, --status, --help and "
             f"key=value for every run"
         )
@@ -555,7 +503,7 @@ def run(options, others: list[str]) -> int:
     else:
         runner = Runner(environment)
     if options.jobs < 1 or (options.jobs > 1 and environment.get("PROCESSES", "1") != "1"):
-        raise ValueError(
+        raise UserError(
             f"--jobs must be at least 1, and 1 where a cell has several PROCESSES, got {options.jobs}"
         )
     cells = read_cells(

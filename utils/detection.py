@@ -1,0 +1,142 @@
+"""How well incorrect labels are told from correct ones. NumPy only: no network is needed."""
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_score, recall_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+
+def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
+    """Which given labels [N] are not the true ones.
+
+    None where those are unknown: -1, or NaN if they are no class numbers.
+    """
+    unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
+    return None if unknown.any() else given != true
+
+
+def top_half(loss: np.ndarray) -> np.ndarray:
+    """Mask [N] of the larger half of the losses; of an odd number, the middle one belongs to it.
+
+    Exactly half, also if many losses tie (e.g. at 0): ties are broken by a fixed random order,
+    which has nothing to do with the order of the samples.
+    """
+    ties = np.random.default_rng(0).permutation(len(loss))
+    mask = np.zeros(len(loss), bool)
+    mask[np.lexsort((ties, loss))[len(loss) // 2 :]] = True
+    return mask
+
+
+def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks of three groups of samples.
+
+    incorrect: the given label is wrong; hard: correct, and the loss is in the top half of all;
+    easy: the other correct ones.
+    """
+    top = top_half(loss)
+    return {"easy": ~corrupted & ~top, "hard": ~corrupted & top, "incorrect": corrupted}
+
+
+def sample_table(
+    trained: dict[str, np.ndarray],
+    true: np.ndarray,
+    *,
+    mean_loss: np.ndarray,
+    score: Tensor | None,
+    ranked: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """samples.npz: a row per training sample, by index, from their ``prediction_table``.
+
+    loss and predicted are those of the finished model, without augmentation; mean_loss is the mean
+    training loss over all epochs (over the last ones only, a network that has learned the labels by
+    heart tells nothing apart); score is the method's own, or mean_loss where it keeps none. Where
+    samples were selected, both are the losses that were ranked: the run itself knows nothing of the
+    others. true is -1, or in regression NaN, where it is not known.
+    """
+    index = trained["index"]
+    mean_loss, score = (mean_loss, score) if ranked is None else (ranked, None)
+    mean_loss = mean_loss[index]
+    score = mean_loss if score is None else score.cpu().numpy()[index]
+    return {
+        "index": index,
+        "given": trained["target"],
+        "true": true[index],
+        "loss": trained["loss"],
+        "mean_loss": mean_loss,
+        "score": score,
+        "predicted": trained["predicted"],
+        "flagged": flag(score),
+    }
+
+
+def measure_detection(table: dict[str, np.ndarray]) -> dict:
+    """How well incorrect labels are told from correct ones; every value None where the truth is
+    unknown or all is one class.
+
+    auroc and average_precision of the score; hard_vs_incorrect_auroc: the same among the samples
+    whose loss is in the top half, where hard and incorrect ones meet; memorised_fraction: of the
+    incorrect samples, how many are predicted as the wrong label they were given; precision and
+    recall of the flag.
+
+    In regression a label is incorrect if it was changed at all, and memorised if the prediction is
+    nearer to the given than to the true one. Besides: large_change, the standard deviation of the
+    true labels, and large_change_auroc, where only labels changed by more than that count as
+    incorrect.
+    """
+    given, true, score, predicted = (table[key] for key in ("given", "true", "score", "predicted"))
+    names = [
+        "auroc",
+        "average_precision",
+        "hard_vs_incorrect_auroc",
+        "memorised_fraction",
+        "flag_precision",
+        "flag_recall",
+    ]
+    numbers = true.dtype.kind == "f"
+    if numbers:
+        names += ["large_change", "large_change_auroc"]
+    corrupted = wrong_labels(given, true)
+    if corrupted is None or corrupted.all() or not corrupted.any():
+        return dict.fromkeys(names)
+    top = top_half(table["loss"])
+    memorised = (
+        np.abs(predicted - given) < np.abs(predicted - true) if numbers else predicted == given
+    )
+    values = [
+        _auroc(corrupted, score),
+        average_precision_score(corrupted, score),
+        _auroc(corrupted[top], score[top]),
+        memorised[corrupted].mean(),
+        precision_score(corrupted, table["flagged"], zero_division=0),
+        recall_score(corrupted, table["flagged"]),
+    ]
+    if numbers:
+        values += [true.std(), _auroc(np.abs(given - true) > true.std(), score)]
+    return {
+        name: None if value is None else float(value)
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def _auroc(positive, score):
+    return roc_auc_score(positive, score) if positive.any() and not positive.all() else None
+
+
+def flag(score: np.ndarray) -> np.ndarray:
+    """Which scores belong to the upper of two groups: a mixture of two Gaussians, cut where the
+    upper one takes over.
+
+    It always finds two groups, also where there is one; look at the distribution before trusting
+    it.
+    """
+    if np.ptp(score) == 0:
+        return np.zeros(len(score), bool)
+    column = ((score - score.mean()) / score.std()).reshape(-1, 1)
+    sample = np.random.default_rng(0).permutation(len(column))[
+        :100_000
+    ]  # of a huge set, a part is enough to fit
+    mixture = GaussianMixture(
+        2, random_state=0, means_init=np.percentile(column, [10, 90]).reshape(-1, 1)
+    ).fit(column[sample])
+    upper = int(np.argmax(mixture.means_))
+    return (mixture.predict(column) == upper) & (column[:, 0] > mixture.means_[1 - upper, 0])

@@ -1,0 +1,177 @@
+"""What one epoch of training shows of every sample, kept on the device until it is asked for."""
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.detection import easy_hard_incorrect
+from utils.distributed import world_size
+from utils.metrics import Metric
+
+
+class TrainingRecord:
+    """What one epoch of training said of the whole set and of every sample, kept on the device
+    until it is asked for.
+
+    The *weight* of a sample is how much harder it pulls at the model than under the task loss
+    alone: the L1 norm of d loss / d output over that of d task loss / d output, which means the
+    same for every method. Of a group it is the ratio of the sums.
+
+    Args:
+        task_loss: ``(output, target) -> losses [B]``.
+
+    State, per sample: last loss, metric and both gradient norms, the sum of all its losses, and
+    whether this epoch has seen it: 21 bytes.
+    """
+
+    check_every = (
+        50  # steps between two looks at the losses from the host: each waits for the device
+    )
+
+    def __init__(self, num_samples: int, task_loss: Callable, metric: Metric, device: torch.device):
+        self.task_loss, self.metric = task_loss, metric
+        names = ("loss", "metric", "pull", "plain_pull", "loss_total")
+        self.samples = {name: torch.zeros(num_samples, device=device) for name in names}
+        self.samples["seen"] = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, math.nan
+        self.recent: list[tuple] = []  # steps that are not in the sums yet
+        self.observed = False  # whether the objective shows what the model says of each sample
+
+    def start(self, step: int, lr: float):
+        """Start the clock; at step 0, forget the epoch before, and note the learning rate."""
+        if step == 0:
+            self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, lr
+            self.samples["seen"].fill_(False)
+        self.clock = time.perf_counter()
+
+    def stop(self, epoch: int, loader):
+        """Check, which waits for the device, and stop the clock."""
+        self.check(epoch, loader)
+        self.seconds += time.perf_counter() - self.clock
+
+    def update(self, step: int, loss: Tensor, batch, scored: tuple[Tensor, Tensor, Tensor] | None):
+        """Remember one step, after its backward pass. Costs nothing yet.
+
+        ``batch``: this process's share; ``scored``: outputs with their gradients retained, targets
+        and indices of the whole batch, or None.
+        """
+        if scored is None:
+            self.recent.append((step, len(batch.index) * world_size(), loss.detach()))
+        else:
+            output, target, index = scored
+            self.recent.append(
+                (
+                    step,
+                    len(index),
+                    loss.detach(),
+                    output.detach(),
+                    output.grad * len(index),
+                    target,
+                    index,
+                )
+            )
+
+    @torch.no_grad()
+    def check(self, epoch: int, loader):
+        """Work off the steps since the last check, of one epoch, in one go. The only place where
+        the host waits.
+
+        Raises FloatingPointError naming epoch, step and samples of the first loss that was NaN or
+        infinite.
+        """
+        if not self.recent:
+            return
+        steps, sizes, values, *known = zip(*self.recent, strict=True)
+        self.recent = []
+        self.observed = bool(known)
+        if known:
+            output, grad, target, index = (torch.cat(part) for part in known)
+            with torch.enable_grad():
+                losses = self.task_loss(output.requires_grad_(), target)
+                (plain_grad,) = torch.autograd.grad(losses.sum(), output)
+            self.samples["loss"][index] = losses.detach()
+            self.samples["metric"][index] = self.metric.compute(output, target)
+            for name, gradient in (("pull", grad), ("plain_pull", plain_grad)):
+                self.samples[name][index] = gradient.float().abs().reshape(len(index), -1).sum(1)
+            self.samples["loss_total"][index] += self.samples["loss"][index]
+            self.samples["seen"][index] = True
+        for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(self._not_finite(epoch, step, loader))
+            self.loss_sum += size * value
+            self.images += size
+
+    def _not_finite(self, epoch, step, loader):
+        rows = loader.rows_of(step)
+        finite = self.samples["loss"].cpu()[rows].isfinite().tolist()
+        bad = [row for row, good in zip(rows, finite, strict=True) if not good] or rows
+        return (
+            f"the loss is not finite in epoch {epoch}, step {step}; samples {', '.join(map(str, bad[:20]))}"
+            f"{f' and {len(bad) - 20} more' if len(bad) > 20 else ''}. The last good checkpoint is untouched. "
+            f"Look at these inputs, or lower optimizer.lr or the method's own rates"
+        )
+
+    def end_epoch(self, corrupted: np.ndarray | None) -> dict[str, float]:
+        """The epoch in numbers, of the samples that it has seen; ``corrupted`` [N] where that is
+        known.
+
+        lr is that of its first step; mass_incorrect is the part that incorrect labels have in the
+        sum of all gradient norms. train_metric is NaN, and there are no weights, where the
+        objective does not show what the model says of each.
+        """
+        row = {
+            "lr": self.lr,
+            "train_loss": self.loss_sum / self.images,
+            "train_metric": float("nan"),
+            "seconds": self.seconds,
+            "images_per_second": self.images / self.seconds,
+        }
+        if not self.observed:
+            return row
+        seen = self.samples["seen"]
+        loss, metric, pull, plain = (
+            self.samples[name][seen] for name in ("loss", "metric", "pull", "plain_pull")
+        )
+        row["train_metric"] = float(metric.double().mean())
+        if corrupted is not None:
+            plain, pull = plain.cpu().numpy(), pull.cpu().numpy()
+            groups = easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()])
+            for name, mask in groups.items():
+                row[f"weight_{name}"] = (
+                    float(pull[mask].sum() / plain[mask].sum())
+                    if plain[mask].any()
+                    else float("nan")
+                )
+            row["mass_incorrect"] = (
+                float(pull[groups["incorrect"]].sum() / pull.sum()) if pull.any() else float("nan")
+            )
+        return row
+
+    def mean_loss(self, passes: int) -> np.ndarray:
+        """Of each sample [N], the sum of its training losses divided by the number of passes over
+        the data.
+        """
+        return (self.samples["loss_total"] / passes).cpu().numpy()
+
+    def state_dict(self) -> dict:
+        return {
+            "samples": self.samples,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "images": self.images,
+            "lr": self.lr,
+        }
+
+    def load_state_dict(self, state: dict):
+        self.loss_sum, self.seconds, self.images = (
+            state["loss_sum"],
+            state["seconds"],
+            state["images"],
+        )
+        self.lr = state.get("lr", math.nan)  # older checkpoints lack it, "seen" and "plain_pull"
+        for name, values in state["samples"].items():
+            self.samples[name].copy_(values)
