@@ -9,16 +9,25 @@ from losses.task import cross_entropy
 from utils.distributed import gather
 from utils.errors import UserError
 
+Predict = Callable[[], tuple[Tensor, Tensor, Tensor]]
+
 
 class SampleLoss(nn.Module):
-    """Scores every sample: ``forward(output, target, index) -> losses [B]``; the mean is what
-    training minimises.
+    """Scores every sample: ``forward(output, target, index) -> losses [B]``, to be averaged.
 
     Per-sample state is like the statistics of a BatchNorm: buffers that ``forward`` updates in
     training mode, leaves alone in evaluation mode, and ``state_dict`` carries. ``index [B]`` says
     which training samples these are, each in [0, num_samples) and, as in any epoch without
-    replacement, at most once in a batch.
+    replacement, at most once in a batch. Everything is computed over the batch that is given: under
+    several processes that is the whole one, so the state is equal in all of them.
+
+    Class attributes:
+        drops_samples: some samples may get no loss at all, and so no gradient.
+        takes_soft_targets: ``target`` may also be a distribution per sample, [B, C].
     """
+
+    drops_samples = False
+    takes_soft_targets = False
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -26,44 +35,82 @@ class SampleLoss(nn.Module):
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
-        """Call at the start of every epoch, counted from 0, as with DistributedSampler.set_epoch."""
+        """Call at the start of every epoch, counted from 0, as DistributedSampler.set_epoch.
+
+        After a resumption in the middle of an epoch it is called again for that epoch: so it says
+        where training stands and changes no state. What is to happen once belongs into
+        ``end_epoch``.
+        """
         self.epoch = epoch
 
-    def sample_score(self) -> Tensor | None:
-        """How suspicious each training sample is, [N].
+    def end_epoch(self, predict: Predict):
+        """Call once after every epoch, before anything is saved: the place to change state.
 
-        Larger means more probably incorrect. None: keeps no score.
+        Args:
+            predict: returns (outputs, targets, indices) of all training samples, in evaluation
+                mode, on the CPU, in any order. It costs a pass over the data, and only if called.
+        """
+
+    def labels(self) -> Tensor | None:
+        """The labels the method would rather train on: [N], or a distribution each, [N, C].
+
+        None if it leaves labels as they are.
+        """
+        return None
+
+    def sample_score(self) -> Tensor | None:
+        """How suspicious each training sample is, [N]: larger means more probably incorrect.
+
+        None if the method keeps no score.
         """
         return None
 
 
 class Objective(nn.Module):
-    """The number to minimise: ``forward(model, batch) -> scalar``. Only for methods that must run
-    the model themselves.
+    """The number to minimise: ``forward(model, batch) -> scalar``.
 
-    ``scored`` is what the model said of the last batch, with its gradient retained, and the targets
-    and indices; None where there is no such thing. ``batch.input`` and ``extra`` may be this
-    process's share: losses are computed over ``gather``. ``unlabelled`` is what it asks of the
-    loader besides labelled batches: {} nothing; {"num_views": K, "steps_per_epoch": n} that each of
-    n batches an epoch has as its ``extra`` [K, B, ...] K augmented views of B samples that a
-    selection left out.
+    Only for methods that must run the model themselves; any SampleLoss becomes one in Supervised.
+    ``batch.input`` and ``batch.extra`` may be this process's share: losses are computed over
+    ``gather``. Parameters of the objective that require a gradient are trained with the model's, in
+    a group of their own; compute their gradient from gathered tensors, so that it is equal in all
+    processes.
+
+    Class attributes:
+        networks: how many networks of the configured kind the method trains. With 2 the model
+            returns [B, 2, C] in training mode and [B, C] in evaluation mode.
+        unlabelled: what it asks of the loader besides labelled batches: {} for nothing, or
+            {"num_views": K, "steps_per_epoch": n}: each of n batches an epoch has as ``extra`` a
+            Batch whose input [K, B, ...] is K augmented views of samples that a selection left out.
+        trusted_batch_size: how many samples with true labels each batch has as ``extra``.
+        takes_soft_targets: as that of SampleLoss.
+
+    Attributes:
+        scored: what the model said of the last batch, with its gradient retained, the targets and
+            the indices; None if there is no such thing.
     """
 
-    scored: tuple[Tensor, Tensor, Tensor] | None = None
+    networks = 1
     unlabelled: Mapping[str, int] = MappingProxyType({})
+    trusted_batch_size = 0
+    takes_soft_targets = False
+    scored: tuple[Tensor, Tensor, Tensor] | None = None
 
     def set_epoch(self, epoch: int):
-        """Call at the start of every epoch, counted from 0."""
+        """As SampleLoss.set_epoch: may be called twice for one epoch, and changes no state."""
 
     def after_step(self, model: nn.Module):
         """Call after every step of the optimiser."""
 
-    def evaluated(self, model: nn.Module) -> nn.Module:
-        """What is to be evaluated for ``model``.
+    def end_epoch(self, predict: Predict):
+        """As SampleLoss.end_epoch."""
 
-        Itself, or e.g. an average of its parameters over the steps.
-        """
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """What is to be evaluated: the model itself, or e.g. an average over the steps."""
         return model
+
+    def labels(self) -> Tensor | None:
+        """As SampleLoss.labels."""
+        return None
 
     def sample_score(self) -> Tensor | None:
         """As SampleLoss.sample_score."""
@@ -71,25 +118,27 @@ class Objective(nn.Module):
 
 
 class Supervised(Objective):
-    """Any SampleLoss as an Objective.
-
-    Run the model on the batch, score its samples, take the mean.
-    """
+    """Any SampleLoss as an Objective: run the model, score its samples, take the mean."""
 
     def __init__(self, loss: SampleLoss):
         super().__init__()
         self.loss = loss
+        self.takes_soft_targets = loss.takes_soft_targets
 
     def forward(self, model: nn.Module, batch) -> Tensor:
         self.scored = gather(model(batch.input), batch.target, batch.index)
         if self.scored[0].requires_grad:
-            self.scored[
-                0
-            ].retain_grad()  # what the method asks of each sample, for the record of a run
+            self.scored[0].retain_grad()  # for the record of what the method asks of each sample
         return self.loss(*self.scored).mean()
 
     def set_epoch(self, epoch: int):
         self.loss.set_epoch(epoch)
+
+    def end_epoch(self, predict: Predict):
+        self.loss.end_epoch(predict)
+
+    def labels(self) -> Tensor | None:
+        return self.loss.labels()
 
     def sample_score(self) -> Tensor | None:
         return self.loss.sample_score()
@@ -101,34 +150,35 @@ def as_objective(method: SampleLoss | Objective) -> Objective:
 
 
 def check_classification(name: str, task_loss: Callable):
-    """Raise ValueError where a method that needs class probabilities is given a regression task
-    loss.
-    """
+    """Raise UserError if a method that needs class probabilities is given a regression loss."""
     if task_loss is not cross_entropy:
+        given = getattr(task_loss, "__name__", task_loss)
         raise UserError(
-            f"{name} works on class probabilities and needs task_loss cross_entropy, got "
-            f"{getattr(task_loss, '__name__', task_loss)}; for regression use Plain, SuperLoss or DiscrimLoss"
+            f"{name} works on class probabilities and needs task_loss cross_entropy, got {given}; "
+            "for regression use Plain, SuperLoss or DiscrimLoss"
         )
 
 
 def check_index(index: Tensor, target: Tensor, num_samples: int):
     """Raise for an index that does not number the samples of this batch.
 
-    The range is looked at on the CPU only: on a GPU the look would stall every step.
+    The range is checked on the CPU only: on a GPU the check would stall every step.
 
     Raises:
-        ValueError: index and target differ in shape.
+        UserError: index and target differ in their number of samples.
         IndexError: an index outside [0, num_samples); a negative one would otherwise update another
             sample in silence.
     """
-    if index.shape != target.shape:
+    expected = list(target.shape[:1])
+    if list(index.shape) != expected:
         raise UserError(
-            f"index must hold one training-set position per target: {list(target.shape)}, got {list(index.shape)}"
+            f"index must hold one training-set position per target: {expected}, got "
+            f"{list(index.shape)}"
         )
     if index.device.type == "cpu" and index.numel():
         low, high = (int(bound) for bound in index.aminmax())
         if low < 0 or high >= num_samples:
             raise IndexError(
-                f"index must lie in [0, {num_samples}), got {low if low < 0 else high}: is num_samples the "
-                f"size of the whole training set, and index the position in it?"
+                f"index must lie in [0, {num_samples}), got {low if low < 0 else high}: is "
+                "num_samples the size of the whole training set, and index the position in it?"
             )

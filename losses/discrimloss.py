@@ -77,6 +77,8 @@ class DiscrimLoss(SampleLoss):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
+    takes_soft_targets = True
+
     def __init__(
         self,
         task_loss: Callable,

@@ -45,7 +45,7 @@ class MixMatch(Objective):
         model: to be trained; what an average of is kept.
         epochs: of the whole training.
         num_views: K.
-        steps_per_epoch: what an epoch is, since there is no natural one.
+        epoch_steps: what an epoch is, since there is no natural one.
         temperature: T; 1 leaves the guess as it is, towards 0 it becomes one-hot.
         alpha: of the Beta distribution.
         unlabelled_weight: the largest w_u.
@@ -68,7 +68,7 @@ class MixMatch(Objective):
         epochs: int,
         *,
         num_views: int = 2,
-        steps_per_epoch: int = 1024,
+        epoch_steps: int = 1024,
         temperature: float = 0.5,
         alpha: float = 0.75,
         unlabelled_weight: float = 75.0,
@@ -81,7 +81,7 @@ class MixMatch(Objective):
         for name, value, fits in (
             ("num_views", num_views, num_views >= 1),
             ("temperature", temperature, temperature > 0),
-            ("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1),
+            ("epoch_steps", epoch_steps, epoch_steps >= 1),
             ("alpha", alpha, alpha > 0),
             ("unlabelled_weight", unlabelled_weight, unlabelled_weight >= 0),
             ("ramp_epochs", ramp_epochs, ramp_epochs is None or ramp_epochs >= 0),
@@ -92,11 +92,11 @@ class MixMatch(Objective):
                 raise UserError(f"{name}={value} is out of range")
         self.num_views, self.unlabelled = (
             num_views,
-            {"num_views": num_views, "steps_per_epoch": steps_per_epoch},
+            {"num_views": num_views, "steps_per_epoch": epoch_steps},
         )
         self.temperature, self.alpha = temperature, alpha
         self.unlabelled_weight = unlabelled_weight
-        self.ramp_steps = (epochs if ramp_epochs is None else ramp_epochs) * steps_per_epoch
+        self.ramp_steps = (epochs if ramp_epochs is None else ramp_epochs) * epoch_steps
         self.ema_decay, self.parameter_decay = ema_decay, parameter_decay
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -8,5 +8,7 @@ from losses.base import SampleLoss
 class Plain(SampleLoss):
     """The task loss itself, every sample with weight one."""
 
+    takes_soft_targets = True
+
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         return self.task_loss(output, target)

@@ -43,6 +43,8 @@ class SuperLoss(SampleLoss):
         ValueError: lam <= 0, an unknown tau, or tau=None without a number of classes.
     """
 
+    takes_soft_targets = True
+
     def __init__(
         self,
         task_loss: Callable,

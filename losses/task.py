@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of logits [B, C] with class numbers [B]."""
+    """Cross-entropy of logits [B, C] with class numbers [B], or with probabilities [B, C]."""
     return F.cross_entropy(_full_precision(output), target, reduction="none")
 
 
@@ -34,15 +34,15 @@ TASK_LOSSES = {
 }
 
 
-def get_task_loss(task: str, name: str, of_dataset: str) -> Callable[[Tensor, Tensor], Tensor]:
+def get_task_loss(task: str, name: str, dataset_task: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The task loss of that name.
 
-    Raises ValueError where the task has none such, or the dataset is for another task.
+    Raises UserError if the task has none such, or the dataset is for another task.
     """
-    if task != of_dataset:
+    if task != dataset_task:
         raise UserError(
-            f"task={task}, but the targets of this dataset are for {of_dataset}: set task={of_dataset} and "
-            f"task_loss to one of {', '.join(TASK_LOSSES[of_dataset])}"
+            f"task={task}, but the targets of this dataset are for {dataset_task}: set "
+            f"task={dataset_task} and task_loss to one of {', '.join(TASK_LOSSES[dataset_task])}"
         )
     if name not in TASK_LOSSES[task]:
         raise UserError(unknown("task_loss", name, TASK_LOSSES[task], f" for {task}"))
@@ -55,10 +55,8 @@ def _full_precision(output):
 
 def _regression(output, target):
     output = _full_precision(output)
-    if (
-        output.ndim == 2 and output.shape[1] == 1
-    ):  # [B, 1] against [B] would broadcast to [B, B] in silence
-        output = output.squeeze(1)
+    if output.ndim == 2 and output.shape[1] == 1:
+        output = output.squeeze(1)  # [B, 1] against [B] would broadcast to [B, B] in silence
     if output.shape != target.shape:
         raise UserError(
             f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "

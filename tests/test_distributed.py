@@ -47,7 +47,7 @@ METHODS = {  # params file, and what else; 11 steps an epoch
     "data_parameters_both": ["data_parameters", "loss.level=both", "clip_norm=1.0"],
     "recording": ["plain", "record_losses=true", "validation.fraction=0.1"],
     "rsl": ["rsl", *HISTORY],
-    "rsl_mixmatch": ["rsl_mixmatch", *HISTORY, "batch_size=64", "loss.steps_per_epoch=5"],
+    "rsl_mixmatch": ["rsl_mixmatch", *HISTORY, "batch_size=64", "loss.epoch_steps=5"],
     "regression": [
         "../digitsum/discrimloss",
         "model=digitsum_lstm",

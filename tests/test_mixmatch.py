@@ -72,7 +72,7 @@ def test_the_ramp_of_the_paper():
         loss.steps.fill_(steps)
         assert float(loss.weight()) == pytest.approx(weight, abs=1e-5)
     assert make(ramp_epochs=0).weight() == 75
-    short = make(ramp_epochs=2, steps_per_epoch=10, unlabelled_weight=8.0)
+    short = make(ramp_epochs=2, epoch_steps=10, unlabelled_weight=8.0)
     short.steps.fill_(5)
     assert short.weight() == 2
 
@@ -239,7 +239,7 @@ def test_state_goes_on_bit_identically():
     [
         {"num_views": 0},
         {"temperature": 0.0},
-        {"steps_per_epoch": 0},
+        {"epoch_steps": 0},
         {"alpha": 0.0},
         {"unlabelled_weight": -1.0},
         {"ramp_epochs": -1.0},

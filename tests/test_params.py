@@ -200,7 +200,7 @@ def test_weighted_mixmatch_is_as_its_authors_set_it(dataset):
     assert config["loss"] == {
         "name": "MixMatch",
         "num_views": 2,
-        "steps_per_epoch": 1024,
+        "epoch_steps": 1024,
         "temperature": 0.5,
         "alpha": 0.75,
         "unlabelled_weight": 75.0,

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from utils.record import RunDirectory
 
 import main
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
-from utils.record import RunDirectory
 from utils.run_state import lock_owner, run_state
 from utils.training_record import TrainingRecord
 
@@ -205,7 +205,7 @@ def ready(run, method):
         )
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
     if method == "rsl_mixmatch":
-        overrides += ["loss.steps_per_epoch=11"]
+        overrides += ["loss.epoch_steps=11"]
     return {"params": f"params/digits/{method}.yaml"}, overrides
 
 

@@ -1,24 +1,36 @@
-"""From a section of a YAML file to the object it describes.
-
-The constructor's signature is the schema.
-"""
+"""From a section of a YAML file to the object it describes: the signature is the schema."""
 
 import collections.abc
+import dataclasses
 import difflib
 import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from utils.errors import UserError
 
 
-def build(package, spec: dict, **context):
-    """Call ``package.<spec["name"]>`` with the other keys of ``spec``, and with what its signature
-    takes of ``context``.
+class Must(NamedTuple):
+    """A condition on an argument besides its type: ``Annotated[int, Must("be even", is_even)]``.
 
-    ``context`` fills what the spec does not give. Call ``problems`` first: it finds what is wrong
-    with the spec itself.
+    None, if the type allows it, needs to meet no condition.
+    """
+
+    text: str
+    holds: Callable[[typing.Any], bool]
+
+
+class Section(dict):
+    """The annotation of a section that names what is built from its other keys."""
+
+
+def build(package, spec: dict, **context):
+    """Call ``package.<spec["name"]>`` with the other keys of ``spec``.
+
+    What the spec does not give and the signature asks for is taken from ``context``. Call
+    ``problems`` first: it finds what is wrong with the spec itself.
 
     Raises:
         UserError: what the constructor says is wrong, with its name in front. Our own constructors
@@ -36,48 +48,58 @@ def build(package, spec: dict, **context):
         raise
 
 
-def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
-    """Everything wrong with a section.
+def asks_for(package, spec: dict, name: str) -> bool:
+    """Whether what a section describes takes an argument of that name."""
+    return name in inspect.signature(getattr(package, spec["name"])).parameters
 
-    An unknown name or key, a value of the wrong type, a missing argument.
-    """
+
+def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
+    """Everything wrong with a section: its name, and as ``argument_problems``."""
     if "name" not in spec:
         return [f"{section} needs a name: {', '.join(public_names(package))}"]
     if spec["name"] not in public_names(package):
         return [unknown(f"{section}.name", spec["name"], public_names(package))]
     arguments = {key: value for key, value in spec.items() if key != "name"}
-    return argument_problems(
-        getattr(package, spec["name"]), arguments, section=section, context=context
-    )
+    constructor = getattr(package, spec["name"])
+    return argument_problems(constructor, arguments, section=section, context=context)
 
 
 def argument_problems(
     constructor: Callable, arguments: dict, *, section: str, context: Iterable[str] = ()
 ) -> list[str]:
-    """Everything wrong with the arguments of a call.
+    """Everything wrong with the arguments of a call, a line each.
 
-    An unknown key, a value of the wrong type, a missing argument.
+    An unknown key, a missing argument, a value of the wrong type or outside its range. Arguments
+    that are dataclasses are sections themselves.
+
+    Args:
+        section: stands before each key; "" at the top level of a configuration.
+        context: names of arguments that are given by the program.
     """
     parameters = inspect.signature(constructor).parameters
     hints = type_hints(constructor)
-    found = []
+    owner = "" if dataclasses.is_dataclass(constructor) else f" of {constructor.__name__}"
+    prefix = f"{section}." if section else ""
+    lines = []
     for key, value in arguments.items():
+        hint = hints.get(key, typing.Any)
         if key not in parameters or key in context:
-            found.append(
-                unknown(
-                    f"key {section}.{key}",
-                    key,
-                    [name for name in parameters if name not in context],
-                    f" of {constructor.__name__}",
-                )
-            )
-        elif not fits(value, hints.get(key, typing.Any)):
-            found.append(f"{section}.{key} must be {describe(hints[key])}, got {value!r}")
+            options = [name for name in parameters if name not in context]
+            what = f"key {prefix}{key}" if section else "key"
+            lines.append(unknown(what, key, options, owner))
+        elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            lines += argument_problems(hint, value, section=prefix + key)
+        elif not fits(value, hint):
+            lines.append(f"{prefix}{key} must be {describe(hint)}, got {value!r}")
+        else:
+            unmet = [condition.text for condition in conditions(hint) if not condition.holds(value)]
+            if unmet and value is not None:
+                lines.append(f"{prefix}{key} must {unmet[0]}, got {value!r}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments and key not in context:
             wanted = describe(hints.get(key, typing.Any))
-            found.append(f"{section}.{key} is missing: {constructor.__name__} needs it ({wanted})")
-    return found
+            lines.append(f"{prefix}{key} is missing: {constructor.__name__} needs it ({wanted})")
+    return lines
 
 
 def public_names(package) -> list[str]:
@@ -95,13 +117,13 @@ def defaults(constructor: Callable, given: Iterable[str], context: Iterable[str]
     }
 
 
-def unknown(what: str, got: str, options: Iterable[str], where: str = "") -> str:
+def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str:
     """The message for a name that is none of ``options``, with the nearest one first."""
     options = list(options)
     by_lower = {option.lower(): option for option in options}
     nearest = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
-    return f"{what}: {got!r} is not known{where}; {hint}(choose from {', '.join(options)})"
+    return f"{what}: {got!r} is not known{owner}; {hint}(choose from {', '.join(options)})"
 
 
 def type_hints(constructor) -> dict:
@@ -121,14 +143,18 @@ def type_hints(constructor) -> dict:
     return hints
 
 
-def fits(value, hint) -> bool:
-    """Whether a value read from YAML is of the annotated type.
+def conditions(hint) -> list[Must]:
+    """The conditions in an annotation."""
+    return [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Must)]
 
-    An int is a float; a bool is no number.
-    """
+
+def fits(value, hint) -> bool:
+    """Whether a value read from YAML is of the annotated type: an int is a float, a bool neither."""
     if hint is typing.Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, argument) for argument in arguments)
     if origin is typing.Literal:
@@ -141,7 +167,7 @@ def fits(value, hint) -> bool:
         return isinstance(value, hint)
     if hint in (None, type(None)):
         return value is None
-    if origin is dict:
+    if origin is dict or hint is Section:
         return isinstance(value, dict)
     if origin in (list, tuple, Iterable):
         kinds = [argument for argument in arguments if argument is not ...]
@@ -154,20 +180,24 @@ def fits(value, hint) -> bool:
 def describe(hint) -> str:
     """An annotation in words, for error messages."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return describe(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
     if origin is typing.Literal:
         return " or ".join(repr(argument) for argument in arguments)
     if origin in (list, tuple, Iterable):
-        return "a list, each " + " or ".join(
-            dict.fromkeys(describe(argument) for argument in arguments if argument is not ...)
-        )
-    names = {
+        kinds = [describe(argument) for argument in arguments if argument is not ...]
+        return "a list, each " + " or ".join(dict.fromkeys(kinds))
+    if dataclasses.is_dataclass(hint):
+        return f"a section with {', '.join(field.name for field in dataclasses.fields(hint))}"
+    words = {
         float: "a number",
         int: "a whole number",
         bool: "true or false",
         str: "a text",
+        Section: "a section with a name",
         type(None): "null",
         None: "null",
     }
-    return names.get(hint) or getattr(hint, "__name__", str(hint))
+    return words.get(hint) or getattr(hint, "__name__", str(hint))

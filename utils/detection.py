@@ -118,6 +118,25 @@ def measure_detection(table: dict[str, np.ndarray]) -> dict:
     }
 
 
+def measure_recovery(labels: Tensor | None, true: np.ndarray, rows: np.ndarray) -> dict | None:
+    """How good the labels are that a method leaves: [N], or distributions [N, C].
+
+    ``accuracy``, in percent, of the largest entry; of numbers, ``mae``. None if the method leaves
+    no labels, or the truth is not known.
+
+    Args:
+        true: [N].
+        rows: positions of the samples that were trained on.
+    """
+    if labels is None or wrong_labels(true, true) is None:
+        return None
+    made = labels.argmax(1) if labels.ndim == 2 else labels
+    made = made.numpy(force=True)[rows]
+    if true.dtype.kind == "f":
+        return {"mae": float(np.abs(made - true[rows]).mean())}
+    return {"accuracy": float(100 * (made == true[rows]).mean())}
+
+
 def _auroc(positive, score):
     return roc_auc_score(positive, score) if positive.any() and not positive.all() else None
 

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """[B], in percent: 100 if the largest logit of [B, C] is that of the target [B], else 0."""
-    return 100.0 * (output.argmax(1) == target)
+    """[B], in percent: 100 if the largest logit of [B, C] is that of the target, else 0.
+
+    The target is a class number [B], or a distribution [B, C], of which the largest counts.
+    """
+    classes = target if target.ndim == 1 else target.argmax(1)
+    return 100.0 * (output.argmax(1) == classes)
 
 
 def mae(output: Tensor, target: Tensor) -> Tensor:

@@ -20,26 +20,47 @@ FUSED = (
 )  # which have a kernel that steps all parameters at once, on GPUs and CPUs
 
 
-def make(spec: dict, parameters) -> torch.optim.Optimizer:
-    """The optimiser of a params file's section, in the fused form where there is one and the
-    section asks for no other.
+def own_parameters(objective: torch.nn.Module, model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters of a method that are to be trained and are none of the model's."""
+    of_model = {id(parameter) for parameter in model.parameters()}
+    return [
+        parameter
+        for parameter in objective.parameters()
+        if parameter.requires_grad and id(parameter) not in of_model
+    ]
 
-    The fused form takes it for granted that a parameter's state lies in memory as the parameter
-    does, and is there for all parameters or for none. Here it does, and is: also for a parameter
-    that gets its first gradient late, and after a checkpoint is loaded that was saved with another
-    value of channels_last.
+
+def make(spec: dict, parameters, own=(), own_lr: float | None = None) -> torch.optim.Optimizer:
+    """The optimiser of a params file's section.
+
+    In the fused form, if there is one and the section asks for no other. That form assumes that a
+    parameter's state lies in memory as the parameter does, and is there for all parameters or for
+    none. Here it does, and is: also for a parameter that gets its first gradient late, and after a
+    checkpoint is loaded that was saved with another value of channels_last.
+
+    Args:
+        parameters: of the model.
+        own: parameters of the method, which become a second group.
+        own_lr: learning rate of that group; None for that of the model.
     """
+    groups = parameters
+    if own:
+        rate = {} if own_lr is None else {"lr": own_lr}
+        groups = [{"params": list(parameters)}, {"params": list(own), **rate}]
     fused = spec["name"] in FUSED and spec.get("fused") is None and spec.get("foreach") is None
     if not fused or spec.get("differentiable") or spec.get("dampening"):
-        return build(sys.modules[__name__], spec, params=parameters)
-    optimizer = build(sys.modules[__name__], spec | {"fused": True}, params=parameters)
+        return build(sys.modules[__name__], spec, params=groups)
+    optimizer = build(sys.modules[__name__], spec | {"fused": True}, params=groups)
     if spec.get("momentum"):
-        for parameter in (
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ):
+        for parameter in all_parameters(optimizer):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
     return optimizer
+
+
+def all_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Those of all groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _lay_out_as_parameters(optimizer):
@@ -49,14 +70,11 @@ def _lay_out_as_parameters(optimizer):
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def step(optimizer, clip_norm: float | None):
-    """Step the optimiser.
+def step(optimizer: torch.optim.Optimizer, clip_norm: float | None):
+    """Step the optimiser, after scaling down gradients to ``clip_norm``, if that is given.
 
-    Where there is a ``clip_norm``, with gradients scaled down to that norm of all of them together.
+    The norm is that of all gradients together, also of several networks.
     """
     if clip_norm is not None:
-        clip_grad_norm_(
-            [parameter for group in optimizer.param_groups for parameter in group["params"]],
-            clip_norm,
-        )
+        clip_grad_norm_(all_parameters(optimizer), clip_norm)
     optimizer.step()

@@ -59,3 +59,15 @@ def lock_owner(directory: Path) -> str:
         except BlockingIOError:
             return lock.read().strip() or "another process"
     return ""
+
+
+def describe(summary: dict) -> str:
+    """A finished run in one line."""
+    shown = (
+        f"{rule} {value:.2f}"
+        for rule, value in summary["test"].items()
+        if rule != "best_epoch" and value is not None
+    )
+    line = f"test {summary['metric']}: {'  '.join(shown)}"
+    auroc = (summary["detection"] or {}).get("auroc")
+    return line if auroc is None else f"{line}; AUROC of incorrect labels {auroc:.4f}"

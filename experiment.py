@@ -1,0 +1,308 @@
+"""Everything that a configuration describes, and the order in which it is built."""
+
+import math
+
+import torch
+
+import datasets
+import losses
+import models
+from datasets import loader, noise, selection, splits
+from losses.base import Objective, as_objective
+from losses.task import get_task_loss
+from models.several import build_several
+from utils import exports, optimizers, run_inputs, schedules
+from utils.build import asks_for, build
+from utils.checkpoint import Checkpoint
+from utils.config import Schema, without_own_rate, without_selection
+from utils.detection import measure_detection, measure_recovery, sample_table
+from utils.device import choose_device
+from utils.distributed import data_parallel, local_main_first, main_process_only
+from utils.epoch_log import EpochLog
+from utils.errors import UserError
+from utils.evaluation import check_fit, evaluate, predict, prediction_table
+from utils.labels import read_labels
+from utils.metrics import METRIC_OF_TASK
+from utils.run_directory import RunDirectory
+from utils.run_state import describe, read_summary
+from utils.seed import seed_everything
+from utils.training_record import TrainingRecord
+
+# What each section is built from, and the facts that a constructor may ask for by the name of an
+# argument. A fact is computed only if it is asked for.
+SCHEMAS = {
+    "dataset": Schema(
+        datasets,
+        {
+            "data_root": lambda self: self.config["data_root"],
+            "encoder": lambda self: self.config["model"].get("path"),
+            "seed": lambda self: self.config["seed"],
+            "device": lambda self: self.device,
+        },
+    ),
+    "model": Schema(
+        models,
+        {
+            "num_outputs": lambda self: self.data.num_outputs,
+            "in_channels": lambda self: self.data.in_channels,
+            "image_size": lambda self: self.data.image_size,
+        },
+    ),
+    "loss": Schema(
+        losses,
+        {
+            "task_loss": lambda self: self.task_loss,
+            "num_samples": lambda self: len(self.data.train),
+            "num_outputs": lambda self: self.data.num_outputs,
+            "given": lambda self: torch.from_numpy(self.noise.given),
+            "noise_rate": lambda self: self.noise_rate,
+            "model": lambda self: self.model,
+            "epochs": lambda self: self.config["epochs"],
+            "steps_per_epoch": lambda self: self.steps_per_pass,
+        },
+    ),
+    "optimizer": Schema(optimizers, {"params": lambda self: self.model.parameters()}),
+    "schedule": Schema(
+        schedules,
+        {
+            "optimizer": lambda self: self.optimizer,
+            "epochs": lambda self: self.config["epochs"],
+            "steps_per_epoch": lambda self: self.loaders.steps_per_pass,
+        },
+    ),
+    "selection": Schema(
+        selection.make_selection,
+        {"noise": lambda self: self.noise, "rows": lambda self: self.parts.rows},
+    ),
+}
+
+
+class Experiment:
+    """One run, ready to train.
+
+    Attributes:
+        model: the network, or several as one module; ``forward``: the same for several processes,
+            compiled if that is asked for.
+        objective: the method.
+        loaders: datasets.loader.Loaders.
+        record: what an epoch of training shows of every sample.
+        log: metrics.csv and summary.json.
+        epochs, epoch, step: how many there are, and what to train on next.
+    """
+
+    def __init__(self, config: dict, directory: RunDirectory):
+        self.config, self.path = config, directory.path
+        self.device, self.autocast = choose_device(
+            config["device"], config["precision"], config["threads"]
+        )
+        # 1. The data, and what is to be learned from them.
+        self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
+        self.data = local_main_first(self._build, "dataset", self.dataset_spec)
+        self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
+        self.metric = METRIC_OF_TASK[self.data.task]
+        # 2. The noise, before the split: which labels are wrong does not depend on what is held
+        #    out, and what is held out is stratified by its given labels.
+        self.noise = self._inject_noise()
+        # 3. The split, before a selection: what is held out is not selected from.
+        self.parts = splits.split_rows(
+            self.noise,
+            validation=config["validation"],
+            trusted=config["trusted"],
+            seed=config["noise"]["seed"],
+        )
+        # 4. What another run has found out about these samples.
+        self.selection = self.targets = None
+        if self.selection_spec is not None:
+            facts = self._facts("selection", self.selection_spec)
+            self.selection = selection.make_selection(**self.selection_spec, **facts)
+        if config["targets"] is not None:
+            self.targets = read_labels(
+                config["targets"],
+                num_samples=len(self.data.train),
+                num_classes=len(self.data.classes),
+                sha256=self.noise.sha256,
+            )
+        # 5. The seed, before the model: initial parameters follow from the seed alone, whatever the
+        #    steps above have drawn.
+        seed_everything(config["seed"])
+        # 6. The model, before the method, which may copy it.
+        self.model = self._build_model()
+        # 7. The method, before the loaders: it says what a batch is to hold.
+        self.objective = self._build_objective()
+        self.loaders = loader.make_loaders(
+            self.data,
+            self.noise,
+            self.parts,
+            self.selection,
+            batch_size=config["batch_size"],
+            device=self.device,
+            seed=config["seed"],
+            targets=self.targets,
+            unlabelled=self.objective.unlabelled,
+            trusted_batch_size=self.objective.trusted_batch_size,
+            chunk_steps=config["chunk_steps"],
+            record_losses=config["record_losses"],
+            augment_recording=config["augment_recording"],
+        )
+        # 8. The optimiser and its schedule, after the loaders: they count the steps of a pass.
+        self.epochs = config["epochs"] * self.loaders.per_pass
+        self.optimizer = self._build_optimizer()
+        self.schedule = config["schedule"] and self._build("schedule", config["schedule"])
+        self.record = TrainingRecord(len(self.data.train), self.task_loss, self.metric, self.device)
+        # 9. The files, last: a configuration that is refused leaves nothing behind.
+        self.log = directory.log = EpochLog(
+            self.path,
+            config,
+            data=self.data,
+            noise=self.noise,
+            metric=self.metric,
+            selection=None if self.selection is None else self.selection.report,
+            unreadable=self.loaders.unreadable,
+        )
+        self._write_inputs()
+        self.checkpoint = Checkpoint(
+            self.path,
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            record=self.record,
+            log=self.log,
+        )
+
+    def resume(self):
+        """Go on from the checkpoint, if there is one, and distribute the model."""
+        self.epoch, self.step = self.checkpoint.load() or (0, 0)
+        self.forward = data_parallel(self.model, self.device, self.config["compile"])
+
+    @property
+    def noise_rate(self) -> float | None:
+        """Which part of the labels that are trained on is wrong; None if that is not known."""
+        corrupted = self.noise.corrupted
+        return None if corrupted is None else float(corrupted[self.parts.rows].mean())
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches of one pass over the samples that are trained on."""
+        count = len(self.parts.rows if self.selection is None else self.selection.index)
+        return math.ceil(count / self.config["batch_size"])
+
+    def predict_training(self):
+        """Outputs, targets and indices of all training samples, in evaluation mode."""
+        return predict(
+            self.objective.evaluated(self.forward), self.loaders.train_plain, self.autocast
+        )
+
+    def evaluate(self) -> dict:
+        """The metrics of all parts that are evaluated after an epoch; losses are recorded."""
+        model = self.objective.evaluated(self.forward)
+        row = evaluate(model, self.loaders.evaluation, self.metric, self.autocast)
+        if self.loaders.recording:
+            output, target, index = predict(model, self.loaders.recording, self.autocast)
+            self._record_losses(self.task_loss(output, target).numpy(), index.numpy())
+        self.loaders.share_unreadable()
+        return row
+
+    def finish(self):
+        """Write what has become of every sample, the pictures, and the finished summary."""
+        model = self.objective.evaluated(self.forward)
+        tested = predict(model, self.loaders.evaluation["test"], self.autocast)
+        trained = prediction_table(*self.predict_training(), self.task_loss)
+        samples = sample_table(
+            trained,
+            self.noise.true,
+            ranked=None if self.selection is None else self.selection.mean_loss,
+            score=self.objective.sample_score(),
+            mean_loss=self.record.mean_loss(self.config["epochs"]),
+        )
+        finished = exports.FinishedRun(
+            self.path,
+            self.data,
+            self.metric,
+            samples,
+            prediction_table(*tested, self.task_loss),
+            self.objective.labels(),
+            self.noise.sha256,
+        )
+        self._export(finished)
+
+    @main_process_only
+    def _export(self, finished):
+        for export in (*exports.FILES, *exports.PICTURES):
+            export(finished)
+        recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
+        self.log.write_summary(detection=measure_detection(finished.samples), recovery=recovery)
+        print(f"{self.path}: {describe(read_summary(self.path))}")
+
+    @main_process_only
+    def _record_losses(self, values, index):
+        run_inputs.record_losses(self.path, self.epoch, values, index)
+
+    @main_process_only
+    def _write_inputs(self):
+        print(f"{self.path}: {self.data}", flush=True)
+        targets = None if self.targets is None else self.targets.numpy()
+        run_inputs.write_config(self.path, self.config)
+        run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
+        if self.data.made_split:
+            run_inputs.write_split(self.path, self.data.train.inputs, self.data.test.inputs)
+        if self.selection is not None:
+            run_inputs.write_selection(self.path, self.selection)
+        if self.config["record_losses"]:
+            run_inputs.create_losses(self.path, self.epochs, len(self.data.train))
+
+    def _inject_noise(self):
+        return noise.inject(
+            self.data.train.targets,
+            **self.config["noise"],
+            num_classes=len(self.data.classes),
+            trusted=self.data.trusted,
+            true=self.data.true,
+            dataset=self.dataset_spec["name"],
+            data_root=self.config["data_root"],
+        )
+
+    def _build_model(self):
+        networks = getattr(losses, self.config["loss"]["name"]).networks
+        model = build_several(
+            lambda: self._build("model", self.config["model"]),
+            networks,
+            self.config["evaluate_networks"],
+        )
+        last = self.config["channels_last"]
+        memory_format = torch.channels_last if last else torch.preserve_format
+        model.to(self.device, memory_format=memory_format)
+        example, targets = self.data.example(), self.data.train.targets[:2]
+        check_fit(model, self.task_loss, example, targets, self.device)
+        return model
+
+    def _build_objective(self) -> Objective:
+        spec = without_own_rate(losses, self.config["loss"])
+        objective = as_objective(self._build("loss", spec))
+        if self.targets is not None and self.targets.ndim == 2 and not objective.takes_soft_targets:
+            raise UserError(
+                f"targets={self.config['targets']} holds a distribution for each sample, and "
+                f"{spec['name']} needs a class: use Plain, SuperLoss or DiscrimLoss"
+            )
+        return objective.to(self.device)
+
+    def _build_optimizer(self):
+        own = optimizers.own_parameters(self.objective, self.model)
+        rate = None
+        if "lr" in self.config["loss"] and not asks_for(losses, self.config["loss"], "lr"):
+            rate = self.config["loss"]["lr"]
+            if not own:
+                raise UserError(
+                    f"loss.lr is the learning rate of a method's own parameters, and "
+                    f"{self.config['loss']['name']} has none"
+                )
+        return optimizers.make(self.config["optimizer"], self.model.parameters(), own, rate)
+
+    def _build(self, section, spec):
+        return build(SCHEMAS[section].package, spec, **self._facts(section, spec))
+
+    def _facts(self, section, spec):
+        package, facts = SCHEMAS[section]
+        if section == "selection":
+            return {name: fact(self) for name, fact in facts.items()}
+        return {name: fact(self) for name, fact in facts.items() if asks_for(package, spec, name)}

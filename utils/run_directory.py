@@ -1,0 +1,139 @@
+"""The directory of one run: which configuration it holds, and which process may write it."""
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import yaml
+
+from utils.config import differences
+from utils.distributed import (
+    OtherProcessFailed,
+    all_gather_objects,
+    fail_together,
+    main_process_only,
+    rank,
+)
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.run_state import FAILED, LOCK, describe, read_summary
+
+
+class RunDirectory:
+    """Holds the lock of a run's directory while it is entered.
+
+    Of several processes the first alone locks it and writes.
+
+    Attributes:
+        path: of the directory.
+        finished: whether it holds a finished run; then nothing is locked.
+        log: the EpochLog of the run, once that is built.
+
+    Raises:
+        UserError: it holds a run with another configuration, or another process is writing it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, config: dict):
+        self.path, self.config = Path(config["run_dir"]), config
+        self.lock = self.log = None
+        if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+            raise UserError(
+                "tensorboard=true needs a package that is not here: pip install tensorboard"
+            )
+        with fail_together():
+            self._open()
+        self.finished = all_gather_objects(bool(read_summary(self.path).get("finished")))[0]
+
+    @main_process_only
+    def _open(self):
+        self._compare_config()
+        summary = read_summary(self.path)
+        if summary.get("finished"):
+            print(f"{self.path} is finished: {describe(summary)}")
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        self._compare_config()  # again: another process may have begun in between
+        (self.path / FAILED).unlink(missing_ok=True)
+        update_summary(self.path, error=None, interrupted=None)  # of an earlier attempt
+
+    def _compare_config(self):
+        path = self.path / "config.yaml"
+        if path.exists():
+            changed = differences(yaml.safe_load(path.read_text()), self.config)
+            if changed:
+                lines = "\n  ".join(changed)
+                raise UserError(
+                    f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                    f"choose another run_dir=, or remove that one"
+                )
+
+    def _lock(self):
+        # the kernel releases it when the process ends, however it ends
+        lock = open(self.path / LOCK, "a+")  # noqa: SIM115
+        for _ in range(20):  # another process may be testing it, or about to release it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError as error:
+                lock.close()
+                raise OSError(
+                    f"{self.path} lies on a file system without locks ({error}), which keep two "
+                    "processes from writing one run: choose another run_dir=; on Lustre, have it "
+                    "mounted with -o flock"
+                ) from None
+        else:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise UserError(
+                f"another process ({owner}) is writing {self.path}; wait for it, or choose "
+                "another run_dir="
+            )
+        self.lock = lock
+        # else processes that read images could hold it for longer
+        os.register_at_fork(after_in_child=lock.close)
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.lock.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Note in summary.json which error ended the run, if one did, and release the lock."""
+        failed = isinstance(error, (Exception, OtherProcessFailed))
+        if isinstance(error, BrokenPipeError):
+            failed = False  # only the reader of the output has gone: the launcher was killed
+        # RuntimeError: what a process gets if another one has gone
+        if failed and rank() and not isinstance(error, (RuntimeError, OtherProcessFailed)):
+            with contextlib.suppress(OSError):
+                (self.path / FAILED).write_text(f"process {rank()}: {kind.__name__}: {error}\n")
+        if failed and self.log is not None:
+            with contextlib.suppress(OSError):  # the disk may be what is wrong
+                self.log.note_error(f"{kind.__name__}: {error}")
+        if self.log is not None:
+            self.log.close()
+        if self.lock:
+            self.lock.close()
+
+
+def update_summary(directory: Path, **changes):
+    """Change some entries of summary.json, if there is one."""
+    summary = read_summary(directory)
+    if summary:
+        write_json(directory / "summary.json", summary | changes)
+
+
+def write_json(path: Path, content: dict):
+    """Write a JSON file, as a whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=1)

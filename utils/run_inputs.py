@@ -1,0 +1,127 @@
+"""What a run was begun with: written into its directory once, and compared when it is resumed."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from utils.errors import UserError
+from utils.files import atomic_write
+
+
+def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arrays):
+    """Write a .npz file, or compare these keys of one that is there.
+
+    A key that neither an older file nor the new arrays have counts as equal.
+
+    Raises UserError if they differ.
+    """
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    if not path.exists():
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        return
+    with np.load(path) as before:
+        for key in keys:
+            both = key in before, key in arrays
+            if both == (False, False):
+                continue
+            if not all(both) or not np.array_equal(before[key], arrays[key]):
+                raise UserError(
+                    f"the {description} are not those that {path} says the run was begun with; "
+                    "choose another run_dir="
+                )
+
+
+def write_config(directory: Path, config: dict):
+    """config.yaml: the resolved configuration."""
+    with atomic_write(directory / "config.yaml") as file:
+        yaml.safe_dump(config, file, sort_keys=False)
+
+
+def write_noise(directory: Path, noise, trusted: np.ndarray, targets: np.ndarray | None):
+    """noise.npz: the labels of the training set.
+
+    Args:
+        noise: a datasets.noise.Noise.
+        trusted: positions of the samples whose true labels the method uses.
+        targets: the labels that another run left, which this one trains on.
+
+    Raises UserError if the run was begun with others.
+    """
+    write_or_compare(
+        directory / "noise.npz",
+        "labels",
+        ("sha256", "trusted", "targets"),
+        given=noise.given,
+        true=noise.true,
+        index=np.arange(len(noise.given)),
+        transition=noise.transition,
+        sha256=noise.sha256,
+        trusted=trusted if len(trusted) else None,
+        targets=targets,
+    )
+
+
+def write_selection(directory: Path, selection):
+    """selection.npz: the samples that are trained on, a datasets.selection.Selection.
+
+    Raises UserError if the run was begun with others.
+    """
+    known = ("counts", "precision", "recall", "precision_per_class", "recall_per_class")
+    report = selection.report
+    write_or_compare(
+        directory / "selection.npz",
+        "selected samples",
+        ("index", "weight"),
+        index=selection.index,
+        weight=selection.weight,
+        mean_loss=selection.mean_loss,
+        **{key: np.array(report[key], float) for key in known if key in report},
+    )
+
+
+def write_split(directory: Path, train: list[str], test: list[str]):
+    """split.csv: which files are the training and the test part.
+
+    Raises UserError if the run was begun with others.
+    """
+    path, content = directory / "split.csv", io.StringIO()
+    folders = [os.path.dirname(os.path.abspath(name)) for name in (*train, *test)]
+    root = os.path.commonpath(folders)
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["part", "path"])
+    for part, names in (("train", train), ("test", test)):
+        writer.writerows([part, os.path.relpath(name, root)] for name in names)
+    if not path.exists():
+        with atomic_write(path) as file:
+            file.write(content.getvalue())
+    elif path.read_text(encoding="utf-8", errors="surrogateescape") != content.getvalue():
+        raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
+
+
+def create_losses(directory: Path, num_epochs: int, num_samples: int):
+    """losses.npy [E, N], all NaN, if it is not there.
+
+    Raises UserError if it is gone from a run that has recorded some.
+    """
+    path = directory / "losses.npy"
+    if path.exists():
+        return
+    if any(directory.glob("checkpoint*.pt")):
+        raise UserError(
+            f"{path} is gone, and with it the losses of the epochs that are over: put it back, or "
+            f"remove {directory} to start again"
+        )
+    with atomic_write(path, "wb") as file:
+        np.save(file, np.full((num_epochs, num_samples), np.nan, np.float32))
+
+
+def record_losses(directory: Path, epoch: int, losses: np.ndarray, index: np.ndarray):
+    """Write the losses of these samples into the row of an epoch; those of others stay NaN."""
+    history = np.load(directory / "losses.npy", mmap_mode="r+")
+    history[epoch, index] = losses
+    history.flush()

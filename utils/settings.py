@@ -1,0 +1,94 @@
+"""The keys of a configuration: their types, ranges, defaults and what they mean."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from utils.build import Must, Section
+
+AT_LEAST_1 = Must("be at least 1", lambda value: value >= 1)
+FRACTION = Must("lie in [0, 1]", lambda value: 0 <= value <= 1)
+SEED = Must("lie in [0, 2^32)", lambda value: 0 <= value < 2**32)
+
+
+@dataclass
+class NoiseSettings:
+    """The section ``noise``."""
+
+    kind: str = "permute"  # one of datasets.noise
+    fraction: Annotated[float, FRACTION] = 0.4
+    seed: Annotated[int | None, SEED] = None  # null: that of the run
+
+
+@dataclass
+class ValidationSettings:
+    """The section ``validation``: a part of the training set to choose an epoch on."""
+
+    fraction: Annotated[
+        float,
+        Must("lie in [0, 0.9]: more leaves nothing to train on", lambda value: 0 <= value <= 0.9),
+    ] = 0.0
+    clean: bool = False  # judge it by its true labels
+
+
+@dataclass
+class TrustedSettings:
+    """The section ``trusted``: samples with true labels for methods that use such."""
+
+    count: Annotated[int, Must("be at least 0", lambda value: value >= 0)] = 0
+    per_class: bool = True  # as many of each class
+
+
+@dataclass
+class Settings:
+    """A whole configuration. Sections with a name are checked by the signature of what they name."""
+
+    dataset: Section = field(default_factory=lambda: {"name": "digits"})
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    task: Literal["classification", "regression"] = "classification"
+    task_loss: str = "cross_entropy"  # one of losses.task
+    model: Section = field(default_factory=lambda: {"name": "cnn"})
+    loss: Section = field(default_factory=lambda: {"name": "Plain"})
+    optimizer: Section = field(default_factory=lambda: {"name": "SGD", "lr": 0.1})
+    schedule: Section | None = None
+    epochs: Annotated[int, AT_LEAST_1] = 20  # passes over the training samples
+    chunk_steps: Annotated[int | None, AT_LEAST_1] = None  # evaluate after so many steps
+    batch_size: Annotated[int, AT_LEAST_1] = 128  # of all processes together
+    clip_norm: Annotated[float | None, Must("be greater than 0", lambda value: value > 0)] = None
+    seed: Annotated[int, SEED] = 1
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    trusted: TrustedSettings = field(default_factory=TrustedSettings)
+    targets: str | None = None  # labels.npz of a run: train on its labels
+    evaluate_networks: Literal["first", "mean"] = "first"  # of methods with several networks
+    record_losses: bool = False  # write losses.npy, for small-loss selection
+    augment_recording: bool = True  # record the losses of augmented samples
+    tensorboard: bool = False
+    data_root: str = "data"
+    run_dir: str | None = None  # null: runs/<dataset>/<method>/<noise>/seed<seed>
+    device: Annotated[
+        str,
+        Must(
+            "be auto, cpu, cuda or cuda:<number>",
+            lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)),
+        ),
+    ] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True
+    threads: Annotated[int | None, AT_LEAST_1] = None  # of the CPU; null: PyTorch's choice
+
+
+DEFAULTS = dataclasses.asdict(Settings())
+SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")  # a text is their name
+EXECUTION = (  # where and on what a run goes on: free to change when it is resumed
+    "data_root",
+    "run_dir",
+    "device",
+    "threads",
+    "channels_last",
+    "tensorboard",
+    "dataset.num_workers",
+    "dataset.memory_limit",
+    "dataset.selection.history",
+)
