@@ -17,7 +17,7 @@ import torch
 import datasets
 import losses
 import models
-from datasets import loader, noise, selection
+from datasets import loader, noise, selection, splits
 from losses.base import as_objective
 from losses.task import get_task_loss
 from utils import optimizers, schedules
@@ -90,7 +90,7 @@ class Run:
             dataset=dataset["name"],
             data_root=config["data_root"],
         )
-        parts = loader.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
+        parts = splits.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
         self.selection = (
             None
             if selected is None
@@ -121,14 +121,14 @@ class Run:
         ).to(self.device)
         self.loaders = loader.make_loaders(
             data,
-            self.noise.given,
+            self.noise,
             parts,
             self.selection,
-            **self.objective.unlabelled,
+            unlabelled=self.objective.unlabelled,
             device=self.device,
             **{key: config[key] for key in LOADING},
         )
-        self.epochs = config["epochs"] * self.loaders.per_pass
+        self.epochs = config["epochs"] * self.loaders.epochs_per_pass
         self.optimizer = optimizers.make(config["optimizer"], self.model.parameters())
         self.schedule = config["schedule"] and build(
             schedules,
@@ -229,7 +229,7 @@ def end_epoch(run: Run):
         run.directory.add_losses(
             run.epoch, run.task_loss, *predict(model, run.loaders.recording, run.autocast)
         )
-    run.loaders.tell_unreadable()
+    run.loaders.exchange_unreadable()
     run.directory.add_row(row | run.record.end_epoch(run.noise.corrupted))
     schedules.step(run.schedule, after="epoch")
 
