@@ -32,7 +32,9 @@ from torchvision.datasets import ImageFolder
 import datasets
 from benchmarks.throughput import seconds_of
 from datasets.base import IMAGENET
-from datasets.loader import Parts, make_loaders
+from datasets.loader import make_loaders
+from datasets.noise import inject
+from datasets.splits import hold_out
 from utils.device import choose_device, device_name
 from utils.record import commit
 
@@ -119,11 +121,19 @@ if __name__ == "__main__":
             loaders, packing = {}, {}
             for cache in (False, True):
                 data = datasets.folder(directory, str(root), num_workers=workers, cache=cache)
-                labels = data.train.targets.numpy()
-                parts = Parts(np.arange(len(labels)), np.arange(0), None)
+                noise = inject(
+                    data.train.targets,
+                    kind="none",
+                    fraction=0.0,
+                    seed=0,
+                    num_classes=len(data.classes),
+                    dataset="folder",
+                    trusted=False,
+                )
+                parts = hold_out(noise, fraction=0.0, seed=0)
                 start = time.perf_counter()
                 loaders["cached" if cache else "ours"] = make_loaders(
-                    data, labels, parts, batch_size=arguments.batch_size, device=device, seed=0
+                    data, noise, parts, batch_size=arguments.batch_size, device=device, seed=0
                 ).train
                 packing[cache] = time.perf_counter() - start
             loaders["reference"] = reference(root, arguments.batch_size, workers)

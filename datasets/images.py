@@ -1,54 +1,53 @@
-"""Image files as uint8.
-
-Decoded when they are asked for, decoded once and kept, or resized once and packed into one file.
-"""
+"""Image files as uint8: decoded when asked for, kept decoded, or packed into one file."""
 
 import contextlib
 import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from utils.files import atomic_write
 
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # what Pillow raises for an image file
+UNREADABLE = (OSError, SyntaxError, ValueError)  # of Pillow; besides, DecompressionBombError
+JPEG = [0xFF, 0xD8]  # the first bytes of such a file
+
+
+def normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """(scale, shift) with which pixel * scale + shift is (pixel / 255 - mean) / std."""
+    mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
+    return 1 / (255 * std), -mean / std
+
+
+def shorter_side(image_size: int) -> int:
+    """What the shorter side of an image is resized to before a square is cut out: 256 for 224."""
+    return round(image_size * 256 / 224)
 
 
 def decode(path: str) -> Tensor:
-    """An image file as uint8 [3, H, W]; raises OSError where that cannot be."""
-    from torchvision.datasets.folder import (
-        default_loader,
-    )  # torchvision takes seconds to import: only where it is used
+    """An image file as uint8 [3, H, W]; raises OSError if that cannot be."""
+    # these take seconds to import: only where images are decoded
+    from PIL import Image
+    from torchvision.datasets.folder import default_loader
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
         content = np.fromfile(path, np.uint8)
-        if content[:2].tolist() == [
-            0xFF,
-            0xD8,
-        ]:  # JPEG: the same pixels as Pillow's in less time. On damaged PNGs it crashes
-            Image.open(
-                io.BytesIO(content)
-            ).close()  # raises where there are too many pixels to decode
+        # the same pixels as Pillow's in less time; on damaged PNGs torchvision crashes
+        if content[:2].tolist() == JPEG:
+            Image.open(io.BytesIO(content)).close()  # raises if there are too many pixels to decode
             with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
                 return decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
         return pil_to_tensor(default_loader(path))
-    except UNREADABLE as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from None
 
 
@@ -86,14 +85,17 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
 
     Else the paths as they are.
     """
+    from PIL import Image
+
     shapes, total = [], 0
     for path in paths if memory_limit else ():
         try:
             with Image.open(path) as image:  # reads the header
-                shapes.append((image.height, image.width))
-        except UNREADABLE:
-            shapes.append((0, 0))
-        total += 3 * shapes[-1][0] * shapes[-1][1]
+                height, width = image.height, image.width
+        except (*UNREADABLE, Image.DecompressionBombError):
+            height = width = 0
+        shapes.append((height, width))
+        total += 3 * height * width
         if total > memory_limit:
             break
     if not 0 < total <= memory_limit:
@@ -110,12 +112,32 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
 
 
 def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
-    """The images, those whose shorter side is longer than ``shorter`` resized to that, out of one
-    memory-mapped file.
+    """The images out of one memory-mapped file, which is made if ``folder`` holds none for them.
 
-    The file is made where ``folder`` holds none for these paths, sizes and times of change, while
-    other processes that want it wait: all pixels, then the shapes [N, 2], int32.
+    Those whose shorter side is longer than ``shorter`` are resized to that. The file is named after
+    the paths, sizes and times of change; other processes that want it wait while it is made. It
+    holds all pixels, then the shapes [N, 2], int32.
+
+    Raises OSError if it is damaged.
     """
+    packed = folder / f"{_version(paths, shorter)}.images"
+    if not packed.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(packed.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not packed.exists():
+                _write(packed, paths, shorter)
+    size = packed.stat().st_size
+    shapes = np.fromfile(packed, np.int32, offset=max(0, size - 8 * len(paths)))
+    shapes = shapes[: 2 * len(paths)].reshape(-1, 2)
+    images = Decoded(paths, shapes, packed)
+    if len(shapes) != len(paths) or size != images.ends[-1] + 8 * len(paths):
+        raise OSError(f"{packed} is damaged: remove it")
+    return images
+
+
+def _version(paths, shorter):
+    """What changes if one of the files does."""
     listing = hashlib.sha256(f"{shorter}\n".encode())
     for path in paths:
         try:
@@ -124,57 +146,38 @@ def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
         except OSError:
             version = "missing"
         listing.update(f"{os.path.abspath(path)}\n{version}\n".encode(errors="surrogateescape"))
-    packed = folder / f"{listing.hexdigest()[:16]}.images"
-    if not packed.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(packed.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not packed.exists():
-                _write(packed, paths, shorter)
-    size = packed.stat().st_size
-    shapes = np.fromfile(packed, np.int32, offset=max(0, size - 8 * len(paths)))[
-        : 2 * len(paths)
-    ].reshape(-1, 2)
-    images = Decoded(paths, shapes, packed)
-    if len(shapes) != len(paths) or size != images.ends[-1] + 8 * len(paths):
-        raise OSError(f"{packed} is damaged: remove it")
-    return images
+    return listing.hexdigest()[:16]
 
 
 def _write(packed, paths, shorter):
     from torchvision.transforms.v2.functional import resize
 
+    def shrunk(image):
+        return resize(image, [shorter]) if min(image.shape[1:]) > shorter else image
+
     shapes = np.zeros((len(paths), 2), np.int32)
     with atomic_write(packed, "wb") as file:
-        for row, image in enumerate(
-            _decoded(
-                paths,
-                lambda image: resize(image, [shorter]) if min(image.shape[1:]) > shorter else image,
-                f"packing into {packed}",
-            )
-        ):
+        for row, image in enumerate(_decoded(paths, shrunk, f"packing into {packed}")):
             if image is not None:
                 shapes[row] = image.shape[1:]
                 file.write(image.contiguous().numpy())
         file.write(shapes)
 
 
-def _decoded(paths, then=lambda image: image, what="decoding") -> Iterable[Tensor | None]:
+def _decoded(paths, then=lambda image: image, what="decoding") -> Iterator[Tensor | None]:
     """What ``then`` makes of each image, in order; None for one that cannot be decoded."""
 
-    def made(path):
+    def decode_or_none(path):
         try:
             return then(decode(path))
         except OSError:
             return None
 
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor() as pool,  # the decoders work without the interpreter's lock
         tqdm(total=len(paths), desc=what, unit=" images", leave=False, disable=None) as bar,
     ):
         for first in range(0, len(paths), 1024):  # of which so many are held at once
-            for image in pool.map(
-                made, paths[first : first + 1024]
-            ):  # the decoders work without the interpreter's lock
+            for image in pool.map(decode_or_none, paths[first : first + 1024]):
                 yield image
                 bar.update()

@@ -23,19 +23,13 @@ from torchvision.transforms.v2 import functional
 
 from datasets import cifar10, cifar100, csv, digits, folder, mnist
 from datasets.base import Dataset, Split
-from datasets.loader import (
-    FileLoader,
-    MemoryLoader,
-    Parts,
-    batch_slices,
-    crop_and_flip,
-    hold_out,
-    make_loaders,
-    pad,
-    shuffled,
-)
+from datasets.files import FileLoader
+from datasets.loader import make_loaders
+from datasets.memory import MemoryLoader, crop_and_flip, pad
 from datasets.noise import Noise, inject
 from datasets.selection import Selection
+from datasets.splits import Parts, hold_out
+from datasets.streams import batch_slices, shuffled
 
 
 @pytest.fixture(autouse=True)
@@ -565,7 +559,7 @@ def test_damaged_images_of_more_than_one_percent_are_an_error_that_names_them(
     )
     loaders = make_loaders(
         folder(str(tmp_path), image_size=8, num_workers=0),
-        TREE_LABELS,
+        noise_of(TREE_LABELS),
         all_of(TREE_LABELS),
         batch_size=8,
         device="cpu",
@@ -590,7 +584,7 @@ def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
     path.write_bytes(content)
     loaders = make_loaders(
         folder(str(tmp_path), image_size=8, num_workers=0),
-        TREE_LABELS,
+        noise_of(TREE_LABELS),
         all_of(TREE_LABELS),
         batch_size=8,
         device="cpu",
@@ -633,7 +627,9 @@ def test_a_damaged_image_among_many_is_left_out_and_counted(
         cache=cache and tmp_path / cache,
     )
     labels = split.targets.numpy()
-    loaders = make_loaders(dataset, labels, all_of(labels), batch_size=30, device="cpu", seed=0)
+    loaders = make_loaders(
+        dataset, noise_of(labels), all_of(labels), batch_size=30, device="cpu", seed=0
+    )
     others = [row for row in range(100) if row != 17]
     for _ in range(2):
         batches = list(loaders.train)
@@ -1003,12 +999,11 @@ def noise_of(given, true=None):
 def loaders_of(
     dataset, given, selection=None, validation_fraction=0.0, clean=False, true=None, **others
 ):
-    parts = hold_out(
-        noise_of(given, true), fraction=validation_fraction, clean=clean, seed=others.get("seed", 0)
-    )
+    noise = noise_of(given, true)
+    parts = hold_out(noise, fraction=validation_fraction, clean=clean, seed=others.get("seed", 0))
     return make_loaders(
         dataset,
-        given,
+        noise,
         parts,
         selection,
         **({"batch_size": 16, "device": "cpu", "seed": 0} | others),
@@ -1133,7 +1128,11 @@ def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
         dataset, crop_padding=0, flip=False
     )  # so that a view tells which sample it is of
     loaders = loaders_of(
-        dataset, given, chosen(given), validation_fraction=0.25, num_views=3, steps_per_epoch=60
+        dataset,
+        given,
+        chosen(given),
+        validation_fraction=0.25,
+        unlabelled={"num_views": 3, "steps_per_epoch": 60},
     )
     labelled, held_out = set(range(0, COUNT, 3)), set(rows_in(loaders.evaluation["validation"]))
     code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.inputs)}
@@ -1156,14 +1155,18 @@ def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
 
 
 def test_views_are_augmented_each_in_its_own_way(dataset, given):
-    (batch, *_) = loaders_of(dataset, given, chosen(given), num_views=2, steps_per_epoch=2).train
+    (batch, *_) = loaders_of(
+        dataset, given, chosen(given), unlabelled={"num_views": 2, "steps_per_epoch": 2}
+    ).train
     assert (batch.extra[0] != batch.extra[1]).flatten(1).any(1).float().mean() > 0.8
 
 
 def test_labelled_samples_are_drawn_by_weight(dataset, given):
     index = np.arange(40)
     selection = Selection(index, np.where(index < 20, 1.0, 0.25))
-    loaders = loaders_of(dataset, given, selection, num_views=1, steps_per_epoch=500)
+    loaders = loaders_of(
+        dataset, given, selection, unlabelled={"num_views": 1, "steps_per_epoch": 500}
+    )
     rows = np.array(rows_in(loaders.train))
     assert len(rows) == 8_000 and set(rows) == set(index)
     share = (rows < 20).mean()
@@ -1176,7 +1179,11 @@ def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kin
     def loader():
         if kind == "memory":
             return loaders_of(
-                dataset, given, chosen(given), num_views=2, steps_per_epoch=5, seed=3
+                dataset,
+                given,
+                chosen(given),
+                unlabelled={"num_views": 2, "steps_per_epoch": 5},
+                seed=3,
             ).train
         labels = np.array([0, 1] * 4)
         selection = Selection(np.arange(3), np.ones(3))
@@ -1184,8 +1191,7 @@ def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kin
             folder(str(tree), image_size=8, num_workers=0),
             labels,
             selection,
-            num_views=2,
-            steps_per_epoch=5,
+            unlabelled={"num_views": 2, "steps_per_epoch": 5},
             batch_size=2,
         ).train
 
@@ -1206,11 +1212,14 @@ def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kin
 
 def test_views_without_a_selection_or_with_too_large_a_one_are_errors(dataset, given):
     with pytest.raises(ValueError, match=r"dataset\.selection\.history"):
-        loaders_of(dataset, given, num_views=2, steps_per_epoch=5)
+        loaders_of(dataset, given, unlabelled={"num_views": 2, "steps_per_epoch": 5})
     index = np.arange(COUNT - 10)
     with pytest.raises(ValueError, match="leaves 10 samples unlabelled, fewer than a batch of 16"):
         loaders_of(
-            dataset, given, Selection(index, np.ones(len(index))), num_views=2, steps_per_epoch=5
+            dataset,
+            given,
+            Selection(index, np.ones(len(index))),
+            unlabelled={"num_views": 2, "steps_per_epoch": 5},
         )
 
 

@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 import main
-from datasets import loader
+from datasets import files, loader
 from datasets.base import Dataset, Split
+from datasets.noise import inject
+from datasets.splits import hold_out
 from tests.test_run import interrupt_at, weights
 from tests.two_processes import without_pictures
 
@@ -261,7 +263,7 @@ def test_a_share_that_cannot_be_read_is_empty(monkeypatch, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     for name, value in (("RANK", 1), ("LOCAL_RANK", 1), ("WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
-    read = loader.FileLoader(
+    read = files.FileLoader(
         [str(tmp_path / "good.png"), str(tmp_path / "bad.png")],
         torch.zeros(2, dtype=torch.int64),
         torch.arange(2),
@@ -362,10 +364,12 @@ def test_batches_that_cannot_be_shared(monkeypatch, world_size, batch_size, mess
     data = Dataset(
         part, part, list("0123456789"), in_channels=1, image_size=8, mean=(0.5,), std=(0.5,)
     )
-    given = part.targets.numpy()
-    parts = loader.Parts(np.arange(len(given)), np.arange(0), given)
+    noise = inject(
+        part.targets, kind="none", fraction=0.0, seed=0, num_classes=10, dataset="digits"
+    )
+    parts = hold_out(noise, fraction=0.0, seed=0)
     make = functools.partial(
-        loader.make_loaders, data, given, parts, batch_size=batch_size, device="cpu", seed=0
+        loader.make_loaders, data, noise, parts, batch_size=batch_size, device="cpu", seed=0
     )
     if message:
         with pytest.raises(ValueError, match=message):

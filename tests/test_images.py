@@ -19,7 +19,9 @@ from torchvision.transforms.functional import pil_to_tensor
 import datasets.images
 from datasets import folder
 from datasets.images import Decoded, decode, pack
-from datasets.loader import Parts, make_loaders
+from datasets.loader import make_loaders
+from datasets.noise import inject
+from datasets.splits import hold_out
 
 
 def picture(seed=0, size=(30, 40)):
@@ -91,14 +93,17 @@ def tree(tmp_path):
 
 def loaders(tree, **options):
     data = folder(str(tree), image_size=48, **options)
-    return make_loaders(
-        data,
-        data.train.targets.numpy(),
-        Parts(np.arange(12), np.arange(0), None),
-        batch_size=5,
-        device="cpu",
+    noise = inject(
+        data.train.targets,
+        kind="none",
+        fraction=0.0,
         seed=0,
+        num_classes=len(data.classes),
+        dataset="",
+        trusted=False,
     )
+    parts = hold_out(noise, fraction=0.0, seed=0)
+    return make_loaders(data, noise, parts, batch_size=5, device="cpu", seed=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -17,7 +17,9 @@ from torchvision.io import write_jpeg
 from datasets import clothing1m, utkface, webvision
 from datasets.clothing1m import balanced
 from datasets.images import Decoded, decode_all
-from datasets.loader import Parts, make_loaders
+from datasets.loader import make_loaders
+from datasets.noise import inject
+from datasets.splits import hold_out
 from utils import schedules
 
 
@@ -75,14 +77,17 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
 
 def face_loaders(faces, **options):
     data = utkface(str(faces), num_workers=0, image_size=16, **options)
-    return make_loaders(
-        data,
-        data.train.targets.numpy(),
-        Parts(np.arange(55), np.arange(0), None),
-        batch_size=20,
-        device="cpu",
+    noise = inject(
+        data.train.targets,
+        kind="none",
+        fraction=0.0,
         seed=0,
+        num_classes=len(data.classes),
+        dataset="",
+        trusted=False,
     )
+    parts = hold_out(noise, fraction=0.0, seed=0)
+    return make_loaders(data, noise, parts, batch_size=20, device="cpu", seed=0)
 
 
 def test_decoded_images_give_the_batches_that_files_give(faces):

@@ -1,0 +1,191 @@
+"""Batches of image files, which worker processes read."""
+
+import os
+import signal
+import sys
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets.base import Batch
+from datasets.images import Decoded, decode, normalisation, shorter_side
+from datasets.streams import ORDER, Draw, batch_slices
+from utils.distributed import is_distributed, rank_slice
+from utils.seed import derive
+
+MAX_UNREADABLE = 0.01  # of the image files of a part
+
+
+class FileLoader:
+    """Batches of image files, decoded and augmented by workers, normalised on the device.
+
+    Each sample draws its augmentation from a generator of its own, seeded with (seed, epoch,
+    position in the epoch's order). A file that cannot be decoded is left out of its batches.
+
+    Args:
+        paths: [N], or images that are decoded already.
+        targets: [N, ...], of all paths.
+        rows: positions in the paths to use.
+        draw: makes the order of an epoch out of a generator; without it, it is that of ``rows``.
+        crop_scale, flip: as in ``Dataset``.
+        unreadable: where files that cannot be decoded are noted, path: reason.
+
+    Raises OSError while iterated, if more than MAX_UNREADABLE of ``rows`` cannot be decoded, or all
+    of a batch.
+    """
+
+    def __init__(
+        self,
+        paths: list[str] | Decoded,
+        targets: Tensor,
+        rows: Tensor,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        image_size: int,
+        num_workers: int,
+        draw: Draw | None = None,
+        seed: int = 0,
+        augment: bool = False,
+        crop_scale: float | None = 0.08,
+        flip: bool = True,
+        unreadable: dict[str, str] | None = None,
+    ):
+        self.files = _Files(paths, image_size, augment, crop_scale, flip)
+        self.image_size, self.num_workers = image_size, num_workers
+        self.targets, self.rows, self.batch_size = targets.to(device), rows, batch_size
+        self.device, self.draw, self.seed = device, draw, seed
+        self.missing: set[int] = set()
+        self.unreadable = {} if unreadable is None else unreadable
+        self.scale, self.shift = (part.to(device) for part in normalisation(mean, std))
+        # Python 3.14's own way imports torch anew
+        self.start_method = "fork" if num_workers and sys.platform == "linux" else None
+        self.set_epoch(0)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0):
+        """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
+        generator = torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))
+        order = self.draw(generator) if self.draw else self.rows
+        samples = [
+            (row, derive(self.seed, epoch, ORDER, position))
+            for position, row in enumerate(order.tolist())
+        ]
+        self.batches = [samples[part] for part in batch_slices(len(samples), self.batch_size)]
+        self.first_batch = first_batch
+
+    def rows_of(self, batch: int) -> list[int]:
+        """Positions in the split of the samples in a batch of the present epoch."""
+        return [row for row, _ in self.batches[batch]]
+
+    def __iter__(self):
+        batches = self.batches[self.first_batch :]
+        loader = DataLoader(
+            self.files,
+            batch_sampler=[batch[rank_slice(slice(0, len(batch)))] for batch in batches],
+            num_workers=self.num_workers,
+            multiprocessing_context=self.start_method,
+            pin_memory=torch.device(self.device).type == "cuda",
+            generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_main_process,
+            collate_fn=_collate,
+        )
+        for images, index, failed in loader:
+            if failed:
+                self._note(failed)
+            if len(index) == 0 and not is_distributed():
+                paths = ", ".join(self.files.paths[row] for row, _ in failed)
+                raise OSError(f"no image of a whole batch can be read: {paths}")
+            if len(index) == 0:  # of this process's share
+                images = images.new_empty(0, 3, self.image_size, self.image_size)
+            images = images.to(self.device, non_blocking=True)
+            index = index.to(self.device, non_blocking=True)
+            inputs = images.float().mul_(self.scale).add_(self.shift)
+            yield Batch(inputs, self.targets[index], index)
+
+    def _note(self, failed):
+        for row, reason in failed:
+            path = self.files.paths[row]
+            if path not in self.unreadable:
+                print(
+                    f"warning: {path} cannot be read as an image and is left out ({reason})",
+                    file=sys.stderr,
+                )
+            self.unreadable[path] = reason
+            self.missing.add(row)
+        if not is_distributed():  # else where they meet
+            self.check()
+
+    def check(self):
+        """Raise OSError if too many images are missing."""
+        if len(self.missing) > MAX_UNREADABLE * len(self.rows):
+            paths = ", ".join(self.files.paths[row] for row in sorted(self.missing)[:10])
+            count = f"{len(self.missing)} of {len(self.rows)} image files cannot be read"
+            raise OSError(f"{count}, more than {MAX_UNREADABLE:.0%}: mend or remove {paths}")
+
+
+def _leave_signals_to_the_main_process(worker):
+    """Keep a worker alive when a cluster signals every process of a job.
+
+    One that died of it would keep the main process from saving. A second SIGTERM ends a worker:
+    that is how the main process gets rid of one that does not end by itself. But torchrun, which
+    signals the whole group of a process once more, is not to reach it.
+    """
+    os.setpgid(0, 0)
+
+    def first_sigterm(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first_sigterm)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Files(torch.utils.data.Dataset):
+    """(image, row, None) of a sample (row, seed); (None, row, reason) if it cannot be decoded."""
+
+    def __init__(self, paths, image_size, augment, crop_scale, flip):
+        self.images = paths
+        self.paths = paths.paths if isinstance(paths, Decoded) else paths
+        self.transform = _transform(image_size, augment, crop_scale, flip)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, sample):
+        row, seed = sample
+        try:
+            decoded = isinstance(self.images, Decoded)
+            image = self.images[row] if decoded else decode(self.paths[row])
+        except OSError as error:
+            return None, row, str(error)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)  # of the CPU alone
+            return self.transform(image), row, None
+
+
+def _transform(image_size, augment, crop_scale, flip):
+    from torchvision.transforms import v2  # takes seconds to import: only where it is used
+
+    resize = v2.Resize(shorter_side(image_size), antialias=True)
+    if not augment:
+        return v2.Compose([resize, v2.CenterCrop(image_size)])
+    if crop_scale is None:
+        crop = [resize, v2.RandomCrop(image_size)]
+    else:
+        crop = [v2.RandomResizedCrop(image_size, (crop_scale, 1), antialias=True)]
+    return v2.Compose([*crop, v2.RandomHorizontalFlip(0.5 if flip else 0)])
+
+
+def _collate(samples):
+    """Images [B, C, H, W], their rows [B], and (row, reason) of those that could not be read."""
+    images = [image for image, _, reason in samples if reason is None]
+    rows = [row for _, row, reason in samples if reason is None]
+    failed = [(row, reason) for _, row, reason in samples if reason is not None]
+    stacked = torch.stack(images) if images else torch.empty(0)
+    return stacked, torch.tensor(rows, dtype=torch.int64), failed
