@@ -1,13 +1,12 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
-import math
-
 import torch
 
 import datasets
 import losses
 import models
 from datasets import loader, noise, selection, splits
+from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
 from models.several import build_several
@@ -104,12 +103,10 @@ class Experiment:
         #    out, and what is held out is stratified by its given labels.
         self.noise = self._inject_noise()
         # 3. The split, before a selection: what is held out is not selected from.
-        self.parts = splits.split_rows(
-            self.noise,
-            validation=config["validation"],
-            trusted=config["trusted"],
-            seed=config["noise"]["seed"],
+        self.parts = splits.hold_out(
+            self.noise, **config["validation"], seed=config["noise"]["seed"]
         )
+        self.parts.trusted = self.parts.rows[:0]
         # 4. What another run has found out about these samples.
         self.selection = self.targets = None
         if self.selection_spec is not None:
@@ -137,15 +134,13 @@ class Experiment:
             batch_size=config["batch_size"],
             device=self.device,
             seed=config["seed"],
-            targets=self.targets,
             unlabelled=self.objective.unlabelled,
-            trusted_batch_size=self.objective.trusted_batch_size,
             chunk_steps=config["chunk_steps"],
             record_losses=config["record_losses"],
             augment_recording=config["augment_recording"],
         )
         # 8. The optimiser and its schedule, after the loaders: they count the steps of a pass.
-        self.epochs = config["epochs"] * self.loaders.per_pass
+        self.epochs = config["epochs"] * self.loaders.epochs_per_pass
         self.optimizer = self._build_optimizer()
         self.schedule = config["schedule"] and self._build("schedule", config["schedule"])
         self.record = TrainingRecord(len(self.data.train), self.task_loss, self.metric, self.device)
@@ -185,7 +180,7 @@ class Experiment:
     def steps_per_pass(self) -> int:
         """Batches of one pass over the samples that are trained on."""
         count = len(self.parts.rows if self.selection is None else self.selection.index)
-        return math.ceil(count / self.config["batch_size"])
+        return len(batch_slices(count, self.config["batch_size"]))
 
     def predict_training(self):
         """Outputs, targets and indices of all training samples, in evaluation mode."""
@@ -200,7 +195,7 @@ class Experiment:
         if self.loaders.recording:
             output, target, index = predict(model, self.loaders.recording, self.autocast)
             self._record_losses(self.task_loss(output, target).numpy(), index.numpy())
-        self.loaders.share_unreadable()
+        self.loaders.exchange_unreadable()
         return row
 
     def finish(self):
@@ -263,7 +258,8 @@ class Experiment:
         )
 
     def _build_model(self):
-        networks = getattr(losses, self.config["loss"]["name"]).networks
+        method = getattr(losses, self.config["loss"]["name"])
+        networks = getattr(method, "networks", 1)  # of an Objective; a SampleLoss knows of one
         model = build_several(
             lambda: self._build("model", self.config["model"]),
             networks,

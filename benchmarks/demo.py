@@ -62,7 +62,7 @@ if __name__ == "__main__":
     import pandas as pd
     import torch
 
-    from utils.record import commit
+    from utils.epoch_log import commit
 
     rows = []
     if arguments.out:

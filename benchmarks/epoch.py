@@ -22,11 +22,12 @@ import torch
 import datasets
 import main
 from benchmarks.throughput import circumstances, seconds_of, synthetic
+from experiment import SCHEMAS, Experiment
 from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.distributed import data_parallel
 from utils.evaluation import predict
-from utils.record import RunDirectory
+from utils.run_directory import RunDirectory
 
 
 class Shortened:
@@ -43,7 +44,7 @@ class Shortened:
         return itertools.islice(self.loader, self.steps)
 
 
-def measure(run: main.Run, steps: int, test: int) -> dict[str, float]:
+def measure(run: Experiment, steps: int, test: int) -> dict[str, float]:
     """Seconds of each part of an epoch, of the whole dataset."""
     whole = run.loaders
     train, recorded = (Shortened(loader, steps) for loader in (whole.train, whole.recording))
@@ -104,12 +105,12 @@ if __name__ == "__main__":
         config = load(
             arguments.params,
             [f"run_dir={directory}/run", "epochs=100", "record_losses=true", *arguments.options],
-            main.PACKAGES,
+            SCHEMAS,
         )
         name = config["dataset"]["name"]
         setattr(datasets, name, synthetic(name, arguments.train))
         config["dataset"] = {"name": name}
-        run = main.Run(config, RunDirectory(config))
+        run = Experiment(config, RunDirectory(config))
         run.epoch, run.forward = 0, data_parallel(run.model, run.device, config["compile"])
         rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][
             1:

@@ -36,7 +36,7 @@ from datasets.loader import make_loaders
 from datasets.noise import inject
 from datasets.splits import hold_out
 from utils.device import choose_device, device_name
-from utils.record import commit
+from utils.epoch_log import commit
 
 
 def write_photographs(root: Path, count: int = 2000):

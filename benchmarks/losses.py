@@ -25,7 +25,7 @@ import losses
 from benchmarks.throughput import seconds_of
 from losses.task import cross_entropy
 from utils.device import choose_device, device_name
-from utils.record import commit
+from utils.epoch_log import commit
 
 NUM_OUTPUTS = 10
 STATELESS = {

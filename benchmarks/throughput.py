@@ -40,14 +40,17 @@ from torchvision import transforms
 import datasets
 import main
 from datasets.base import Dataset, Split
+from experiment import SCHEMAS, Experiment
 from losses import Plain
 from losses.discrimloss import DiscrimLoss, suppression_factor
 from losses.task import cross_entropy
+from utils.build import build
 from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.device import choose_device, device_name
 from utils.distributed import data_parallel
-from utils.record import RunDirectory, commit
+from utils.epoch_log import commit
+from utils.run_directory import RunDirectory
 
 # channels, height = width, classes
 SHAPES = {
@@ -136,7 +139,7 @@ def seconds_of(device: torch.device, work) -> float:
     return time.perf_counter() - start
 
 
-def bare(run: main.Run, steps: int) -> float:
+def bare(run: Experiment, steps: int) -> float:
     """Images per second of the model alone."""
     run.forward.train()
     batch = next(iter(run.loaders.train))
@@ -152,7 +155,7 @@ def bare(run: main.Run, steps: int) -> float:
     return steps * len(batch.target) / seconds_of(run.device, work)
 
 
-def ours(run: main.Run) -> float:
+def ours(run: Experiment) -> float:
     """Images per second of one epoch of main.py."""
     run.step = 0
     spent = seconds_of(run.device, lambda: main.train_epoch(run, StopRequest()))
@@ -160,7 +163,7 @@ def ours(run: main.Run) -> float:
     return len(run.loaders.train.rows) / spent
 
 
-def usual(run: main.Run, loader, steps: int, method, autocast) -> float:
+def usual(run: Experiment, loader, steps: int, method, autocast) -> float:
     """Images per second of the loop that most code has."""
     run.model.train()
     images = 0
@@ -228,7 +231,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def flops_per_image(run: main.Run) -> float:
+def flops_per_image(run: Experiment) -> float:
     """Of forward and backward pass, a multiplication and an addition counted as two."""
     batch = next(iter(run.loaders.train))
     with FlopCounterMode(display=False) as counter:
@@ -291,18 +294,18 @@ if __name__ == "__main__":
         config = load(
             arguments.params,
             [f"run_dir={directory}/run", "epochs=1000", *arguments.options],
-            main.PACKAGES,
+            SCHEMAS,
         )
         name = config["dataset"]["name"]
         if arguments.synthetic:
             setattr(datasets, name, synthetic(name, arguments.synthetic))
             config["dataset"] = {"name": name}
-        data = main.build(
+        data = build(
             datasets,
             {key: value for key, value in config["dataset"].items() if key != "selection"},
             data_root=config["data_root"],
         )
-        run = main.Run(config, RunDirectory(config))
+        run = Experiment(config, RunDirectory(config))
         run.epoch, run.step = 0, 0
         run.forward = data_parallel(run.model, run.device, config["compile"])
         _, autocast = choose_device(

@@ -15,14 +15,15 @@ import yaml
 
 import datasets
 import losses
-import main
 import models
 from datasets import noise
 from datasets.base import Batch
+from experiment import SCHEMAS
 from losses.base import SampleLoss
 from losses.task import get_task_loss
+from utils import optimizers, schedules
 from utils.build import build
-from utils.config import CONTEXT, Loader, load
+from utils.config import Loader, load
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"datasets", "losses", "models", "utils"}
@@ -117,7 +118,7 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         key for key in (yaml.load(text, Loader).get("by_fraction") or {0.4: {}}) if key != "default"
     ]
     for fraction in rows:
-        config = load(str(ROOT / path), [f"noise.fraction={fraction}"], main.PACKAGES)
+        config = load(str(ROOT / path), [f"noise.fraction={fraction}"], SCHEMAS)
         regression = config["task"] == "regression"
         task_loss = get_task_loss(config["task"], config["task_loss"], config["task"])
         outputs, target = (1, torch.rand(4)) if regression else (10, torch.arange(4))
@@ -147,9 +148,9 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
     else:
         with torch.device("meta"):
             model = build(models, spec, num_outputs=outputs, in_channels=channels, image_size=size)
-    optimizer = build(main.optimizers, config["optimizer"], params=model.parameters())
+    optimizer = build(optimizers, config["optimizer"], params=model.parameters())
     assert config["schedule"] is None or build(
-        main.schedules,
+        schedules,
         config["schedule"],
         optimizer=optimizer,
         epochs=config["epochs"],
@@ -159,7 +160,7 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
 
 
 def test_the_context_is_what_the_constructors_ask_for():
-    """A name in CONTEXT that no constructor takes would be a misspelling."""
+    """A fact that no constructor asks for would be a misspelling."""
     import inspect
 
     for section, package in (("dataset", datasets), ("model", models), ("loss", losses)):
@@ -168,7 +169,7 @@ def test_the_context_is_what_the_constructors_ask_for():
             for public in package.__all__
             for name in inspect.signature(getattr(package, public)).parameters
         }
-        assert set(CONTEXT[section]) <= taken
+        assert set(SCHEMAS[section].facts) <= taken
 
 
 @pytest.mark.parametrize("name", [*losses.__all__, *datasets.__all__, *models.__all__])

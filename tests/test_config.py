@@ -6,7 +6,7 @@ What wins over what, how values are read, and that every mistake is named before
 import pytest
 import yaml
 
-from main import PACKAGES
+from experiment import SCHEMAS
 from utils.build import fits, unknown
 from utils.config import Loader, differences, load, merge, parse
 
@@ -14,7 +14,7 @@ DIGITS, MNIST = "params/digits/discrimloss.yaml", "params/mnist/discrimloss.yaml
 
 
 def config(*overrides, path=DIGITS):
-    return load(str(path), list(overrides), PACKAGES)
+    return load(str(path), list(overrides), SCHEMAS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_missing_file_lists_its_neighbours():
 
 def test_help_prints_the_manual_and_every_key(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse([DIGITS, "--help", "batch_size=64"], "The manual.", PACKAGES)
+        parse([DIGITS, "--help", "batch_size=64"], "The manual.", SCHEMAS)
     printed = capsys.readouterr().out
     assert stop.value.code == 0 and printed.startswith("The manual.")
     for line in (
@@ -194,9 +194,9 @@ def test_help_prints_the_manual_and_every_key(capsys):
     ):
         assert f"  {line}\n" in printed
     with pytest.raises(SystemExit):
-        parse(["-h"], "The manual.", PACKAGES)
+        parse(["-h"], "The manual.", SCHEMAS)
     with pytest.raises(ValueError, match="first argument is a params file"):
-        parse(["epochs=3"], "The manual.", PACKAGES)
+        parse(["epochs=3"], "The manual.", SCHEMAS)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 import main
+from experiment import SCHEMAS, Experiment
 from losses.base import SampleLoss
 from losses.task import cross_entropy
 from utils import optimizers
 from utils.build import build
 from utils.checkpoint import StopRequest
 from utils.config import load
-from utils.record import RunDirectory
+from utils.run_directory import RunDirectory
 from utils.training_record import TrainingRecord
 
 ARGUMENTS = {"SuperLoss": {"tau": 0.5}, "GradientRescaling": {"beta": 2.0, "lam": 0.5}}
@@ -118,10 +119,10 @@ def small_run(tmp_path, *overrides):
     config = load(
         "params/digits/discrimloss.yaml",
         ["model.width=2", f"run_dir={tmp_path}/run", "threads=1", "batch_size=32", *overrides],
-        main.PACKAGES,
+        SCHEMAS,
     )
     directory = RunDirectory(config)
-    run = main.Run(config, directory)
+    run = Experiment(config, directory)
     run.epoch, run.step, run.forward = 0, 0, run.model
     return run
 

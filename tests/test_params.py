@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from main import PACKAGES
+from experiment import SCHEMAS
 from utils.config import load
 
 KEYS = ("a", "p", "q", "suppression_epochs", "sigma_lr", "sigma_decay", "log_sigma_low")
@@ -107,7 +107,7 @@ SGD = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def resolved(dataset, method, *overrides):
-    return load(f"params/{dataset}/{method}.yaml", list(overrides), PACKAGES)
+    return load(f"params/{dataset}/{method}.yaml", list(overrides), SCHEMAS)
 
 
 @pytest.mark.parametrize(("dataset", "fraction"), DISCRIMLOSS)

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from utils.record import RunDirectory
 
 import main
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
+from utils.run_directory import RunDirectory
 from utils.run_state import lock_owner, run_state
 from utils.training_record import TrainingRecord
 

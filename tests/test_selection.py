@@ -24,7 +24,7 @@ from datasets.selection import (
     rank_losses,
     select,
 )
-from main import PACKAGES
+from experiment import SCHEMAS
 from tests.test_run import arrays, interrupt_at
 from utils.config import load
 
@@ -507,12 +507,12 @@ def test_without_a_path_the_history_is_where_the_recording_run_leaves_it():
         config = load(
             f"params/{dataset}/rsl.yaml",
             ["noise.kind=pair", "noise.fraction=0.2", "seed=3"],
-            PACKAGES,
+            SCHEMAS,
         )
         recording = load(
             f"params/{dataset}/{recorder}.yaml",
             ["noise.kind=pair", "noise.fraction=0.2", "seed=3"],
-            PACKAGES,
+            SCHEMAS,
         )
         assert config["dataset"]["selection"]["history"] == f"{recording['run_dir']}/losses.npy"
 
@@ -537,13 +537,13 @@ def test_a_finished_run_needs_its_history_no_more(run, history):
 
 
 def test_another_dataset_keeps_the_selection():
-    config = load("params/digits/rsl.yaml", ["dataset=mnist"], PACKAGES)
+    config = load("params/digits/rsl.yaml", ["dataset=mnist"], SCHEMAS)
     assert (
         config["dataset"]["name"] == "mnist"
         and config["dataset"]["selection"]["criterion"] == "mean"
     )
     assert (
-        load("params/digits/rsl.yaml", ["dataset.selection=null"], PACKAGES)["dataset"]["selection"]
+        load("params/digits/rsl.yaml", ["dataset.selection=null"], SCHEMAS)["dataset"]["selection"]
         is None
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import main
+from experiment import SCHEMAS
 from utils import sweep
 from utils.config import load
 from utils.run_state import run_state
@@ -70,7 +70,7 @@ def test_a_launcher_lists_what_its_array_numbers(name):
             assert (python, script) == (sys.executable, "main.py") and overrides[
                 -1
             ] == "data_root=/data"
-            assert load(params, overrides, main.PACKAGES)["data_root"] == "/data"
+            assert load(params, overrides, SCHEMAS)["data_root"] == "/data"
 
     header = re.findall(r"^#SBATCH (\S+)", (ROOT / "examples" / name).read_text(), re.MULTILINE)
     assert {

@@ -91,10 +91,9 @@ def argument_problems(
             lines += argument_problems(hint, value, section=prefix + key)
         elif not fits(value, hint):
             lines.append(f"{prefix}{key} must be {describe(hint)}, got {value!r}")
-        else:
+        elif value is not None:
             unmet = [condition.text for condition in conditions(hint) if not condition.holds(value)]
-            if unmet and value is not None:
-                lines.append(f"{prefix}{key} must {unmet[0]}, got {value!r}")
+            lines += [f"{prefix}{key} must {text}, got {value!r}" for text in unmet[:1]]
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments and key not in context:
             wanted = describe(hints.get(key, typing.Any))
