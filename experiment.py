@@ -34,7 +34,6 @@ SCHEMAS = {
         datasets,
         {
             "data_root": lambda self: self.config["data_root"],
-            "encoder": lambda self: self.config["model"].get("path"),
             "seed": lambda self: self.config["seed"],
             "device": lambda self: self.device,
         },
@@ -96,7 +95,8 @@ class Experiment:
         )
         # 1. The data, and what is to be learned from them.
         self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
-        self.data = local_main_first(self._build, "dataset", self.dataset_spec)
+        encoder = config["model"].get("path")  # of texts, if the dataset names no other
+        self.data = local_main_first(self._build, "dataset", self.dataset_spec, encoder=encoder)
         self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
         self.metric = METRIC_OF_TASK[self.data.task]
         # 2. The noise, before the split: which labels are wrong does not depend on what is held
@@ -294,8 +294,8 @@ class Experiment:
                 )
         return optimizers.make(self.config["optimizer"], self.model.parameters(), own, rate)
 
-    def _build(self, section, spec):
-        return build(SCHEMAS[section].package, spec, **self._facts(section, spec))
+    def _build(self, section, spec, **fallbacks):
+        return build(SCHEMAS[section].package, spec, **self._facts(section, spec), **fallbacks)
 
     def _facts(self, section, spec):
         package, facts = SCHEMAS[section]

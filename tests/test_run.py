@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+import losses
 import main
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
@@ -527,14 +528,14 @@ def test_a_history_that_is_gone_is_an_error_while_its_run_goes_on(run, monkeypat
 
 
 def test_a_loss_that_is_not_finite_names_epoch_step_and_samples(run, monkeypatch):
-    forward = main.losses.Plain.forward
+    forward = losses.Plain.forward
 
     def poisoned(self, output, target, index):
         return torch.where(
             (index == 77) & (self.epoch == 1), torch.nan, forward(self, output, target, index)
         )
 
-    monkeypatch.setattr(main.losses.Plain, "forward", poisoned)
+    monkeypatch.setattr(losses.Plain, "forward", poisoned)
     code, directory, _, complaints = run(params="params/digits/plain.yaml")
     assert (
         code == 1

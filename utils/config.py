@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from utils.build import argument_problems, defaults, fits, problems
+from utils.build import argument_problems, asks_for, defaults, fits, problems, public_names
 from utils.errors import UserError
 from utils.settings import DEFAULTS, EXECUTION, SECTIONS, Settings
 
@@ -256,8 +256,8 @@ def without_own_rate(package, spec: dict) -> dict:
 
     It stays if the method itself takes an argument of that name.
     """
-    constructor = getattr(package, str(spec.get("name")), None)
-    if constructor is None or "lr" in defaults(constructor, ()):
+    known = spec.get("name") in public_names(package)
+    if known and asks_for(package, spec, "lr"):
         return spec
     return {key: value for key, value in spec.items() if key != "lr"}
 

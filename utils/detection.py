@@ -1,15 +1,19 @@
-"""How well incorrect labels are told from correct ones. NumPy only: no network is needed."""
+"""How well incorrect labels are told from correct ones: without PyTorch, for reports use it too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_score, recall_score, roc_auc_score
-from sklearn.mixture import GaussianMixture
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def wrong_labels(given: np.ndarray, true: np.ndarray) -> np.ndarray | None:
     """Which given labels [N] are not the true ones.
 
-    None where those are unknown: -1, or NaN if they are no class numbers.
+    None if some of those are unknown: -1, or NaN if they are numbers to predict.
     """
     unknown = np.isnan(true) if true.dtype.kind == "f" else true < 0
     return None if unknown.any() else given != true
@@ -45,16 +49,23 @@ def sample_table(
     score: Tensor | None,
     ranked: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """samples.npz: a row per training sample, by index, from their ``prediction_table``.
+    """samples.npz: a row per training sample, by index.
 
-    loss and predicted are those of the finished model, without augmentation; mean_loss is the mean
-    training loss over all epochs (over the last ones only, a network that has learned the labels by
-    heart tells nothing apart); score is the method's own, or mean_loss where it keeps none. Where
-    samples were selected, both are the losses that were ranked: the run itself knows nothing of the
-    others. true is -1, or in regression NaN, where it is not known.
+    ``loss`` and ``predicted`` are those of the finished model, without augmentation. ``true`` is
+    -1, or in regression NaN, if it is not known.
+
+    Args:
+        trained: the ``prediction_table`` of the training samples.
+        true: [N].
+        mean_loss: [N], over all epochs. Over the last ones only, a network that has learned the
+            labels by heart tells nothing apart.
+        score: [N], that of the method; None for mean_loss.
+        ranked: [N], the losses by which samples were selected. They stand for mean_loss and score,
+            since the run itself knows nothing of the samples that were not selected.
     """
     index = trained["index"]
-    mean_loss, score = (mean_loss, score) if ranked is None else (ranked, None)
+    if ranked is not None:
+        mean_loss, score = ranked, None
     mean_loss = mean_loss[index]
     score = mean_loss if score is None else score.cpu().numpy()[index]
     return {
@@ -69,53 +80,59 @@ def sample_table(
     }
 
 
-def measure_detection(table: dict[str, np.ndarray]) -> dict:
-    """How well incorrect labels are told from correct ones; every value None where the truth is
-    unknown or all is one class.
+NAMES = (
+    "auroc",
+    "average_precision",
+    "hard_vs_incorrect_auroc",
+    "memorised_fraction",
+    "flag_precision",
+    "flag_recall",
+)
+NAMES_OF_NUMBERS = (*NAMES, "large_change", "large_change_auroc")  # of a regression
 
-    auroc and average_precision of the score; hard_vs_incorrect_auroc: the same among the samples
-    whose loss is in the top half, where hard and incorrect ones meet; memorised_fraction: of the
-    incorrect samples, how many are predicted as the wrong label they were given; precision and
-    recall of the flag.
+
+def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """How well incorrect labels are told from correct ones.
+
+    Every value is None if the truth is unknown, or all labels are of one kind.
+
+    auroc, average_precision: of the score.
+    hard_vs_incorrect_auroc: the same among the samples whose loss is in the top half, where hard
+        and incorrect samples meet.
+    memorised_fraction: of the incorrect samples, how many are predicted as the wrong label they
+        were given.
+    flag_precision, flag_recall: of the flag.
 
     In regression a label is incorrect if it was changed at all, and memorised if the prediction is
-    nearer to the given than to the true one. Besides: large_change, the standard deviation of the
-    true labels, and large_change_auroc, where only labels changed by more than that count as
-    incorrect.
+    nearer to the given than to the true one. Two more values: large_change, the standard deviation
+    of the true labels, and large_change_auroc, for which only labels that were changed by more than
+    that count as incorrect.
+
+    Args:
+        table: as from ``sample_table``.
     """
     given, true, score, predicted = (table[key] for key in ("given", "true", "score", "predicted"))
-    names = [
-        "auroc",
-        "average_precision",
-        "hard_vs_incorrect_auroc",
-        "memorised_fraction",
-        "flag_precision",
-        "flag_recall",
-    ]
-    numbers = true.dtype.kind == "f"
-    if numbers:
-        names += ["large_change", "large_change_auroc"]
+    is_regression = true.dtype.kind == "f"
     corrupted = wrong_labels(given, true)
     if corrupted is None or corrupted.all() or not corrupted.any():
-        return dict.fromkeys(names)
-    top = top_half(table["loss"])
-    memorised = (
-        np.abs(predicted - given) < np.abs(predicted - true) if numbers else predicted == given
-    )
-    values = [
-        _auroc(corrupted, score),
-        average_precision_score(corrupted, score),
-        _auroc(corrupted[top], score[top]),
-        memorised[corrupted].mean(),
-        precision_score(corrupted, table["flagged"], zero_division=0),
-        recall_score(corrupted, table["flagged"]),
-    ]
-    if numbers:
-        values += [true.std(), _auroc(np.abs(given - true) > true.std(), score)]
-    return {
-        name: None if value is None else float(value)
-        for name, value in zip(names, values, strict=True)
+        return dict.fromkeys(NAMES_OF_NUMBERS if is_regression else NAMES)
+    from sklearn.metrics import average_precision_score, precision_score, recall_score
+
+    top, memorised = top_half(table["loss"]), predicted == given
+    if is_regression:
+        memorised = np.abs(predicted - given) < np.abs(predicted - true)
+    values = {
+        "auroc": _auroc(corrupted, score),
+        "average_precision": average_precision_score(corrupted, score),
+        "hard_vs_incorrect_auroc": _auroc(corrupted[top], score[top]),
+        "memorised_fraction": memorised[corrupted].mean(),
+        "flag_precision": precision_score(corrupted, table["flagged"], zero_division=0),
+        "flag_recall": recall_score(corrupted, table["flagged"]),
     }
+    if is_regression:
+        values["large_change"] = true.std()
+        values["large_change_auroc"] = _auroc(np.abs(given - true) > true.std(), score)
+    return {name: None if value is None else float(value) for name, value in values.items()}
 
 
 def measure_recovery(labels: Tensor | None, true: np.ndarray, rows: np.ndarray) -> dict | None:
@@ -138,24 +155,25 @@ def measure_recovery(labels: Tensor | None, true: np.ndarray, rows: np.ndarray) 
 
 
 def _auroc(positive, score):
+    from sklearn.metrics import roc_auc_score
+
     return roc_auc_score(positive, score) if positive.any() and not positive.all() else None
 
 
 def flag(score: np.ndarray) -> np.ndarray:
-    """Which scores belong to the upper of two groups: a mixture of two Gaussians, cut where the
-    upper one takes over.
+    """Which scores [N] belong to the upper of two groups.
 
-    It always finds two groups, also where there is one; look at the distribution before trusting
-    it.
+    A mixture of two Gaussians is fitted, and cut where the upper one takes over. It always finds
+    two groups, even if there is only one: look at the distribution before trusting it.
     """
     if np.ptp(score) == 0:
         return np.zeros(len(score), bool)
+    from sklearn.mixture import GaussianMixture
+
     column = ((score - score.mean()) / score.std()).reshape(-1, 1)
-    sample = np.random.default_rng(0).permutation(len(column))[
-        :100_000
-    ]  # of a huge set, a part is enough to fit
-    mixture = GaussianMixture(
-        2, random_state=0, means_init=np.percentile(column, [10, 90]).reshape(-1, 1)
-    ).fit(column[sample])
+    order = np.random.default_rng(0).permutation(len(column))
+    sample = column[order[:100_000]]  # of a huge set, a part is enough to fit
+    means = np.percentile(column, [10, 90]).reshape(-1, 1)
+    mixture = GaussianMixture(2, random_state=0, means_init=means).fit(sample)
     upper = int(np.argmax(mixture.means_))
     return (mixture.predict(column) == upper) & (column[:, 0] > mixture.means_[1 - upper, 0])

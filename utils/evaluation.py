@@ -13,10 +13,10 @@ from utils.metrics import Metric
 
 
 def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str, float]:
-    """What is reported beside the mean of ``metric``: rmse and r2 of a regression; top5, in
-    percent, of more than 10 classes.
+    """What is reported besides the mean of ``metric``.
 
-    r2 is NaN where all targets are equal.
+    rmse and r2 (NaN if all targets are equal) of a regression; top5, in percent, of more than 10
+    classes.
     """
     if metric.name == "mae":
         output, target = output.flatten().double(), target.double()
@@ -27,11 +27,8 @@ def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str,
             "r2": float(1 - squares / spread) if spread > 0 else math.nan,
         }
     if output.shape[1] > 10:
-        return {
-            "top5": float(
-                100 * (output.topk(5).indices == target.unsqueeze(1)).any(1).double().mean()
-            )
-        }
+        among_five = (output.topk(5).indices == target.unsqueeze(1)).any(1)
+        return {"top5": float(100 * among_five.double().mean())}
     return {}
 
 
@@ -39,26 +36,24 @@ def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str,
 def check_fit(
     model: nn.Module, task_loss: Callable, inputs: Tensor, targets: Tensor, device: torch.device
 ):
-    """Raise ValueError where the model cannot take such inputs, or its outputs not be compared with
-    such targets.
-    """
+    """Raise UserError if the model cannot take such inputs, or its outputs do not fit the targets."""
     try:
         task_loss(model.eval()(inputs.to(device)), targets.to(device))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise UserError(
-            f"the model does not fit the dataset, with inputs of {list(inputs.shape[1:])}, {inputs.dtype}: "
-            f"{error}"
+            f"the model does not fit the dataset, with inputs of {list(inputs.shape[1:])}, "
+            f"{inputs.dtype}: {error}"
         ) from None
 
 
 @torch.no_grad()
 def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs of the model in evaluation mode, with targets and indices, for all of a loader, on
-    the CPU.
+    """Outputs of the model in evaluation mode, targets and indices, of a whole loader, on the CPU.
 
-    Several processes share the work, and all get all of it, in another order.
+    Several processes share the work, and each gets all of it, in an order that depends on their
+    number.
 
-    Raises FloatingPointError where they are not finite.
+    Raises FloatingPointError if outputs are not finite.
     """
     model.eval()
     parts = []
@@ -76,26 +71,20 @@ def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]
 
 
 def evaluate(model: nn.Module, loaders: dict, metric: Metric, autocast) -> dict[str, float]:
-    """Of each loader, ``<name>_metric``, the mean of the metric in evaluation mode, and its
-    ``further_metrics``.
-    """
+    """The mean of the metric for each loader, ``<name>_metric``, and its ``further_metrics``."""
     row = {}
     for name, loader in loaders.items():
         output, target, _ = predict(model, loader, autocast)
         row[f"{name}_metric"] = float(metric.compute(output, target).double().mean())
-        row |= {
-            f"{name}_{key}": value for key, value in further_metrics(output, target, metric).items()
-        }
+        further = further_metrics(output, target, metric)
+        row |= {f"{name}_{key}": value for key, value in further.items()}
     return row
 
 
 def prediction_table(
     output: Tensor, target: Tensor, index: Tensor, task_loss: Callable
 ) -> dict[str, np.ndarray]:
-    """test.npz.
-
-    A row per sample, by index: index, target, loss, and predicted: a class, or a number.
-    """
+    """A row per sample, by index: index, target, loss, and predicted: a class or a number."""
     order = index.argsort()
     output, target = output[order], target[order]
     predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()

@@ -14,12 +14,11 @@ from utils.metrics import Metric
 
 
 class TrainingRecord:
-    """What one epoch of training said of the whole set and of every sample, kept on the device
-    until it is asked for.
+    """The losses, metrics and gradients of an epoch of training, by sample.
 
     The *weight* of a sample is how much harder it pulls at the model than under the task loss
-    alone: the L1 norm of d loss / d output over that of d task loss / d output, which means the
-    same for every method. Of a group it is the ratio of the sums.
+    alone: the L1 norm of d loss / d output over that of d task loss / d output. It means the same
+    for every method. The weight of a group is the ratio of the sums.
 
     Args:
         task_loss: ``(output, target) -> losses [B]``.
@@ -28,9 +27,7 @@ class TrainingRecord:
     whether this epoch has seen it: 21 bytes.
     """
 
-    check_every = (
-        50  # steps between two looks at the losses from the host: each waits for the device
-    )
+    check_every = 50  # steps between two reads from the device, each of which waits for it
 
     def __init__(self, num_samples: int, task_loss: Callable, metric: Metric, device: torch.device):
         self.task_loss, self.metric = task_loss, metric
@@ -63,22 +60,13 @@ class TrainingRecord:
             self.recent.append((step, len(batch.index) * world_size(), loss.detach()))
         else:
             output, target, index = scored
-            self.recent.append(
-                (
-                    step,
-                    len(index),
-                    loss.detach(),
-                    output.detach(),
-                    output.grad * len(index),
-                    target,
-                    index,
-                )
-            )
+            grad = torch.zeros_like(output) if output.grad is None else output.grad
+            shown = output.detach(), grad * len(index), target, index
+            self.recent.append((step, len(index), loss.detach(), *shown))
 
     @torch.no_grad()
     def check(self, epoch: int, loader):
-        """Work off the steps since the last check, of one epoch, in one go. The only place where
-        the host waits.
+        """Add the steps since the last check to the sums: the only place where the host waits.
 
         Raises FloatingPointError naming epoch, step and samples of the first loss that was NaN or
         infinite.
@@ -109,19 +97,22 @@ class TrainingRecord:
         rows = loader.rows_of(step)
         finite = self.samples["loss"].cpu()[rows].isfinite().tolist()
         bad = [row for row, good in zip(rows, finite, strict=True) if not good] or rows
+        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         return (
-            f"the loss is not finite in epoch {epoch}, step {step}; samples {', '.join(map(str, bad[:20]))}"
-            f"{f' and {len(bad) - 20} more' if len(bad) > 20 else ''}. The last good checkpoint is untouched. "
-            f"Look at these inputs, or lower optimizer.lr or the method's own rates"
+            f"the loss is not finite in epoch {epoch}, step {step}; samples "
+            f"{', '.join(map(str, bad[:20]))}{more}. The last good checkpoint is untouched. "
+            "Look at these inputs, or lower optimizer.lr or the method's own rates"
         )
 
     def end_epoch(self, corrupted: np.ndarray | None) -> dict[str, float]:
-        """The epoch in numbers, of the samples that it has seen; ``corrupted`` [N] where that is
-        known.
+        """The epoch in numbers, over the samples that it has seen.
 
-        lr is that of its first step; mass_incorrect is the part that incorrect labels have in the
-        sum of all gradient norms. train_metric is NaN, and there are no weights, where the
-        objective does not show what the model says of each.
+        ``lr`` is that of its first step; ``mass_incorrect`` is the share of incorrect labels in the
+        sum of all gradient norms. If the objective does not show what the model says of each
+        sample, train_metric is NaN and there are no weights.
+
+        Args:
+            corrupted: [N]; None if the truth is not known.
         """
         row = {
             "lr": self.lr,
@@ -141,20 +132,12 @@ class TrainingRecord:
             plain, pull = plain.cpu().numpy(), pull.cpu().numpy()
             groups = easy_hard_incorrect(loss.cpu().numpy(), corrupted[seen.cpu().numpy()])
             for name, mask in groups.items():
-                row[f"weight_{name}"] = (
-                    float(pull[mask].sum() / plain[mask].sum())
-                    if plain[mask].any()
-                    else float("nan")
-                )
-            row["mass_incorrect"] = (
-                float(pull[groups["incorrect"]].sum() / pull.sum()) if pull.any() else float("nan")
-            )
+                row[f"weight_{name}"] = _ratio(pull[mask], plain[mask])
+            row["mass_incorrect"] = _ratio(pull[groups["incorrect"]], pull)
         return row
 
     def mean_loss(self, passes: int) -> np.ndarray:
-        """Of each sample [N], the sum of its training losses divided by the number of passes over
-        the data.
-        """
+        """The mean training loss of each sample, [N]: the sum divided by the number of passes."""
         return (self.samples["loss_total"] / passes).cpu().numpy()
 
     def state_dict(self) -> dict:
@@ -167,11 +150,13 @@ class TrainingRecord:
         }
 
     def load_state_dict(self, state: dict):
-        self.loss_sum, self.seconds, self.images = (
-            state["loss_sum"],
-            state["seconds"],
-            state["images"],
-        )
+        self.loss_sum, self.images = state["loss_sum"], state["images"]
+        self.seconds = state["seconds"]
         self.lr = state.get("lr", math.nan)  # older checkpoints lack it, "seen" and "plain_pull"
         for name, values in state["samples"].items():
             self.samples[name].copy_(values)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> float:
+    """The ratio of the sums; NaN if the whole is 0."""
+    return float(part.sum() / whole.sum()) if whole.any() else math.nan
