@@ -12,15 +12,12 @@ from utils.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What the loop sees.
+    """Samples on the training device, as the training loop and the methods get them."""
 
-    ``index [B]`` are positions in the whole training set; ``extra`` is a method's second stream.
-    """
-
-    input: Tensor
-    target: Tensor
-    index: Tensor
-    extra: object = None
+    input: Tensor  # [B, ...]; views of unlabelled samples: [num_views, B, ...]
+    target: Tensor | None  # [B], or soft [B, C]; None: unlabelled
+    index: Tensor  # [B], positions in the training set, or in a dataset's verified part
+    extra: "Batch | None" = None  # of the second stream, if the method asks for one
 
 
 @dataclass

@@ -85,7 +85,8 @@ def several_views(rows: Tensor, *, batch_size: int, steps: int, num_views: int) 
 class PairedLoader:
     """The batches of one loader, each with a batch of a second one as its ``extra``.
 
-    The second loader draws each of its batches ``num_views`` times: [num_views, B, ...].
+    The second loader draws each of its batches ``num_views`` times: ``extra`` has inputs
+    [num_views, B, ...] and no targets.
 
     Raises OSError while iterated, if images that cannot be read leave a batch incomplete.
     """
@@ -109,7 +110,8 @@ class PairedLoader:
                     f"this method needs whole batches, and images cannot be read: mend or remove "
                     f"{', '.join(unreadable)}"
                 )
-            yield batch._replace(extra=extra.input.unflatten(0, (self.num_views, -1)))
+            views = extra.input.unflatten(0, (self.num_views, -1))
+            yield batch._replace(extra=Batch(views, None, extra.index[: len(batch.index)]))
 
 
 class Chunks:

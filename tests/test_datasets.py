@@ -1138,12 +1138,13 @@ def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
     code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.inputs)}
     seen = []
     for batch in loaders.train:
-        assert set(batch.index.tolist()) <= labelled and batch.extra.shape == (3, 16, 3, 8, 8)
+        assert set(batch.index.tolist()) <= labelled and batch.extra.input.shape == (3, 16, 3, 8, 8)
         views = [
             [code[tuple(image.flatten().tolist())] for image in (255 * view).round().byte()]
-            for view in batch.extra
+            for view in batch.extra.input
         ]
-        assert views[0] == views[1] == views[2] and len(set(views[0])) == 16
+        assert views[0] == views[1] == views[2] == batch.extra.index.tolist()
+        assert batch.extra.target is None and len(set(views[0])) == 16
         seen.append(views[0])
     rest = set(range(COUNT)) - labelled - held_out
     assert len(loaders.train) == len(seen) == 60 and set(np.concatenate(seen)) == rest
@@ -1158,7 +1159,7 @@ def test_views_are_augmented_each_in_its_own_way(dataset, given):
     (batch, *_) = loaders_of(
         dataset, given, chosen(given), unlabelled={"num_views": 2, "steps_per_epoch": 2}
     ).train
-    assert (batch.extra[0] != batch.extra[1]).flatten(1).any(1).float().mean() > 0.8
+    assert (batch.extra.input[0] != batch.extra.input[1]).flatten(1).any(1).float().mean() > 0.8
 
 
 def test_labelled_samples_are_drawn_by_weight(dataset, given):
@@ -1202,12 +1203,12 @@ def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kin
     got = list(resumed)
     assert same(got, expected[first_batch:]) and len(got) == 5 - first_batch
     assert all(
-        torch.equal(one.extra, other.extra)
+        torch.equal(one.extra.input, other.extra.input)
         for one, other in zip(got, expected[first_batch:], strict=True)
     )
     assert resumed.rows_of(2) == expected[2].index.tolist()
     whole.set_epoch(3)
-    assert not torch.equal(next(iter(whole)).extra, expected[0].extra)
+    assert not torch.equal(next(iter(whole)).extra.input, expected[0].extra.input)
 
 
 def test_views_without_a_selection_or_with_too_large_a_one_are_errors(dataset, given):
