@@ -90,7 +90,9 @@ class Run:
             dataset=dataset["name"],
             data_root=config["data_root"],
         )
-        parts = splits.hold_out(self.noise, **config["validation"], seed=config["noise"]["seed"])
+        parts = splits.split_rows(
+            self.noise, validation=config["validation"], seed=config["noise"]["seed"]
+        )
         self.selection = (
             None
             if selected is None

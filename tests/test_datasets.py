@@ -28,7 +28,7 @@ from datasets.loader import make_loaders
 from datasets.memory import MemoryLoader, crop_and_flip, pad
 from datasets.noise import Noise, inject
 from datasets.selection import Selection
-from datasets.splits import Parts, hold_out
+from datasets.splits import Parts, split_rows
 from datasets.streams import batch_slices, shuffled
 
 
@@ -1000,7 +1000,8 @@ def loaders_of(
     dataset, given, selection=None, validation_fraction=0.0, clean=False, true=None, **others
 ):
     noise = noise_of(given, true)
-    parts = hold_out(noise, fraction=validation_fraction, clean=clean, seed=others.get("seed", 0))
+    validation = {"fraction": validation_fraction, "clean": clean}
+    parts = split_rows(noise, validation=validation, seed=others.get("seed", 0))
     return make_loaders(
         dataset,
         noise,
@@ -1077,7 +1078,7 @@ def test_a_clean_validation_part_has_true_labels_and_is_stratified_by_them(datas
     assert np.bincount(true[held_out]).tolist() == [20] * 4
     assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loaders.train)
     with pytest.raises(ValueError, match=r"validation\.clean=true needs true labels"):
-        hold_out(noise_of(given), fraction=0.2, clean=True, seed=0)
+        split_rows(noise_of(given), validation={"fraction": 0.2, "clean": True}, seed=0)
 
 
 def test_a_reflected_margin_is_torchs(dataset):
