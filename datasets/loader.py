@@ -144,6 +144,7 @@ def make_loaders(
     batch_size: int,
     device: torch.device | str,
     seed: int,
+    targets: Tensor | None = None,
     unlabelled: Mapping[str, int] = MappingProxyType({}),
     trusted_batch_size: int = 0,
     chunk_steps: int | None = None,
@@ -157,6 +158,7 @@ def make_loaders(
             nothing is held out.
         selection: what to train on instead of all of it.
         batch_size: of all processes together, as ``trusted_batch_size`` is.
+        targets: [N], or soft [N, C], what the training loader yields instead of the given labels.
         unlabelled: {}, or ``num_views`` and ``steps_per_epoch``: each of so many batches an epoch
             has as its ``extra`` so many views of as many samples that are not selected. Selected
             samples are then drawn with replacement, by weight.
@@ -169,20 +171,25 @@ def make_loaders(
     Raises:
         UserError: ``unlabelled`` without a selection, with one that leaves less than a batch, or
             with chunk_steps; no trusted samples, or less than a batch; both kinds; batches that
-            several processes cannot share.
+            several processes cannot share; targets of other samples.
     """
     check_request(batch_size, unlabelled, trusted_batch_size, chunk_steps)
+    if targets is not None and len(targets) != len(noise.given):
+        raise UserError(
+            f"targets must be [N] or [N, C] with N = {len(noise.given)}, got {list(targets.shape)}"
+        )
     unreadable = {}
     source = Source(dataset, dataset.train, device, unreadable)
     given, rows = torch.from_numpy(noise.given), torch.from_numpy(parts.rows)
+    targets = given if targets is None else targets
     second = None
     if unlabelled:
         first, second = labelled_and_unlabelled(
-            source, given, rows, selection, batch_size=batch_size, seed=seed, **unlabelled
+            source, targets, rows, selection, batch_size=batch_size, seed=seed, **unlabelled
         )
     else:
         chosen = rows if selection is None else torch.from_numpy(selection.index)
-        first = labelled(source, given, chosen, batch_size=batch_size, seed=seed)
+        first = labelled(source, targets, chosen, batch_size=batch_size, seed=seed)
     if trusted_batch_size:
         second = trusted(
             source, noise, parts, batch_size=trusted_batch_size, steps=len(first), seed=seed

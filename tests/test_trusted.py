@@ -296,6 +296,38 @@ def test_a_verified_part_is_the_trusted_stream(data, kind):
     assert "40 verified" in str(dataset)
 
 
+@pytest.mark.parametrize("shape", [(COUNT,), (COUNT, CLASSES)])
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_targets_of_another_run_are_those_of_the_training_loader_alone(data, kind, shape):
+    noise = noisy()
+    if len(shape) == 1:
+        targets = torch.from_numpy((noise.true + 2) % CLASSES)
+    else:
+        targets = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    loaders, _ = loaders_of(data[kind], noise, targets=targets, record_losses=True)
+    for batch in loaders.train:
+        assert torch.equal(batch.target, targets[batch.index])
+        assert batch.extra.target.tolist() == noise.true[batch.extra.index].tolist()
+    for loader in (loaders.train_plain, loaders.recording, loaders.evaluation["validation"]):
+        for batch in loader:
+            assert batch.target.tolist() == noise.given[batch.index].tolist()
+
+
+def test_targets_of_unlabelled_samples_and_of_other_data(data):
+    noise = noisy()
+    selection = Selection(np.arange(0, COUNT, 2), np.ones(COUNT // 2))
+    targets = torch.rand(COUNT, CLASSES)
+    options = {"targets": targets, "trusted_batch_size": 0}
+    unlabelled = {"num_views": 2, "steps_per_epoch": 3}
+    loaders, _ = loaders_of(
+        data["memory"], noise, split(noise), selection, unlabelled=unlabelled, **options
+    )
+    for batch in loaders.train:
+        assert torch.equal(batch.target, targets[batch.index]) and batch.extra.target is None
+    with pytest.raises(UserError, match=r"\[N, C\] with N = 200, got \[199, 4\]"):
+        loaders_of(data["memory"], targets=targets[1:])
+
+
 def test_what_cannot_be_had_is_refused(data):
     with pytest.raises(UserError, match=r"needs trusted samples.*set trusted\.count"):
         loaders_of(data["memory"], count=0)
