@@ -103,10 +103,13 @@ class Experiment:
         #    out, and what is held out is stratified by its given labels.
         self.noise = self._inject_noise()
         # 3. The split, before a selection: what is held out is not selected from.
-        self.parts = splits.hold_out(
-            self.noise, **config["validation"], seed=config["noise"]["seed"]
+        self.parts = splits.split_rows(
+            self.noise,
+            validation=config["validation"],
+            trusted=config["trusted"],
+            seed=config["noise"]["seed"],
+            verified=self.data.verified,
         )
-        self.parts.trusted = self.parts.rows[:0]
         # 4. What another run has found out about these samples.
         self.selection = self.targets = None
         if self.selection_spec is not None:
@@ -134,7 +137,9 @@ class Experiment:
             batch_size=config["batch_size"],
             device=self.device,
             seed=config["seed"],
+            targets=self.targets,
             unlabelled=self.objective.unlabelled,
+            trusted_batch_size=self.objective.trusted_batch_size,
             chunk_steps=config["chunk_steps"],
             record_losses=config["record_losses"],
             augment_recording=config["augment_recording"],

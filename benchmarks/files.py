@@ -34,7 +34,7 @@ from benchmarks.throughput import seconds_of
 from datasets.base import IMAGENET
 from datasets.loader import make_loaders
 from datasets.noise import inject
-from datasets.splits import hold_out
+from datasets.splits import split_rows
 from utils.device import choose_device, device_name
 from utils.epoch_log import commit
 
@@ -130,7 +130,7 @@ if __name__ == "__main__":
                     dataset="folder",
                     trusted=False,
                 )
-                parts = hold_out(noise, fraction=0.0, seed=0)
+                parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
                 start = time.perf_counter()
                 loaders["cached" if cache else "ours"] = make_loaders(
                     data, noise, parts, batch_size=arguments.batch_size, device=device, seed=0

@@ -12,15 +12,12 @@ from utils.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What the loop sees.
+    """Samples on the training device, as the training loop and the methods get them."""
 
-    ``index [B]`` are positions in the whole training set; ``extra`` is a method's second stream.
-    """
-
-    input: Tensor
-    target: Tensor
-    index: Tensor
-    extra: object = None
+    input: Tensor  # [B, ...]; views of unlabelled samples: [num_views, B, ...]
+    target: Tensor | None  # [B], or soft [B, C]; None: unlabelled
+    index: Tensor  # [B], positions in the training set, or in a dataset's verified part
+    extra: "Batch | None" = None  # of the second stream, if the method asks for one
 
 
 @dataclass
@@ -54,6 +51,7 @@ class Dataset:
     and cropped in the centre; or, of the test part, augmented as in training (``augment_test``).
     ``trusted``: the labels that come with it are taken for true, so that injected noise can be told
     from them. ``true``: the true labels of the training part, where it comes with both.
+    ``verified``: training samples whose labels people have checked.
     ``validation``: a part to choose the epoch on, where it comes with one; ``more_tests``: other
     test parts, by name. ``memory_limit``: the image files of a part are decoded once and kept, if
     they take no more bytes. ``cache``: a folder to keep them in, resized once and packed.
@@ -77,6 +75,7 @@ class Dataset:
     true: Tensor | None = None
     num_workers: int = 0
     validation: Split | None = None
+    verified: Split | None = None
     more_tests: dict[str, Split] = field(default_factory=dict)
     memory_limit: int = 0
     cache: Path | None = None
@@ -105,6 +104,7 @@ class Dataset:
     def __str__(self):
         parts = {
             "training": self.train,
+            "verified": self.verified,
             "validation": self.validation,
             "test": self.test,
             **self.more_tests,

@@ -33,15 +33,17 @@ def clothing1m(
     image_size: int = 224,
     num_workers: int = 8,
 ) -> Dataset:
-    """Xiao et al., CVPR 2015: 1,000,000 noisy training images in 14 classes, 14,313 to validate and
-    10,526 to test, both clean.
+    """Xiao et al., CVPR 2015: 1,000,000 images with noisy labels, of 14 classes, to train.
 
-    Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt`` and
-    ``clean_test_key_list.txt`` with a path a line, ``noisy_label_kv.txt`` and
-    ``clean_label_kv.txt`` with a path and a label; or lists whose lines have both. They lie in
-    ``data_root``/clothing1m or in its annotations/, the images where the paths lead from there,
-    with or without their first folder, images/. Training: the short side resized to 256, a square
-    of 224 cropped at random, mirrored; evaluation: cropped in the centre.
+    14,313 to validate and 10,526 to test, both with clean labels; 47,570 with clean labels to train
+    with are the verified part.
+
+    Reads the release: ``noisy_train_key_list.txt``, ``clean_val_key_list.txt``,
+    ``clean_test_key_list.txt`` and, if it is there, ``clean_train_key_list.txt``, with a path a
+    line; ``noisy_label_kv.txt`` and ``clean_label_kv.txt`` with a path and a label; or lists whose
+    lines have both. They lie in ``data_root``/clothing1m or in its annotations/, the images where
+    the paths lead from there, with or without their first folder, images/. Training: the short side
+    resized to 256, a square of 224 cropped at random, mirrored; evaluation: cropped in the centre.
 
     Args:
         per_class: train on so many images of each label, drawn as the DiscrimLoss authors do: all
@@ -50,21 +52,24 @@ def clothing1m(
 
     Raises:
         FileNotFoundError: a list that is not there.
-        ValueError: a line without a label; a label that has fewer than ``per_class``.
+        UserError: a line without a label; a label that has fewer than ``per_class``.
     """
     check_files(image_size, num_workers, 1.0)
     folder = Path(data_root, "clothing1m")
     lists = folder / "annotations" if (folder / "annotations").is_dir() else folder
+    names = ["noisy_train", "clean_val", "clean_test"]
+    if (lists / "clean_train_key_list.txt").is_file():
+        names.append("clean_train")
     parts = {
         name: read(folder, lists, f"{name}_key_list.txt", f"{name.split('_')[0]}_label_kv.txt")
-        for name in ("noisy_train", "clean_val", "clean_test")
+        for name in names
     }
+    train = parts["noisy_train"]
     if per_class is not None:
-        paths, targets = parts["noisy_train"].inputs, parts["noisy_train"].targets
-        rows = balanced(targets.tolist(), per_class, seed)
-        parts["noisy_train"] = Split([paths[row] for row in rows], targets[rows])
+        rows = balanced(train.targets.tolist(), per_class, seed)
+        train = Split([train.inputs[row] for row in rows], train.targets[rows])
     return Dataset(
-        parts["noisy_train"],
+        train,
         parts["clean_test"],
         classes=CLASSES,
         in_channels=3,
@@ -76,14 +81,14 @@ def clothing1m(
         trusted=False,
         num_workers=num_workers,
         validation=parts["clean_val"],
+        verified=parts.get("clean_train"),
     )
 
 
 def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:
-    """Positions of ``per_class`` samples of each label, in the order in which a shuffle with
-    Python's random brings them.
+    """Positions of ``per_class`` samples of each label, in the order of a shuffle of Python's.
 
-    Raises ValueError where a label has fewer.
+    Raises UserError if a label has fewer.
     """
     order, taken, rows = list(range(len(labels))), [0] * len(CLASSES), []
     random.Random(seed).shuffle(order)
@@ -92,8 +97,9 @@ def balanced(labels: list[int], per_class: int, seed: int) -> list[int]:
             taken[labels[row]] += 1
             rows.append(row)
     if min(taken) < per_class:
+        smallest = CLASSES[taken.index(min(taken))]
         raise UserError(
-            f"per_class={per_class}, but {CLASSES[taken.index(min(taken))]} has only {min(taken)} images: lower "
+            f"per_class={per_class}, but {smallest} has only {min(taken)} images: lower "
             f"dataset.per_class"
         )
     return rows
@@ -112,8 +118,8 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
         label = label[0] if label else by_path.get(path)
         if label is None or not label.isdecimal() or int(label) >= len(CLASSES):
             raise UserError(
-                f"{lists / keys}, line {number}: {path} has no label from 0 to 13, here or in {labels}; got "
-                f"{label}"
+                f"{lists / keys}, line {number}: {path} has no label from 0 to 13, here or in "
+                f"{labels}; got {label}"
             )
         paths.append(path)
         targets.append(int(label))

@@ -23,12 +23,14 @@ from datasets.splits import Parts
 from datasets.streams import (
     RECORDING,
     TEST,
+    TRUSTED,
     UNLABELLED,
     Chunks,
     Draw,
     Loader,
     PairedLoader,
     batch_slices,
+    repeated_passes,
     several_views,
     shuffled,
     weighted,
@@ -142,7 +144,9 @@ def make_loaders(
     batch_size: int,
     device: torch.device | str,
     seed: int,
+    targets: Tensor | None = None,
     unlabelled: Mapping[str, int] = MappingProxyType({}),
+    trusted_batch_size: int = 0,
     chunk_steps: int | None = None,
     record_losses: bool = False,
     augment_recording: bool = True,
@@ -153,94 +157,135 @@ def make_loaders(
         parts: what to train and to validate on; the dataset's own validation part is used if
             nothing is held out.
         selection: what to train on instead of all of it.
-        batch_size: of all processes together.
+        batch_size: of all processes together, as ``trusted_batch_size`` is.
+        targets: [N], or soft [N, C], what the training loader yields instead of the given labels.
         unlabelled: {}, or ``num_views`` and ``steps_per_epoch``: each of so many batches an epoch
             has as its ``extra`` so many views of as many samples that are not selected. Selected
             samples are then drawn with replacement, by weight.
+        trusted_batch_size: 0, or so many samples with their true labels are the ``extra`` of each
+            training batch, of ``parts.trusted`` or of the dataset's verified part.
         chunk_steps: batches of an epoch, if it is not a pass over the samples.
         record_losses: whether there is a loader to record losses with, and
         augment_recording: whether it augments as the training loader does.
 
     Raises:
         UserError: ``unlabelled`` without a selection, with one that leaves less than a batch, or
-            with chunk_steps; batches that several processes cannot share.
+            with chunk_steps; no trusted samples, or less than a batch; both kinds; batches that
+            several processes cannot share; targets of other samples.
     """
-    if batch_size % world_size():
+    check_request(batch_size, unlabelled, trusted_batch_size, chunk_steps)
+    if targets is not None and len(targets) != len(noise.given):
         raise UserError(
-            f"batch_size={batch_size} is that of all {world_size()} processes together, and cannot "
-            f"be divided among them: make it a multiple of their number"
-        )
-    if unlabelled and chunk_steps:
-        raise UserError(
-            "this loss draws as many batches as it wants, so there is no pass to divide: set "
-            "chunk_steps=null"
+            f"targets must be [N] or [N, C] with N = {len(noise.given)}, got {list(targets.shape)}"
         )
     unreadable = {}
     source = Source(dataset, dataset.train, device, unreadable)
     given, rows = torch.from_numpy(noise.given), torch.from_numpy(parts.rows)
+    targets = given if targets is None else targets
+    second = None
     if unlabelled:
-        labelled, second = _labelled_and_unlabelled(
-            source, given, rows, selection, batch_size=batch_size, seed=seed, **unlabelled
+        first, second = labelled_and_unlabelled(
+            source, targets, rows, selection, batch_size=batch_size, seed=seed, **unlabelled
         )
-        train = PairedLoader(labelled, second, unlabelled["num_views"])
     else:
         chosen = rows if selection is None else torch.from_numpy(selection.index)
-        labelled, second = _labelled(source, given, chosen, batch_size=batch_size, seed=seed), None
-        train = labelled
-    steps = len(train)
+        first = labelled(source, targets, chosen, batch_size=batch_size, seed=seed)
+    if trusted_batch_size:
+        second = trusted(
+            source, noise, parts, batch_size=trusted_batch_size, steps=len(first), seed=seed
+        )
+    train = first
+    if second is not None:
+        train = PairedLoader(first, second, unlabelled.get("num_views", 0))
     if chunk_steps:
         train = Chunks(train, chunk_steps)
 
     in_memory = isinstance(dataset.train.inputs, Tensor) and dataset.is_images
     plain_size = EVALUATION_BATCH if in_memory else batch_size
-    evaluation = _evaluation(dataset, source, parts, batch_size=plain_size, seed=seed)
-    recording = None
+    evaluation = evaluation_loaders(dataset, source, parts, batch_size=plain_size, seed=seed)
+    plain, recording = source.loader(given, rows, batch_size=plain_size), None
     if record_losses:
-        recording = source.loader(
-            given,
-            rows,
-            batch_size=plain_size,
-            seed=derive(seed, RECORDING),
-            augment=augment_recording,
-        )
-    plain = source.loader(given, rows, batch_size=plain_size)
-    loaders = [labelled, second, *evaluation.values(), recording, plain]
+        seed, augment = derive(seed, RECORDING), augment_recording
+        recording = source.loader(given, rows, batch_size=plain_size, seed=seed, augment=augment)
+    loaders = [first, second, *evaluation.values(), recording, plain]
     return Loaders(
         train,
         plain,
         evaluation,
         recording,
         epochs_per_pass=train.per_pass if chunk_steps else 1,
-        steps_per_pass=steps,
+        steps_per_pass=len(first),
         unreadable=unreadable,
         file_loaders=[loader for loader in loaders if isinstance(loader, FileLoader)],
     )
 
 
-def _labelled(source, targets, rows, *, batch_size, seed):
-    """All of the rows, in a new order each epoch."""
+def check_request(
+    batch_size: int,
+    unlabelled: Mapping[str, int],
+    trusted_batch_size: int,
+    chunk_steps: int | None,
+):
+    """Raise UserError if there cannot be such batches, whatever the dataset."""
+    for name, size in (("batch_size", batch_size), ("trusted_batch_size", trusted_batch_size)):
+        if size % world_size():
+            raise UserError(
+                f"{name}={size} is that of all {world_size()} processes together, and cannot be "
+                f"divided among them: make it a multiple of their number"
+            )
+    if unlabelled and trusted_batch_size:
+        raise UserError(
+            "this loss asks for unlabelled samples and for trusted ones, and a batch has one "
+            "second stream only"
+        )
+    if unlabelled and chunk_steps:
+        raise UserError(
+            "this loss draws as many batches as it wants, so there is no pass to divide: set "
+            "chunk_steps=null"
+        )
+
+
+def labelled(
+    source: Source, targets: Tensor, rows: Tensor, *, batch_size: int, seed: int
+) -> MemoryLoader | FileLoader:
+    """All of the rows, in a new order each epoch.
+
+    Raises UserError if the last batch has less than a sample for each process.
+    """
     last = batch_slices(len(rows), batch_size)[-1]
     if last.stop - last.start < world_size():
         raise UserError(
             f"the last batch of an epoch has {last.stop - last.start} samples, fewer than the "
             f"{world_size()} processes: use fewer processes or another batch_size"
         )
-    return source.loader(
-        targets, rows, batch_size=batch_size, seed=seed, draw=shuffled(rows), augment=True
-    )
+    draw = shuffled(rows)
+    return source.loader(targets, rows, batch_size=batch_size, seed=seed, draw=draw, augment=True)
 
 
-def _labelled_and_unlabelled(
-    source, targets, rows, selection, *, batch_size, seed, num_views, steps_per_epoch
-):
-    """The selected samples, drawn by weight; and views of the other rows."""
+def labelled_and_unlabelled(
+    source: Source,
+    targets: Tensor,
+    rows: Tensor,
+    selection: Selection | None,
+    *,
+    batch_size: int,
+    seed: int,
+    num_views: int,
+    steps_per_epoch: int,
+) -> tuple[MemoryLoader | FileLoader, MemoryLoader | FileLoader]:
+    """The selected samples, drawn by weight; and views of the other rows.
+
+    Raises UserError if there is no selection, or one that leaves less than a batch.
+    """
     if selection is None:
         raise UserError(
             "this loss needs unlabelled samples, those that a selection leaves out: set "
             "dataset.selection.history=<run>/losses.npy"
         )
     chosen, weight = torch.from_numpy(selection.index), torch.from_numpy(selection.weight)
-    labelled = source.loader(
+    rest = rows[~torch.isin(rows, chosen)]
+    views = several_views(rest, batch_size=batch_size, steps=steps_per_epoch, num_views=num_views)
+    first = source.loader(
         targets,
         chosen,
         batch_size=batch_size,
@@ -248,30 +293,55 @@ def _labelled_and_unlabelled(
         draw=weighted(chosen, weight, steps_per_epoch * batch_size),
         augment=True,
     )
-    rest = rows[~torch.isin(rows, chosen)]
-    unlabelled = source.loader(
+    second = source.loader(
         targets,
         rest,
         batch_size=num_views * batch_size,
         seed=derive(seed, UNLABELLED),
-        draw=several_views(rest, batch_size=batch_size, steps=steps_per_epoch, num_views=num_views),
+        draw=views,
         augment=True,
     )
-    return labelled, unlabelled
+    return first, second
 
 
-def _evaluation(dataset, source, parts, *, batch_size, seed):
+def trusted(
+    source: Source, noise: Noise, parts: Parts, *, batch_size: int, steps: int, seed: int
+) -> MemoryLoader | FileLoader:
+    """Full batches of the trusted samples, augmented, with their true labels.
+
+    Raises UserError if there are none, or less than a batch.
+    """
+    rows, targets, verified = torch.from_numpy(parts.trusted), noise.true, source.dataset.verified
+    if verified is not None:
+        source = Source(source.dataset, verified, source.device, source.unreadable)
+        targets = verified.targets
+        rows = rows if len(rows) else torch.arange(len(verified))
+    if len(rows) == 0:
+        raise UserError(
+            "this loss needs trusted samples, whose labels are known to be right: set "
+            "trusted.count to how many"
+        )
+    return source.loader(
+        torch.as_tensor(targets),
+        rows,
+        batch_size=batch_size,
+        seed=derive(seed, TRUSTED),
+        draw=repeated_passes(rows, batch_size=batch_size, steps=steps),
+        augment=True,
+    )
+
+
+def evaluation_loaders(
+    dataset: Dataset, source: Source, parts: Parts, *, batch_size: int, seed: int
+) -> dict[str, MemoryLoader | FileLoader]:
     """Loaders of the parts to evaluate after an epoch, by name."""
 
     def source_of(split):
         return Source(dataset, split, source.device, source.unreadable)
 
     test = source_of(dataset.test)
-    loaders = {
-        "test": test.loader(
-            batch_size=batch_size, seed=derive(seed, TEST), augment=dataset.augment_test
-        )
-    }
+    seed, augment = derive(seed, TEST), dataset.augment_test
+    loaders = {"test": test.loader(batch_size=batch_size, seed=seed, augment=augment)}
     if len(parts.held_out):
         labels, held_out = torch.from_numpy(parts.labels), torch.from_numpy(parts.held_out)
         loaders["validation"] = source.loader(labels, held_out, batch_size=batch_size)

@@ -1,37 +1,82 @@
-"""Which training samples are trained on, and which are held out."""
+"""Which training samples are trained on, held out, or taken for samples whose labels are right."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
+from datasets.base import Split
 from datasets.noise import Noise
+from datasets.streams import TRUSTED
 from utils.errors import UserError
+from utils.seed import derive
 
 
 @dataclass
 class Parts:
-    """Positions in the training set to train on, and to validate on with labels [N].
+    """Positions in the training set, each in one part at most."""
 
-    The latter are not trained on.
+    rows: np.ndarray  # to train on
+    held_out: np.ndarray  # to validate on
+    labels: np.ndarray  # [N], what to validate with
+    # with their true labels; if the dataset has a verified part: positions in that
+    trusted: np.ndarray = field(default_factory=lambda: np.arange(0))
+
+
+def split_rows(
+    noise: Noise,
+    *,
+    validation: Mapping,
+    trusted: Mapping = MappingProxyType({}),
+    seed: int,
+    verified: Split | None = None,
+) -> Parts:
+    """Which samples of a training set a run trains on, and which it sets apart before.
+
+    Args:
+        validation: arguments of ``hold_out``: ``fraction``, and perhaps ``clean``.
+        trusted: arguments of ``draw_trusted``: perhaps ``count`` and ``per_class``.
+        seed: of both draws.
+        verified: the dataset's own verified part, if it has one: trusted samples are drawn from
+            it, and none are taken off the training rows.
+
+    Raises:
+        UserError: as ``hold_out`` and ``draw_trusted``; trusted samples if the truth is unknown.
     """
+    rows, held_out, labels = hold_out(noise, **validation, seed=seed)
+    parts = Parts(rows, held_out, labels)
+    if not trusted.get("count"):
+        return parts
+    draw = {"num_classes": noise.num_classes, "seed": derive(seed, TRUSTED), **trusted}
+    if verified is not None:
+        true = verified.targets.numpy()
+        parts.trusted = draw_trusted(np.arange(len(true)), true, most=len(true), **draw)
+        return parts
+    if noise.corrupted is None:
+        raise UserError(
+            "trusted.count needs true labels, and those of this dataset are not known: set "
+            "trusted.count=0, or give the true labels with the dataset"
+        )
+    parts.trusted = draw_trusted(np.sort(rows), noise.true, most=len(rows) - 1, **draw)
+    parts.rows = rows[~np.isin(rows, parts.trusted)]
+    return parts
 
-    rows: np.ndarray
-    held_out: np.ndarray
-    labels: np.ndarray
 
+def hold_out(
+    noise: Noise, *, fraction: float, clean: bool = False, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to train on, rows to validate on, drawn from ``seed``, and the labels [N] for that.
 
-def hold_out(noise: Noise, *, fraction: float, clean: bool = False, seed: int) -> Parts:
-    """Hold out a fraction of the training set, drawn from ``seed``, to validate on.
-
-    It is looked at, and stratified, with its given labels, noise and all, or if ``clean`` with the
-    true ones. Targets that are numbers are not stratified.
+    The labels, by which the rows are stratified too, are the given ones, noise and all, or if
+    ``clean`` the true ones. Targets that are numbers are not stratified.
 
     Raises:
         UserError: a class too small for it; ``clean`` if the truth is unknown.
     """
     rows, labels = np.arange(len(noise.given)), noise.true if clean else noise.given
     if not fraction:
-        return Parts(rows, rows[:0], labels)
+        return rows, rows[:0], labels
     if clean and noise.corrupted is None:
         raise UserError(
             "validation.clean=true needs true labels, and those of this dataset are not known"
@@ -40,11 +85,52 @@ def hold_out(noise: Noise, *, fraction: float, clean: bool = False, seed: int) -
 
     strata = labels if noise.num_classes else None
     try:
-        rows, held_out = train_test_split(
+        train, held_out = train_test_split(
             rows, test_size=fraction, random_state=seed, stratify=strata
         )
     except ValueError as error:
         raise UserError(
             f"validation.fraction={fraction} cannot be held out by class: {error}"
         ) from None
-    return Parts(rows, held_out, labels)
+    return train, held_out, labels
+
+
+def draw_trusted(
+    rows: np.ndarray,
+    true: np.ndarray,
+    *,
+    count: int,
+    per_class: bool = True,
+    num_classes: int,
+    most: int,
+    seed: int,
+) -> np.ndarray:
+    """``count`` of the rows, sorted, drawn without replacement.
+
+    Args:
+        true: [N], true labels of all samples.
+        per_class: draw as many of each true class, give or take one; else, and if the labels are
+            no classes, from all rows alike.
+        num_classes: 0 if the labels are no classes.
+        most: the largest count allowed.
+
+    Raises:
+        UserError: a count out of range; a class with too few rows.
+    """
+    if not 0 <= count <= most:
+        raise UserError(f"trusted.count must lie in [0, {most}], got {count}")
+    generator = np.random.default_rng(seed)
+    if not (per_class and num_classes):
+        return np.sort(generator.choice(rows, count, replace=False))
+    counts = np.full(num_classes, count // num_classes)
+    counts[generator.permutation(num_classes)[: count % num_classes]] += 1
+    drawn = []
+    for label, number in enumerate(counts):
+        members = rows[true[rows] == label]
+        if len(members) < number:
+            raise UserError(
+                f"trusted.count={count} takes {number} samples of class {label}, which has only "
+                f"{len(members)}: lower trusted.count, or set trusted.per_class=false"
+            )
+        drawn.append(generator.choice(members, number, replace=False))
+    return np.sort(np.concatenate(drawn))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from datasets.base import Batch
+from utils.distributed import world_size
 from utils.errors import UserError
 
 # parts of seeds, which set the random numbers of the streams apart from one another
-ORDER, RECORDING, UNLABELLED, TEST = 1, 2, 3, 4
+ORDER, RECORDING, UNLABELLED, TEST, TRUSTED = 1, 2, 3, 4, 5
 
 Draw = Callable[[torch.Generator], Tensor]  # makes the order of an epoch
 
@@ -82,15 +83,44 @@ def several_views(rows: Tensor, *, batch_size: int, steps: int, num_views: int) 
     return draw
 
 
+def repeated_passes(rows: Tensor, *, batch_size: int, steps: int) -> Draw:
+    """Draws ``steps`` full batches from one permutation of the rows after another.
+
+    No row occurs twice in a batch: if a permutation ends within one, the rows that this batch has
+    already come last in the next permutation.
+
+    Raises:
+        UserError: the rows do not fill a batch.
+    """
+    if len(rows) < batch_size:
+        raise UserError(
+            f"there are {len(rows)} trusted samples, fewer than trusted_batch_size={batch_size}: "
+            f"raise trusted.count, or lower trusted_batch_size"
+        )
+    passes = -(-steps * batch_size // len(rows))
+
+    def draw(generator):
+        orders, begun = [], rows[:0]
+        for number in range(1, passes + 1):
+            order = rows[torch.randperm(len(rows), generator=generator)]
+            repeated = torch.isin(order, begun)
+            orders.append(torch.cat([order[~repeated], order[repeated]]))
+            begun = orders[-1][len(rows) - number * len(rows) % batch_size :]
+        return torch.cat(orders)[: steps * batch_size]
+
+    return draw
+
+
 class PairedLoader:
     """The batches of one loader, each with a batch of a second one as its ``extra``.
 
-    The second loader draws each of its batches ``num_views`` times: [num_views, B, ...].
+    If ``num_views`` is not 0, the second loader draws each sample of a batch so many times, and
+    ``extra`` holds unlabelled views of it: inputs [num_views, B, ...] and no targets.
 
     Raises OSError while iterated, if images that cannot be read leave a batch incomplete.
     """
 
-    def __init__(self, first: Loader, second: Loader, num_views: int):
+    def __init__(self, first: Loader, second: Loader, num_views: int = 0):
         self.first, self.second, self.num_views = first, second, num_views
         self.rows_of = first.rows_of
 
@@ -102,14 +132,19 @@ class PairedLoader:
         self.second.set_epoch(epoch, first_batch)
 
     def __iter__(self):
+        share = self.second.batch_size // world_size()
         for batch, extra in zip(self.first, self.second, strict=True):
-            if len(extra.input) != self.num_views * len(batch.input):
+            count = self.num_views * len(batch.input) if self.num_views else share
+            if len(extra.input) != count:
                 unreadable = {**self.first.unreadable, **self.second.unreadable}
                 raise OSError(
                     f"this method needs whole batches, and images cannot be read: mend or remove "
                     f"{', '.join(unreadable)}"
                 )
-            yield batch._replace(extra=extra.input.unflatten(0, (self.num_views, -1)))
+            if self.num_views:
+                views = extra.input.unflatten(0, (self.num_views, -1))
+                extra = Batch(views, None, extra.index[: len(batch.index)])
+            yield batch._replace(extra=extra)
 
 
 class Chunks:

@@ -102,18 +102,16 @@ class MixMatch(Objective):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        if (
-            batch.extra is None
-            or len(batch.extra) != self.num_views
-            or batch.extra.shape[1:] != batch.input.shape
-        ):
-            got = None if batch.extra is None else list(batch.extra.shape)
+        views = None if batch.extra is None else batch.extra.input
+        expected = [self.num_views, *batch.input.shape]
+        if views is None or list(views.shape) != expected:
+            got = None if views is None else list(views.shape)
             raise UserError(
-                f"MixMatch needs {self.num_views} views of as many unlabelled samples in batch.extra: "
-                f"{[self.num_views, *batch.input.shape]}, got {got}"
+                f"MixMatch needs {self.num_views} views of as many unlabelled samples in "
+                f"batch.extra: {expected}, got {got}"
             )
         images, target, guess, *views = gather(
-            batch.input, batch.target, self.guess(model, batch.extra), *batch.extra
+            batch.input, batch.target, self.guess(model, views), *views
         )
         size, num_outputs = guess.shape
         inputs = torch.cat([images, *views])

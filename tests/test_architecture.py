@@ -134,12 +134,9 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         if isinstance(loss, SampleLoss):
             assert loss(torch.randn(4, outputs), target, torch.arange(4)).isfinite().all()
         else:
-            batch = Batch(
-                torch.randn(4, 3),
-                target,
-                torch.arange(4),
-                torch.randn(loss.unlabelled["num_views"], 4, 3),
-            )
+            index = torch.arange(4)
+            views = Batch(torch.randn(loss.unlabelled["num_views"], 4, 3), None, index)
+            batch = Batch(torch.randn(4, 3), target, index, views)
             assert loss(torch.nn.Linear(3, 10), batch).isfinite()
     channels, size = INPUTS.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}

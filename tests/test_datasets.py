@@ -28,7 +28,7 @@ from datasets.loader import make_loaders
 from datasets.memory import MemoryLoader, crop_and_flip, pad
 from datasets.noise import Noise, inject
 from datasets.selection import Selection
-from datasets.splits import Parts, hold_out
+from datasets.splits import Parts, split_rows
 from datasets.streams import batch_slices, shuffled
 
 
@@ -1000,7 +1000,8 @@ def loaders_of(
     dataset, given, selection=None, validation_fraction=0.0, clean=False, true=None, **others
 ):
     noise = noise_of(given, true)
-    parts = hold_out(noise, fraction=validation_fraction, clean=clean, seed=others.get("seed", 0))
+    validation = {"fraction": validation_fraction, "clean": clean}
+    parts = split_rows(noise, validation=validation, seed=others.get("seed", 0))
     return make_loaders(
         dataset,
         noise,
@@ -1077,7 +1078,7 @@ def test_a_clean_validation_part_has_true_labels_and_is_stratified_by_them(datas
     assert np.bincount(true[held_out]).tolist() == [20] * 4
     assert all(batch.target.tolist() == given[batch.index].tolist() for batch in loaders.train)
     with pytest.raises(ValueError, match=r"validation\.clean=true needs true labels"):
-        hold_out(noise_of(given), fraction=0.2, clean=True, seed=0)
+        split_rows(noise_of(given), validation={"fraction": 0.2, "clean": True}, seed=0)
 
 
 def test_a_reflected_margin_is_torchs(dataset):
@@ -1138,12 +1139,13 @@ def test_unlabelled_views_are_of_all_that_was_not_selected(dataset, given):
     code = {tuple(image.flatten().tolist()): row for row, image in enumerate(dataset.train.inputs)}
     seen = []
     for batch in loaders.train:
-        assert set(batch.index.tolist()) <= labelled and batch.extra.shape == (3, 16, 3, 8, 8)
+        assert set(batch.index.tolist()) <= labelled and batch.extra.input.shape == (3, 16, 3, 8, 8)
         views = [
             [code[tuple(image.flatten().tolist())] for image in (255 * view).round().byte()]
-            for view in batch.extra
+            for view in batch.extra.input
         ]
-        assert views[0] == views[1] == views[2] and len(set(views[0])) == 16
+        assert views[0] == views[1] == views[2] == batch.extra.index.tolist()
+        assert batch.extra.target is None and len(set(views[0])) == 16
         seen.append(views[0])
     rest = set(range(COUNT)) - labelled - held_out
     assert len(loaders.train) == len(seen) == 60 and set(np.concatenate(seen)) == rest
@@ -1158,7 +1160,7 @@ def test_views_are_augmented_each_in_its_own_way(dataset, given):
     (batch, *_) = loaders_of(
         dataset, given, chosen(given), unlabelled={"num_views": 2, "steps_per_epoch": 2}
     ).train
-    assert (batch.extra[0] != batch.extra[1]).flatten(1).any(1).float().mean() > 0.8
+    assert (batch.extra.input[0] != batch.extra.input[1]).flatten(1).any(1).float().mean() > 0.8
 
 
 def test_labelled_samples_are_drawn_by_weight(dataset, given):
@@ -1202,12 +1204,12 @@ def test_both_streams_go_on_from_a_batch_in_the_middle(dataset, given, tree, kin
     got = list(resumed)
     assert same(got, expected[first_batch:]) and len(got) == 5 - first_batch
     assert all(
-        torch.equal(one.extra, other.extra)
+        torch.equal(one.extra.input, other.extra.input)
         for one, other in zip(got, expected[first_batch:], strict=True)
     )
     assert resumed.rows_of(2) == expected[2].index.tolist()
     whole.set_epoch(3)
-    assert not torch.equal(next(iter(whole)).extra, expected[0].extra)
+    assert not torch.equal(next(iter(whole)).extra.input, expected[0].extra.input)
 
 
 def test_views_without_a_selection_or_with_too_large_a_one_are_errors(dataset, given):

@@ -23,7 +23,7 @@ import main
 from datasets import files, loader
 from datasets.base import Dataset, Split
 from datasets.noise import inject
-from datasets.splits import hold_out
+from datasets.splits import split_rows
 from tests.test_run import interrupt_at, weights
 from tests.two_processes import without_pictures
 
@@ -367,7 +367,7 @@ def test_batches_that_cannot_be_shared(monkeypatch, world_size, batch_size, mess
     noise = inject(
         part.targets, kind="none", fraction=0.0, seed=0, num_classes=10, dataset="digits"
     )
-    parts = hold_out(noise, fraction=0.0, seed=0)
+    parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
     make = functools.partial(
         loader.make_loaders, data, noise, parts, batch_size=batch_size, device="cpu", seed=0
     )

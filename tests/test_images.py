@@ -21,7 +21,7 @@ from datasets import folder
 from datasets.images import Decoded, decode, pack
 from datasets.loader import make_loaders
 from datasets.noise import inject
-from datasets.splits import hold_out
+from datasets.splits import split_rows
 
 
 def picture(seed=0, size=(30, 40)):
@@ -102,7 +102,7 @@ def loaders(tree, **options):
         dataset="",
         trusted=False,
     )
-    parts = hold_out(noise, fraction=0.0, seed=0)
+    parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
     return make_loaders(data, noise, parts, batch_size=5, device="cpu", seed=0)
 
 

@@ -32,12 +32,10 @@ def make(model=None, **arguments):
 
 def a_batch(seed=1, views=K):
     generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(B, FEATURES, generator=generator),
-        torch.randint(C, (B,), generator=generator),
-        torch.arange(B),
-        torch.randn(views, B, FEATURES, generator=generator),
-    )
+    inputs = torch.randn(B, FEATURES, generator=generator)
+    target = torch.randint(C, (B,), generator=generator)
+    unlabelled = torch.randn(views, B, FEATURES, generator=generator)
+    return Batch(inputs, target, torch.arange(B), Batch(unlabelled, None, torch.arange(B)))
 
 
 @pytest.mark.parametrize(("size", "number"), [(64, 3), (6, 3), (7, 4), (5, 2)])
@@ -84,7 +82,7 @@ def test_evaluation_does_not_move_the_ramp():
 
 
 def test_guesses_are_sharpened_means_over_the_views():
-    model, views = network(), a_batch().extra
+    model, views = network(), a_batch().extra.input
     expected = sum(F.softmax(copy.deepcopy(model)(view), 1) for view in views) / K
     expected = expected**2 / (expected**2).sum(1, keepdim=True)
     guess = make().guess(model, views)
@@ -106,14 +104,14 @@ def test_a_guess_leaves_no_weights_without_gradient_behind_for_the_next_pass():
     """
     model, loss, batch = network(), make(), a_batch()
     with torch.autocast("cpu", torch.bfloat16):
-        loss.guess(model, batch.extra)
+        loss.guess(model, batch.extra.input)
         model(batch.input).float().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_guessing_moves_the_running_statistics():
     model = network()
-    make().guess(model, a_batch().extra)
+    make().guess(model, a_batch().extra.input)
     assert model[1].num_batches_tracked == K
 
 
@@ -144,10 +142,13 @@ def test_a_step_equals_a_naive_loop():
 
     torch.manual_seed(5)
     with torch.no_grad():
-        q = (F.softmax(reference(batch.extra[0]), 1) + F.softmax(reference(batch.extra[1]), 1)) / 2
+        q = (
+            F.softmax(reference(batch.extra.input[0]), 1)
+            + F.softmax(reference(batch.extra.input[1]), 1)
+        ) / 2
     q = q**2 / (q**2).sum(1, keepdim=True)
     x, y = (
-        [*batch.input, *batch.extra[0], *batch.extra[1]],
+        [*batch.input, *batch.extra.input[0], *batch.extra.input[1]],
         [*F.one_hot(batch.target, C).float(), *q, *q],
     )
     share = float(torch.distributions.Beta(0.75, 0.75).sample())
@@ -255,7 +256,9 @@ def test_arguments_out_of_range_are_named(arguments):
 def test_what_it_cannot_work_with_is_refused():
     with pytest.raises(ValueError, match="needs task_loss cross_entropy"):
         MixMatch(mse, network(), 5)
-    for extra in (None, a_batch(views=3).extra, a_batch().extra[:, :3]):
+    extra = a_batch().extra
+    fewer_samples = extra._replace(input=extra.input[:, :3])
+    for extra in (None, a_batch(views=3).extra, fewer_samples):
         with pytest.raises(ValueError, match=r"needs 2 views .* \[2, 6, 5\], got"):
             make()(network(), a_batch()._replace(extra=extra))
 

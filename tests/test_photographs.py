@@ -19,7 +19,7 @@ from datasets.clothing1m import balanced
 from datasets.images import Decoded, decode_all
 from datasets.loader import make_loaders
 from datasets.noise import inject
-from datasets.splits import hold_out
+from datasets.splits import split_rows
 from utils import schedules
 
 
@@ -27,6 +27,19 @@ def photograph(path, shade, size=(40, 40)):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = torch.randint(0, 20, (3, *size), generator=torch.Generator().manual_seed(shade))
     write_jpeg((noise + shade).clamp(0, 255).to(torch.uint8), str(path), quality=95)
+
+
+def unknown_truth(data):
+    """The labels of the training part as they are."""
+    return inject(
+        data.train.targets,
+        kind="none",
+        fraction=0.0,
+        seed=0,
+        num_classes=len(data.classes),
+        dataset="",
+        trusted=False,
+    )
 
 
 # UTKFace: the brightness of a picture is the age
@@ -77,16 +90,8 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
 
 def face_loaders(faces, **options):
     data = utkface(str(faces), num_workers=0, image_size=16, **options)
-    noise = inject(
-        data.train.targets,
-        kind="none",
-        fraction=0.0,
-        seed=0,
-        num_classes=len(data.classes),
-        dataset="",
-        trusted=False,
-    )
-    parts = hold_out(noise, fraction=0.0, seed=0)
+    noise = unknown_truth(data)
+    parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
     return make_loaders(data, noise, parts, batch_size=20, device="cpu", seed=0)
 
 
@@ -322,6 +327,39 @@ def test_clothing1m_is_read_from_its_lists(tmp_path, lists, inside):
     assert len(clothing1m(str(tmp_path), per_class=None).train) == 140
     with pytest.raises(ValueError, match="per_class=11, but T-Shirt has only 10 images"):
         clothing1m(str(tmp_path), per_class=11)
+
+
+def test_clothes_that_people_have_checked_are_the_verified_part(tmp_path):
+    write_clothing(tmp_path)
+    assert clothing1m(str(tmp_path), per_class=6).verified is None
+    lists = tmp_path / "clothing1m/annotations"
+    images = [f"images/0/{1000 + number}.jpg" for number in range(28)]
+    (lists / "clean_train_key_list.txt").write_text("\n".join(images))
+    with open(lists / "clean_label_kv.txt", "a") as labels:
+        labels.writelines(f"{path} {number % 14}\n" for number, path in enumerate(images))
+    for number, path in enumerate(images):
+        photograph(tmp_path / "clothing1m" / path, 17 * (number % 14), size=(20, 24))
+    data = clothing1m(str(tmp_path), per_class=6, num_workers=0, image_size=16)
+    assert data.verified.targets.tolist() == [*range(14), *range(14)]
+    assert data.verified.inputs == [str(tmp_path / "clothing1m" / path) for path in images]
+    assert "28 verified, 28 validation" in str(data) and len(data.train) == 84
+
+    noise = unknown_truth(data)
+    for count in (0, 14):
+        parts = split_rows(
+            noise,
+            validation={"fraction": 0.0},
+            trusted={"count": count},
+            seed=0,
+            verified=data.verified,
+        )
+        loaders = make_loaders(
+            data, noise, parts, batch_size=40, trusted_batch_size=10, device="cpu", seed=0
+        )
+        for batch in loaders.train:
+            assert batch.extra.target.tolist() == (batch.extra.index % 14).tolist()
+            shades = 255 * (batch.extra.input.mean((2, 3)) * 0.3113 + 0.6959)[:, 0]
+            assert (shades - 17 * batch.extra.target).abs().max() < 20
 
 
 def test_the_balanced_part_is_what_the_authors_take():

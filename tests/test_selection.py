@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from datasets import selection
 from datasets.noise import Noise, inject
-from datasets.selection import (
+from datasets.selection import make_selection
+from datasets.selection.__main__ import main
+from datasets.selection.rules import (
     KAPPA,
     compare,
+    how_many,
     kept_proportion,
-    make_selection,
     num_kept,
     quality,
     rank_losses,
@@ -346,13 +347,13 @@ def test_noise_without_a_formula_is_counted(tmp_path, kind):
 def test_of_clean_labels_all_are_kept():
     true = np.repeat(np.arange(4), [10, 20, 30, 40])
     noise = Noise(true, true, np.eye(4), "hash", "none", 0.0)
-    assert selection.how_many(np.zeros(100), noise, np.arange(100))[0].tolist() == [10, 20, 30, 40]
+    assert how_many(np.zeros(100), noise, np.arange(100))[0].tolist() == [10, 20, 30, 40]
 
 
 def test_structured_noise_is_that_of_the_paper():
     true = torch.arange(5000) % 10
     noise = inject(true, kind="structured", fraction=0.4, seed=0, num_classes=10, dataset="cifar10")
-    counts, *rate = selection.how_many(np.zeros(5000), noise, np.arange(5000))
+    counts, *rate = how_many(np.zeros(5000), noise, np.arange(5000))
     assert counts.tolist() == num_kept(
         "structured", 0.4, np.bincount(noise.given)
     ).tolist() and rate == [0.4, "oracle"]
@@ -599,7 +600,7 @@ def test_a_history_that_changed_since_the_run_began_is_an_error(run, history, mo
 
 
 def test_the_figure_of_a_finished_run(run, history, tmp_path, capsys):
-    assert selection.main([str(history.parent)]) == 0
+    assert main([str(history.parent)]) == 0
     printed = capsys.readouterr().out
     assert all(
         name in printed
@@ -608,7 +609,7 @@ def test_the_figure_of_a_finished_run(run, history, tmp_path, capsys):
     assert (history.parent / "selection.png").stat().st_size > 10_000
     _, directory, *_ = run(f"dataset.selection.history={history}", params="params/digits/rsl.yaml")
     capsys.readouterr()
-    assert selection.main([str(directory), "--figure", str(tmp_path / "of.svg")]) == 0
+    assert main([str(directory), "--figure", str(tmp_path / "of.svg")]) == 0
     shown = float(capsys.readouterr().out.split("(RSL)")[1].split()[0])
     summary = json.loads((directory / "summary.json").read_text())
     assert (
@@ -616,7 +617,7 @@ def test_the_figure_of_a_finished_run(run, history, tmp_path, capsys):
         and (tmp_path / "of.svg").exists()
     )
     for wrong in (tmp_path, tmp_path / "nothing"):
-        assert selection.main([str(wrong)]) == 2 and "error: " in capsys.readouterr().err
+        assert main([str(wrong)]) == 2 and "error: " in capsys.readouterr().err
     for name, damage in (
         ("losses.npy", b""),
         ("losses.npy", b"half"),
@@ -628,6 +629,6 @@ def test_the_figure_of_a_finished_run(run, history, tmp_path, capsys):
             (history.parent / name).unlink()
         else:
             (history.parent / name).write_bytes(damage)
-        assert selection.main([str(history.parent)]) == 2
+        assert main([str(history.parent)]) == 2
         assert name in capsys.readouterr().err
         (history.parent / name).write_bytes(before)
