@@ -15,7 +15,10 @@ from utils.errors import UserError
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits [B, C] with class numbers [B], or with probabilities [B, C]."""
-    return F.cross_entropy(_full_precision(output), target, reduction="none")
+    output = _full_precision(output)
+    if target.is_floating_point():
+        target = target.to(output.dtype)
+    return F.cross_entropy(output, target, reduction="none")
 
 
 def smooth_l1(output: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from datasets import files, loader
 from datasets.base import Dataset, Split
 from datasets.noise import inject
 from datasets.splits import split_rows
+from tests import toy_methods
 from tests.test_run import interrupt_at, weights
 from tests.two_processes import without_pictures
 
@@ -50,6 +51,11 @@ METHODS = {  # params file, and what else; 11 steps an epoch
     "recording": ["plain", "record_losses=true", "validation.fraction=0.1"],
     "rsl": ["rsl", *HISTORY],
     "rsl_mixmatch": ["rsl_mixmatch", *HISTORY, "batch_size=64", "loss.epoch_steps=5"],
+    "two_networks": ["plain", "loss=ToyTwoNetworks", "evaluate_networks=mean"],
+    "trusted": ["plain", "loss=ToyTrusted", "trusted.count=50"],
+    "relabelling": ["plain", "loss=ToyRelabelling"],
+    "own_parameters": ["plain", "loss=ToyOwnParameters", "loss.lr=0.01"],
+    "dropping": ["plain", "loss=ToyDropping"],
     "regression": [
         "../digitsum/discrimloss",
         "model=digitsum_lstm",
@@ -101,7 +107,7 @@ def torchrun(runs, jobs):
 def both(tmp_path_factory):
     """The folders of the runs of all methods in one process and in two."""
     alone, shared = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    with without_pictures():
+    with without_pictures(), toy_methods.registered():
         for method in METHODS:
             assert main.main(command(method, alone)) == 0
     codes, complaints = torchrun(shared, [command(method, shared) for method in METHODS])

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import main
+from tests import toy_methods
 from utils.distributed import (
     all_gather_objects,
     data_parallel,
@@ -42,13 +43,7 @@ def stop(at_rank, at_step, number):
 
 def without_pictures():
     """Leaves out the slowest part of a small run."""
-    return patch.multiple(
-        "utils.record",
-        **dict.fromkeys(
-            ("draw_curves", "draw_samples", "draw_suspects", "draw_targets"),
-            lambda *arguments: None,
-        ),
-    )
+    return patch("utils.exports.PICTURES", ())
 
 
 def check_gather():
@@ -122,7 +117,7 @@ def do(arguments) -> int:
 
 if __name__ == "__main__":
     jobs = Path(sys.argv[1])
-    with process_group():
+    with process_group(), toy_methods.registered():
         codes = [all_gather_objects(do(arguments)) for arguments in json.loads(jobs.read_text())]
     if rank() == 0:
         jobs.with_suffix(".codes").write_text(json.dumps(codes))

@@ -1,0 +1,146 @@
+"""The smallest methods that need each door of losses.base, for the suites that every method passes.
+
+None is a method of a paper. ``registered()`` lets YAML and the command line name them.
+"""
+
+import contextlib
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import losses
+from losses.base import Objective, SampleLoss
+from utils.distributed import gather
+
+
+class ToyTwoNetworks(Objective):
+    """Each of two networks learns the half of the batch on which the other one's loss is small."""
+
+    networks = 2
+
+    def __init__(self, task_loss: Callable, num_samples: int):
+        super().__init__()
+        self.task_loss = task_loss
+        self.register_buffer("last_loss", torch.zeros(num_samples))
+
+    def forward(self, model, batch):
+        outputs, target, index = gather(model(batch.input), batch.target, batch.index)
+        first, second = outputs.unbind(1)
+        if first.requires_grad:
+            first.retain_grad()
+        self.scored = first, target, index
+        own = [self.task_loss(output, target) for output in (first, second)]
+        if self.training:
+            self.last_loss[index] = (own[0] + own[1]).detach().float() / 2
+        half = max(1, len(target) // 2)
+        chosen = [losses.detach().argsort(stable=True)[:half] for losses in own]
+        return own[0][chosen[1]].mean() + own[1][chosen[0]].mean()
+
+    def sample_score(self):
+        return self.last_loss
+
+
+class ToyTrusted(Objective):
+    """The mean loss of the batch plus that of a batch of trusted samples."""
+
+    def __init__(self, task_loss: Callable, *, trusted_batch_size: int = 8):
+        super().__init__()
+        self.task_loss, self.trusted_batch_size = task_loss, trusted_batch_size
+
+    def forward(self, model, batch):
+        self.scored = gather(model(batch.input), batch.target, batch.index)
+        if self.scored[0].requires_grad:
+            self.scored[0].retain_grad()
+        output, target, _ = self.scored
+        trusted = gather(model(batch.extra.input), batch.extra.target)
+        return self.task_loss(output, target).mean() + self.task_loss(*trusted).mean()
+
+
+class ToyRelabelling(SampleLoss):
+    """After each epoch, soft targets move half of the way to what the network predicts.
+
+    It asks for every fact that a constructor may ask for.
+    """
+
+    def __init__(
+        self,
+        task_loss: Callable,
+        num_samples: int,
+        num_outputs: int,
+        given: Tensor,
+        noise_rate: float | None,
+        epochs: int,
+        steps_per_epoch: int,
+        *,
+        momentum: float = 0.5,
+    ):
+        super().__init__(task_loss)
+        assert given.shape == (num_samples,) and 0 <= noise_rate <= 1
+        assert epochs > 0 and steps_per_epoch > 0
+        self.momentum = momentum
+        self.register_buffer("soft_target", F.one_hot(given, num_outputs).float())
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, output, target, index):
+        return self.task_loss(output, self.soft_target[index])
+
+    def end_epoch(self, predict):
+        output, _, index = predict()
+        predicted = output.softmax(1).to(self.soft_target.device)
+        index = index.to(self.soft_target.device)
+        self.soft_target[index] = torch.lerp(predicted, self.soft_target[index], self.momentum)
+        self.calls += 1
+
+    def labels(self):
+        return self.soft_target
+
+
+class ToyOwnParameters(SampleLoss):
+    """Cross-entropy of logits that are scaled and shifted by parameters of the method."""
+
+    def __init__(self, task_loss: Callable, num_outputs: int):
+        super().__init__(task_loss)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, output, target, index):
+        output = output.float() if output.dtype.itemsize < 4 else output
+        return self.task_loss(output * self.log_scale.exp() + self.shift, target)
+
+
+class ToyDropping(SampleLoss):
+    """Only the half of the batch with the smaller losses counts."""
+
+    drops_samples = True
+
+    def forward(self, output, target, index):
+        values = self.task_loss(output, target)
+        order = values.detach().argsort()
+        kept = torch.zeros_like(values).index_fill_(0, order[: max(1, len(values) // 2)], 1)
+        return values * kept * (len(values) / kept.sum())
+
+
+TOYS = (ToyTwoNetworks, ToyTrusted, ToyRelabelling, ToyOwnParameters, ToyDropping)
+ALL = SimpleNamespace(  # what utils.build takes for a package: the real methods and these
+    **{name: getattr(losses, name) for name in losses.__all__},
+    **{toy.__name__: toy for toy in TOYS},
+    __all__=[*losses.__all__, *(toy.__name__ for toy in TOYS)],
+)
+
+
+@contextlib.contextmanager
+def registered():
+    """While entered, the package ``losses`` has these methods too."""
+    names = losses.__all__
+    for toy in TOYS:
+        setattr(losses, toy.__name__, toy)
+    losses.__all__ = ALL.__all__
+    try:
+        yield
+    finally:
+        losses.__all__ = names
+        for toy in TOYS:
+            delattr(losses, toy.__name__)
