@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 import main
-from utils import sweep
 from utils.config import load
 from utils.run_state import run_state
+from utils.sweep.cells import Cell, choose, ranges
+from utils.sweep.runner import CellRunner, failure_reason, python_command
+from utils.sweep.slurm import LAUNCHER_VARIABLES
+from utils.sweep.status import relaunch
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
@@ -40,7 +43,7 @@ QUICK = ["model=mlp", "model.hidden=[8]", "threads=1", "device=cpu"]
 
 def launch(*arguments, cwd=ROOT, **environment):
     """Exit code, output and complaints of a launcher under bash."""
-    clean = {key: value for key, value in os.environ.items() if key not in sweep.LISTED}
+    clean = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     done = subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=cwd,
@@ -176,6 +179,8 @@ def test_what_the_environment_chooses():
             "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet",
         ),
         ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
+        ([], {"SLURM_ARRAY_TASK_ID": "1", "OFFSET": "x"}, "OFFSET must be a whole number, got 'x'"),
+        ([], {"MAX_RESTARTS": "-1"}, "MAX_RESTARTS must be a whole number, got '-1'"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, message):
@@ -184,7 +189,7 @@ def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, mess
 
 
 def test_several_nodes_meet_by_torchrun_under_srun():
-    command = sweep.python_command(
+    command = python_command(
         {
             "PROCESSES": "4",
             "SLURM_JOB_NUM_NODES": "2",
@@ -203,16 +208,14 @@ def test_several_nodes_meet_by_torchrun_under_srun():
 
 
 def test_numbers_and_relaunching(monkeypatch, tmp_path):
-    assert sweep.choose("3-5,1", 6) == [3, 4, 5, 1] and sweep.choose(None, 2) == [0, 1]
-    assert sweep.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert choose("3-5,1", 6) == [3, 4, 5, 1] and choose(None, 2) == [0, 1]
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     monkeypatch.setenv("SEEDS", "1 2")
-    for name in set(sweep.LISTED) - {"SEEDS"}:
+    for name in set(LAUNCHER_VARIABLES) - {"SEEDS"}:
         monkeypatch.delenv(name, raising=False)
     launcher = tmp_path / "x.sbatch"
     launcher.write_text("#SBATCH --array=0-9%3   # all\n")
-    assert sweep.relaunch(
-        [4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000
-    ) == [
+    assert relaunch([4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000) == [
         f"SEEDS='1 2' bash {launcher} --only missing 'a=b c'",
         f"SEEDS='1 2' sbatch --array=4-5%3 {launcher} 'a=b c'",
         f"OFFSET=1001 SEEDS='1 2' sbatch --array=0%3 {launcher} 'a=b c'",
@@ -249,12 +252,12 @@ def test_the_states_of_a_run(tmp_path):
 
 @pytest.fixture
 def runner():
-    """A Runner, whose handlers of signals go with it."""
+    """A CellRunner, whose handlers of signals go with it."""
     former = {
         number: signal.getsignal(number)
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     }
-    yield sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
+    yield CellRunner({"CUDA_VISIBLE_DEVICES": "4,6"})
     for number, handler in former.items():
         signal.signal(number, handler)
 
@@ -271,7 +274,7 @@ def test_each_job_gets_a_device_of_its_own(runner):
 def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "summary.json").write_text('{"finished": false, "interrupted": "SIGUSR1"}')
-    cell = sweep.Cell(0, [["x"]], [tmp_path])
+    cell = Cell(0, [["x"]], [tmp_path])
     told = f'echo \'{{"interrupted": "SIGTERM"}}\' > {tmp_path}/summary.json; exit 1'
     for script, expected in (
         ("echo error: no such key; exit 1", ("failed", "exit code 1: no such key")),
@@ -286,9 +289,9 @@ def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
 
 
 def test_the_reason_is_the_line_that_tells_most():
-    assert sweep.why(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
+    assert failure_reason(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
     assert (
-        sweep.why(
+        failure_reason(
             [
                 "[rank1]: torch.OutOfMemoryError: CUDA",
                 "[rank1]:   at",
@@ -298,7 +301,7 @@ def test_the_reason_is_the_line_that_tells_most():
         )
         == "[rank1]: torch.OutOfMemoryError: CUDA"
     )
-    assert sweep.why(["a", "b", ""]) == "b" and sweep.why([]) == ""
+    assert failure_reason(["a", "b", ""]) == "b" and failure_reason([]) == ""
 
 
 @pytest.fixture
