@@ -15,9 +15,11 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.sweep.cells import ONLY, Cell, choose, read_cells
-from utils.sweep.runner import CellRunner, python_command, relay, run_here, run_task
-from utils.sweep.slurm import integer
+from utils.sweep.runner import CellRunner, python_command, relay, run_here, run_job, run_task
+from utils.sweep.slurm import integer, submit
 from utils.sweep.status import print_status, status_of
+
+COPY = "slurm_script"  # what sbatch calls its copy of a launcher
 
 
 def main(arguments: list[str]) -> int:
@@ -37,12 +39,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("status").add_argument("path", help="a launcher, or a folder of runs")
-    launch = commands.add_parser("run", add_help=False)
+    # no abbreviations: what is not an option of ours may be one of sbatch
+    launch = commands.add_parser("run", add_help=False, allow_abbrev=False)
     launch.add_argument("--launcher", required=True)
     launch.add_argument("--list", required=True)
     launch.add_argument("--cells")
     launch.add_argument("--only", choices=ONLY)
     launch.add_argument("--jobs", type=int, default=1)
+    launch.add_argument("--submit", action="store_true")
     launch.add_argument("--dry-run", action="store_true")
     launch.add_argument("--status", action="store_true")
     return parser
@@ -50,16 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, others: list[str]) -> int:
     """What a launcher does: see examples/common.sh."""
-    overrides = [text for text in others if "=" in text and not text.startswith("-")]
-    unknown = [text for text in others if text not in overrides]
-    if unknown:
-        raise UserError(
-            f"not known: {' '.join(unknown)}; a launcher takes --cells, --only, --jobs, --dry-run, "
-            f"--status, --help and key=value for every run"
-        )
+    overrides, sbatch_options = split_arguments(others, options.submit)
     environment = dict(os.environ)
     runner = None
-    if options.status or options.dry_run:
+    if options.status or options.dry_run or options.submit:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which common.sh has switched off
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     else:
@@ -70,14 +68,33 @@ def run(options: argparse.Namespace, others: list[str]) -> int:
     if options.status:
         print_status(cells, options.launcher, overrides)
         return 0
-    task = environment.get("SLURM_ARRAY_TASK_ID")
+    task = None if options.submit else environment.get("SLURM_ARRAY_TASK_ID")
     chosen = choose_cells(cells, options, environment, task)
+    if options.submit:
+        numbers = [cell.number for cell in chosen]
+        return submit(numbers, options.launcher, overrides, sbatch_options, options.dry_run)
     if options.dry_run:
         print_commands(chosen, python_command(environment))
         return 0
     if task is not None:
         return run_task(runner, chosen[0]) if chosen else 0
+    if Path(options.launcher).name == COPY:
+        return run_job(runner, chosen, options.jobs)
     return run_here(runner, chosen, options.jobs, f"{Path(options.launcher).stem}_bash")
+
+
+def split_arguments(arguments: list[str], submit: bool) -> tuple[list[str], list[str]]:
+    """The overrides, key=value, and the options of sbatch, --name=value."""
+    overrides = [text for text in arguments if "=" in text and not text.startswith("-")]
+    options = [text for text in arguments if submit and text.startswith("-")]
+    unknown = [text for text in arguments if text not in overrides + options]
+    if unknown:
+        raise UserError(
+            f"not known: {' '.join(unknown)}; a launcher takes --cells, --only, --jobs, --submit, "
+            f"--dry-run, --status, --help and key=value for every run; with --submit also options "
+            f"of sbatch, --name=value"
+        )
+    return overrides, options
 
 
 def check_jobs(options: argparse.Namespace, environment: dict):
@@ -87,6 +104,8 @@ def check_jobs(options: argparse.Namespace, environment: dict):
             f"--jobs must be at least 1, and 1 where a cell has several PROCESSES, "
             f"got {options.jobs}"
         )
+    if options.jobs > 1 and options.submit:
+        raise UserError("--jobs is for a loop; with --submit, --array=%4 runs 4 cells at a time")
 
 
 def choose_cells(
@@ -98,9 +117,12 @@ def choose_cells(
         text = str(integer(environment, "OFFSET", 0) + int(task))
     chosen = [cells[number] for number in choose(text, len(cells))]
     restarted = environment.get("SLURM_RESTART_COUNT", "0") != "0"
-    if options.only is None or restarted:  # a task that was put back has been chosen already
+    if options.only is None or (task is not None and restarted):  # which has been chosen already
         return chosen
-    return [cell for cell in chosen if cell.state()[0] in ONLY[options.only]]
+    states = ONLY[options.only]
+    if restarted:  # what this job itself has begun; it may still be locked by a dead node
+        states += ("interrupted", "running")
+    return [cell for cell in chosen if cell.state()[0] in states]
 
 
 def print_commands(cells: list[Cell], python: list[str]):

@@ -1,4 +1,4 @@
-"""Runs cells: in a loop, or as a task of an array; and passes signals on."""
+"""Runs cells: in a loop, in one SLURM job, as a task of an array; and passes signals on."""
 
 import collections
 import contextlib
@@ -234,10 +234,24 @@ def run_here(runner: CellRunner, cells: list[Cell], jobs: int, log_name: str) ->
     return 0 if set(counts) <= {"done"} else 1
 
 
+def run_job(runner: CellRunner, cells: list[Cell], jobs: int) -> int:
+    """Run cells in one SLURM job that is no array; the exit code.
+
+    Their logs have the names that those of an array's tasks have.
+    """
+    environment = runner.environment
+    share_cores(environment, jobs)
+    log_name = f"{environment['SLURM_JOB_NAME']}_{environment['SLURM_JOB_ID']}"
+    code = run_here(runner, cells, jobs, log_name)
+    if code == INTERRUPTED and runner.signal != signal.SIGTERM:
+        return put_back(runner, environment["SLURM_JOB_ID"])
+    return code
+
+
 def run_task(runner: CellRunner, cell: Cell) -> int:
     """Run the cell of a SLURM array's task; the exit code."""
     environment = runner.environment
-    share_cores(environment)
+    share_cores(environment, jobs=1)
     print(
         f"cell {cell.number} on {os.uname().nodename}, restarted {runner.restarts} times: "
         f"{cell.directories[-1]}",
@@ -251,10 +265,10 @@ def run_task(runner: CellRunner, cell: Cell) -> int:
     return {"done": 0, "interrupted": INTERRUPTED}.get(state, 1)
 
 
-def share_cores(environment: dict):
+def share_cores(environment: dict, jobs: int):
     """Give each process of a SLURM job its share of the job's cores, unless the user has."""
     cores = int(environment.get("SLURM_CPUS_PER_TASK", 1))
-    processes = int(environment.get("PROCESSES", 1))
+    processes = jobs * int(environment.get("PROCESSES", 1))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
 
 

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from utils.errors import UserError
 from utils.sweep.cells import ranges
@@ -24,6 +25,7 @@ LAUNCHER_VARIABLES = (
     "STAGE",
     "PROCESSES",
 )
+AT_A_TIME = 8  # tasks of an array, unless it says otherwise
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
 
@@ -46,7 +48,9 @@ def max_array_size() -> int:
     return MAX_ARRAY_SIZE
 
 
-def arrays(numbers: list[int], largest: int) -> Iterator[tuple[int, str]]:
+def arrays(
+    numbers: list[int], largest: int, at_a_time: int = AT_A_TIME
+) -> Iterator[tuple[int, str]]:
     """The arrays that run these cells, each its OFFSET and the value of --array.
 
     Task i of one runs cell OFFSET + i. No index is above ``largest``.
@@ -54,11 +58,12 @@ def arrays(numbers: list[int], largest: int) -> Iterator[tuple[int, str]]:
     for offset in range(0, max(numbers) + 1, largest + 1):
         block = [number - offset for number in numbers if offset <= number <= offset + largest]
         if block:
-            yield offset, ranges(block)
+            yield offset, f"{ranges(block)}%{at_a_time}"
 
 
-def sbatch_command(array: str, launcher: str, overrides: Iterable[str]) -> list[str]:
-    return ["sbatch", f"--array={array}", launcher, *overrides]
+def sbatch_command(array: str, launcher: str, overrides: Iterable[str], options=()) -> list[str]:
+    """``options``: further ones of sbatch."""
+    return ["sbatch", f"--array={array}", *options, launcher, *overrides]
 
 
 def show_command(command: list[str], offset: int = 0) -> str:
@@ -67,6 +72,47 @@ def show_command(command: list[str], offset: int = 0) -> str:
     variables |= {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
     assigned = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     return " ".join([*assigned, shlex.join(command)])
+
+
+def submit(
+    numbers: list[int], launcher: str, overrides: list[str], options: list[str], dry_run: bool
+) -> int:
+    """Submit these cells, or print the commands that would; the exit code.
+
+    ``options`` are those of sbatch. ``--array=%4`` among them sets how many tasks run at a time.
+    """
+    at_a_time, options = _split_array(options)
+    if not numbers:
+        print("nothing to run")
+        return 0
+    for offset, array in arrays(sorted(set(numbers)), max_array_size() - 1, at_a_time):
+        command = sbatch_command(array, launcher, overrides, options)
+        if dry_run:
+            print(show_command(command, offset))
+            continue
+        Path("logs").mkdir(exist_ok=True)  # sbatch would not make it
+        environment = os.environ | {"OFFSET": str(offset)}
+        code = subprocess.run(command, env=environment, check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+def _split_array(options: list[str]) -> tuple[int, list[str]]:
+    """How many tasks may run at a time, and the other options."""
+    at_a_time, others = AT_A_TIME, []
+    for option in options:
+        name, _, value = option.partition("=")
+        if name not in ("--array", "-a"):
+            others.append(option)
+        elif re.fullmatch(r"%[1-9]\d*", value):
+            at_a_time = int(value[1:])
+        else:
+            raise UserError(
+                f"--submit numbers the array itself: choose cells by --cells, and how many run "
+                f"at a time by --array=%4; got {option}"
+            )
+    return at_a_time, others
 
 
 def requeue(job: str) -> bool:

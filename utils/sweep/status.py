@@ -1,6 +1,5 @@
 """What has become of each cell, and the commands that run the rest."""
 
-import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,10 +39,7 @@ def relaunch(
 ) -> list[str]:
     """The commands that run these cells: under bash, and as arrays up to index ``largest``."""
     commands = [show_command(["bash", launcher, "--only", only, *overrides])]
-    own_array = r"^#SBATCH --array=[^%\s]*(%\d+)"
-    at_a_time = re.search(own_array, Path(launcher).read_text(), re.MULTILINE)
     for offset, array in arrays(numbers, largest):
-        array += at_a_time[1] if at_a_time else ""
         commands.append(show_command(sbatch_command(array, launcher, overrides), offset))
     return commands
 
