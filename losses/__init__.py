@@ -1,8 +1,8 @@
-"""Methods against noisy labels, one a file. A new one is imported and named here, and is found by
-YAML, tests and README.
+"""Methods against noisy labels, one per file.
 
-Each scores samples, ``loss(output, target, index) -> losses [B]``, or, an Objective such as
-MixMatch, runs the model itself; losses.base says what that promises.
+A new method is imported and named here: YAML, tests and README then know it. It is a SampleLoss,
+``loss(output, target, index) -> losses [B]``, or, if it runs the model itself as MixMatch does, an
+Objective. losses.base says what each of the two promises.
 """
 
 from losses.data_parameters import DataParameters

@@ -16,10 +16,10 @@ class SampleLoss(nn.Module):
     """Scores every sample: ``forward(output, target, index) -> losses [B]``, to be averaged.
 
     Per-sample state is like the statistics of a BatchNorm: buffers that ``forward`` updates in
-    training mode, leaves alone in evaluation mode, and ``state_dict`` carries. ``index [B]`` says
-    which training samples these are, each in [0, num_samples) and, as in any epoch without
-    replacement, at most once in a batch. Everything is computed over the batch that is given: under
-    several processes that is the whole one, so the state is equal in all of them.
+    training mode and leaves alone in evaluation mode, and that ``state_dict`` carries. ``index``
+    [B] says which training samples these are: each lies in [0, num_samples) and, as in any epoch
+    without replacement, occurs at most once in a batch. Everything is computed over the batch that
+    is given. If there are several processes that is the whole one, so the state is equal in all.
 
     Class attributes:
         drops_samples: some samples may get no loss at all, and so no gradient.
@@ -35,11 +35,10 @@ class SampleLoss(nn.Module):
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
-        """Call at the start of every epoch, counted from 0, as DistributedSampler.set_epoch.
+        """Call at the start of every epoch, counted from 0, like DistributedSampler.set_epoch.
 
-        After a resumption in the middle of an epoch it is called again for that epoch: so it says
-        where training stands and changes no state. What is to happen once belongs into
-        ``end_epoch``.
+        If a run is resumed in the middle of an epoch, it is called again for that epoch. So it only
+        notes where training stands; what must happen exactly once belongs in ``end_epoch``.
         """
         self.epoch = epoch
 
@@ -48,13 +47,13 @@ class SampleLoss(nn.Module):
 
         Args:
             predict: returns (outputs, targets, indices) of all training samples, in evaluation
-                mode, on the CPU, in any order. It costs a pass over the data, and only if called.
+                mode, on the CPU, in any order. Each call costs a pass over the data.
         """
 
     def labels(self) -> Tensor | None:
-        """The labels the method would rather train on: [N], or a distribution each, [N, C].
+        """The labels the method would rather train on: classes [N], or distributions [N, C].
 
-        None if it leaves labels as they are.
+        None if it leaves the given labels as they are.
         """
         return None
 
@@ -79,14 +78,15 @@ class Objective(nn.Module):
         networks: how many networks of the configured kind the method trains. With 2 the model
             returns [B, 2, C] in training mode and [B, C] in evaluation mode.
         unlabelled: what it asks of the loader besides labelled batches: {} for nothing, or
-            {"num_views": K, "steps_per_epoch": n}: each of n batches an epoch has as ``extra`` a
-            Batch whose input [K, B, ...] is K augmented views of samples that a selection left out.
-        trusted_batch_size: how many samples with true labels each batch has as ``extra``.
-        takes_soft_targets: as that of SampleLoss.
+            {"num_views": K, "steps_per_epoch": n}: an epoch has n batches, each with a Batch as its
+            ``extra`` whose input [K, B, ...] is K augmented views of samples that a selection has
+            left out.
+        trusted_batch_size: how many samples with true labels each batch carries as its ``extra``.
+        takes_soft_targets: as in SampleLoss.
 
     Attributes:
-        scored: what the model said of the last batch, with its gradient retained, the targets and
-            the indices; None if there is no such thing.
+        scored: outputs of the last batch, with their gradient retained, targets and indices; None
+            if the objective does not show what the model says of each sample.
     """
 
     networks = 1
@@ -96,7 +96,7 @@ class Objective(nn.Module):
     scored: tuple[Tensor, Tensor, Tensor] | None = None
 
     def set_epoch(self, epoch: int):
-        """As SampleLoss.set_epoch: may be called twice for one epoch, and changes no state."""
+        """As SampleLoss.set_epoch: may be called twice for the same epoch, and changes no state."""
 
     def after_step(self, model: nn.Module):
         """Call after every step of the optimiser."""
@@ -105,7 +105,7 @@ class Objective(nn.Module):
         """As SampleLoss.end_epoch."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:
-        """What is to be evaluated: the model itself, or e.g. an average over the steps."""
+        """The model to evaluate: the one that is trained, or e.g. its average over the steps."""
         return model
 
     def labels(self) -> Tensor | None:
@@ -128,7 +128,7 @@ class Supervised(Objective):
     def forward(self, model: nn.Module, batch) -> Tensor:
         self.scored = gather(model(batch.input), batch.target, batch.index)
         if self.scored[0].requires_grad:
-            self.scored[0].retain_grad()  # for the record of what the method asks of each sample
+            self.scored[0].retain_grad()  # it is recorded how hard each sample pulls
         return self.loss(*self.scored).mean()
 
     def set_epoch(self, epoch: int):

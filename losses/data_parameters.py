@@ -1,7 +1,4 @@
-"""Data Parameters.
-
-A learnable temperature per sample and per class (Saxena et al., NeurIPS 2019).
-"""
+"""Data Parameters: a learnable temperature per sample or class (Saxena et al., NeurIPS 2019)."""
 
 import math
 from collections.abc import Callable
@@ -16,16 +13,16 @@ from utils.errors import UserError
 
 
 class DataParameters(SampleLoss):
-    """Cross-entropy of the logits divided by a temperature that belongs to the sample, to its given
-    class, or to both.
+    """Cross-entropy of logits that are divided by the temperature of a sample, its class, or both.
 
-    temperature_i = exp(s_i) + exp(s_class(i)), or one of the two. A sample that the network cannot
-    fit raises its temperature, which flattens its gradient. The temperatures are trained with SGD
-    with momentum on their logarithms inside ``forward``, in training mode, with the gradient of the
-    batch's mean loss; a class that occurs several times in a batch sums its gradients (and its
-    decay, once for each occurrence) into one step.
+    temperature_i = exp(s_i) + exp(s_class(i)), or one of the two; the class is the given one. A
+    sample that the network cannot fit raises its temperature, which flattens its gradient.
 
-    Classification only. Prediction uses the logits as they are.
+    The logarithms of the temperatures are trained inside ``forward``, in training mode: by SGD with
+    momentum, along the gradient of the batch's mean loss. If a class occurs several times in a
+    batch, its gradients, and its decay once for each occurrence, are summed into one step.
+
+    Classification only. Predictions use the logits as they are.
 
     Args:
         task_loss: cross_entropy.
@@ -33,19 +30,19 @@ class DataParameters(SampleLoss):
         num_outputs: number of classes C.
         level: "instance", "class" or "both".
         instance_lr, class_lr: learning rates of the log temperatures, never scheduled.
-        instance_init, class_init: initial temperatures (not logarithms).
+        instance_init, class_init: initial temperatures, not their logarithms.
         instance_decay, class_decay: weight decay of the log temperatures, summed over the batch as
             in the authors' code.
-        momentum: of both.
+        momentum: of the steps of both.
         low, high: bounds of the log temperatures, enforced after every step.
 
-    State: log temperature and velocity: 8 bytes a sample and 8 a class.
+    State: log temperature and velocity: 8 bytes per sample and 8 per class.
 
-    Deviations from github.com/apple/ml-data-parameters: only the drawn entries are stepped, which
-    is equivalent.
+    Deviations from github.com/apple/ml-data-parameters:
+        1. Only the drawn entries are stepped, which is equivalent.
 
     Raises:
-        ValueError: a regression task loss, or an argument outside its range.
+        UserError: a regression task loss, or an argument outside its range.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
@@ -110,21 +107,20 @@ class DataParameters(SampleLoss):
     def _step(self, scaled, temperature, target, index, instance, classes):
         """Step the log temperatures.
 
-        D mean(loss) / d temperature is (z_y - E z) / (B temperature), z the scaled logits.
+        The derivative of the mean loss by a temperature is (z_y - E z) / (B temperature), where z
+        are the scaled logits.
         """
         expected = (scaled.softmax(1) * scaled).sum(1)
-        grad = (scaled.gather(1, target.unsqueeze(1)).squeeze(1) - expected) / (
-            len(scaled) * temperature
-        )
+        given = scaled.gather(1, target.unsqueeze(1)).squeeze(1)
+        grad = (given - expected) / (len(scaled) * temperature)
         if instance is not None:
             self.instance.step(index, grad * instance.exp() + self.instance_decay * instance)
         if classes is not None:
-            per_class = torch.zeros_like(self.classes.value)
-            per_class.index_add_(
-                0, target, (grad * classes.exp() + self.class_decay * classes).to(per_class.dtype)
-            )
-            self.classes.step(torch.arange(len(per_class), device=per_class.device), per_class)
+            total = torch.zeros_like(self.classes.value)
+            per_sample = grad * classes.exp() + self.class_decay * classes
+            total.index_add_(0, target, per_sample.to(total.dtype))
+            self.classes.step(torch.arange(len(total), device=total.device), total)
 
     def sample_score(self) -> Tensor | None:
-        """Log temperature of each sample, [N]; None where only classes have one."""
+        """Log temperature of each sample, [N]; None if only classes have one."""
         return None if self.instance is None else self.instance.value.clone()

@@ -1,7 +1,4 @@
-"""DiscrimLoss.
-
-First down-weight every hard sample, later only the ones that stay hard (Wu et al., IEEE TMM 2023).
-"""
+"""DiscrimLoss: distrust hard samples, later only those that stay hard (Wu et al., 2023)."""
 
 import math
 from collections.abc import Callable
@@ -16,64 +13,65 @@ from utils.errors import UserError
 
 
 class DiscrimLoss(SampleLoss):
-    """(average_i - gamma k) / sigma_i: a sample whose average loss stays above the threshold loses
-    its weight.
+    """(average_i - gamma k) / sigma_i: samples whose average loss stays above gamma k lose weight.
 
-    Per sample it keeps a moving average of the loss and a learnable scale sigma. A sample with an
-    average below the threshold gamma * k is *easy*: gradient descent shrinks its sigma and its
-    weight 1/sigma grows. One above is *hard* or *incorrect*, and its sigma grows. The factor gamma
-    rises around epoch q, so that the hard samples, whose loss has fallen by then, get their weight
-    back, and the incorrect ones do not.
+    For each sample it keeps a moving average of the loss and a learnable scale sigma. If the
+    average is below the threshold gamma k, the sample is *easy*: gradient descent shrinks its
+    sigma, and its weight 1/sigma grows. If it is above, the sample is *hard* or *incorrect*, and
+    its sigma grows. The factor gamma rises around epoch q. By then the loss of hard samples has
+    fallen, so they get their weight back, and incorrect samples do not.
 
-    For each batch, in this order (doi 10.1109/TMM.2023.3290477, as in the authors' code):
+    For each batch, in this order (Wu et al., IEEE TMM, doi 10.1109/TMM.2023.3290477, as in the
+    authors' code):
 
         l_i     = task_loss(output_i, target_i)
-        m_i    <- beta m_i + (1 - beta) l_i                  history; gradient flows through the newest l_i only
-        L_i     = m_i / (1 - beta^(epoch + 1))               bias correction
-        k      <- rho k + (1 - rho) mean(L)                  threshold; the first batch sets it; carries no gradient
-        gamma   = 1 + a + a tanh(p (epoch - q))              rises from 1 to 1 + 2a
+        m_i    <- beta m_i + (1 - beta) l_i        history; only the new l_i has a gradient
+        L_i     = m_i / (1 - beta^(epoch + 1))     bias correction
+        k      <- rho k + (1 - rho) mean(L)        threshold; set by the first batch; no gradient
+        gamma   = 1 + a + a tanh(p (epoch - q))    rises from 1 to 1 + 2a
         loss_i  = suppression(epoch) (L_i - gamma k) / sigma_i
 
-    and then one step of SGD with momentum on log sigma_i, in closed form: d mean(loss) / d log
-    sigma_i = -loss_i / B, plus sigma_decay * log sigma_i. It is taken inside ``forward``, in
-    training mode, so that no second optimiser is needed.
+    and then one step of SGD with momentum on log sigma_i, in closed form: the derivative of
+    mean(loss) by log sigma_i is -loss_i / B, to which sigma_decay * log sigma_i is added. The step
+    is taken inside ``forward``, in training mode, so no second optimiser is needed.
 
     Losses may be negative. Works for classification and regression.
 
     Args:
         task_loss: ``(output, target) -> losses [B]``, one of losses.task.
         num_samples: N, the size of the training set that ``index`` counts in.
-        a, p, q: height, steepness and epoch of the rise of gamma. ``a=0``: the threshold is not
-            raised.
+        a, p, q: height, steepness and epoch of the rise of gamma. ``a=0``: gamma is 1.
         beta: decay of the per-sample average. 0: no history, each loss stands for itself.
         rho: decay of the "ema" threshold.
         threshold: k. "ema" over batches; "mean" of all losses seen since the start; or a fixed
             number.
-        suppression: shape of the factor of the first ``suppression_epochs`` epochs, see
-            ``suppression_factor``.
-        suppression_epochs: S. 0: none.
+        suppression: shape of the factor of the first epochs, see ``suppression_factor``.
+        suppression_epochs: S, how many epochs that factor covers. 0: none.
         sigma_lr, sigma_momentum: of the SGD on log sigma; never scheduled.
         sigma_decay: weight decay of log sigma. As in the authors' code it is summed over the batch,
             not averaged.
         log_sigma_low, log_sigma_high: bounds of log sigma, which starts at 0.
-        bias_correction: "epoch" as the authors, right where every epoch visits every sample;
+        bias_correction: "epoch", as the authors do, is right if every epoch visits every sample;
             "visits" counts.
 
-    State: history, log sigma and its velocity: 12 bytes a sample, 16 with
+    State: history, log sigma and its velocity: 12 bytes per sample, or 16 with
     ``bias_correction="visits"``.
 
-    Ablations of the paper are argument values: ``beta=0`` without EA (moving average),
-    ``suppression_epochs=0`` without ES, ``threshold="mean"`` GAK, ``threshold=math.log(C)`` a fixed
-    k, and with ``a=0`` besides a fixed k without gamma.
+    Ablations of the paper are values of arguments: ``beta=0`` is "without EA" (the moving average),
+    ``suppression_epochs=0`` "without ES", ``threshold="mean"`` is GAK, ``threshold=math.log(C)`` a
+    fixed k, and ``a=0`` in addition a fixed k without gamma.
 
-    Deviations from the authors' code (github.com/tangminji/DiscrimLoss): 1. history, threshold and
-    sigma are in ``state_dict``. 2. Only the drawn entries are stepped, which is equivalent. 3.
-    Evaluation mode updates nothing. From the paper: the authors' searched lower bounds apply to
-    *log* sigma (0.05 to 0.7), so with their hyper-parameters sigma never falls below 1 after the
-    first step, and no sample is weighted up.
+    Deviations from the authors' code (github.com/tangminji/DiscrimLoss):
+        1. History, threshold and sigma are in ``state_dict``.
+        2. Only the drawn entries are stepped, which is equivalent.
+        3. Evaluation mode updates nothing.
+
+    Deviation from the paper: the lower bounds that the authors' search found apply to *log* sigma
+    (0.05 to 0.7). So with their hyper-parameters sigma never falls below 1 after the first step,
+    and no sample is weighted up.
 
     Raises:
-        ValueError: an argument outside its range.
+        UserError: an argument outside its range.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
@@ -107,7 +105,8 @@ class DiscrimLoss(SampleLoss):
                 )
         if suppression_epochs < 0 or sigma_decay < 0:
             raise UserError(
-                f"suppression_epochs and sigma_decay must be >= 0, got {suppression_epochs} and {sigma_decay}"
+                "suppression_epochs and sigma_decay must be >= 0, got "
+                f"{suppression_epochs} and {sigma_decay}"
             )
         if isinstance(threshold, str) and threshold not in ("ema", "mean"):
             raise UserError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
@@ -128,13 +127,11 @@ class DiscrimLoss(SampleLoss):
             high=log_sigma_high,
         )
         self.register_buffer("history", torch.zeros(num_samples))
-        self.register_buffer(
-            "threshold", torch.tensor(0.0 if isinstance(threshold, str) else float(threshold))
-        )
-        self.register_buffer(
-            "num_seen", torch.tensor(0, dtype=torch.int64)
-        )  # 0 before the first batch
-        self._unset = True  # whether that is 0, known without a look at the device
+        start = 0.0 if isinstance(threshold, str) else float(threshold)
+        self.register_buffer("threshold", torch.tensor(start))
+        # losses in the threshold: counted beyond the first batch only if it is a "mean"
+        self.register_buffer("num_seen", torch.tensor(0, dtype=torch.int64))
+        self._unset = True  # whether num_seen is 0, known without a look at the device
         if bias_correction == "visits":
             self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int32))
 
@@ -158,24 +155,21 @@ class DiscrimLoss(SampleLoss):
             value = weight * torch.sub(average, self.threshold, alpha=gamma)
             if self.training:
                 grad = value * (-1 / len(value))
-                self.log_sigma.step(
-                    index, grad + self.sigma_decay * log_sigma if self.sigma_decay else grad
-                )
-        # the value, with its gradient: of the average, only the new loss has one
+                if self.sigma_decay:
+                    grad = grad + self.sigma_decay * log_sigma
+                self.log_sigma.step(index, grad)
+        # This adds 0, and the gradient: in the average, only the new loss has one.
         return torch.addcmul(value, weight * share, losses - losses.detach())
 
     def _average(self, losses, index):
-        """Bias-corrected moving average of each sample's loss, this one included, and what part of
-        it this one is.
-        """
+        """Bias-corrected average of each sample's losses, and the share of the new one in it."""
         if self.bias_correction == "visits":
             visits = self.visits[index] + 1
             correction = 1 - self.beta**visits
         else:
             correction = 1 - self.beta ** (self.epoch + 1)
-        average = torch.lerp(
-            losses, self.history.index_select(0, index).to(losses.dtype), self.beta
-        )
+        history = self.history.index_select(0, index).to(losses.dtype)
+        average = torch.lerp(losses, history, self.beta)
         if self.training:
             self.history.index_copy_(0, index, average.to(self.history.dtype))
             if self.bias_correction == "visits":
@@ -197,20 +191,22 @@ class DiscrimLoss(SampleLoss):
         self._unset = False
 
     def sample_score(self) -> Tensor:
-        """log sigma + average loss, [N].
-
-        What the method distrusts, and, among the many at a bound of sigma, how much.
-        """
+        """log sigma + average loss, [N]: the second ranks the many samples at a bound of sigma."""
         return self.log_sigma.value + self.history
 
 
 def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> float:
-    """Factor of the loss at this epoch: below 1 during the first ``suppression_epochs`` = S epochs,
-    1 afterwards.
+    """Factor of the loss at epoch e: below 1 in the first S = ``suppression_epochs``, then 1.
 
-    linear (e+1)/10; sin S/10 sin(pi/2 (e+1)/S); exp S/10 e^(e+1-S); piecewise 0.2. As in the
-    authors' code every shape jumps at epoch S (linear from S/10 to 1): it cancels what bias
-    correction adds to the first epochs' gradients.
+        linear       (e + 1) / 10
+        sin          S/10 sin(pi/2 (e + 1) / S)
+        exp          S/10 exp(e + 1 - S)
+        piecewise    0.2
+
+    As in the authors' code every shape jumps at epoch S, e.g. linear from S/10 to 1. The factor
+    cancels what bias correction adds to the gradients of the first epochs.
+
+    Raises UserError for an unknown shape.
     """
     shapes = {
         "linear": lambda e, s: (e + 1) / 10,

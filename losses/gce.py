@@ -1,7 +1,4 @@
-"""Generalised cross-entropy.
-
-Between cross-entropy and mean absolute error (Zhang and Sabuncu, NeurIPS 2018).
-"""
+"""Generalised cross-entropy: from cross-entropy to MAE (Zhang and Sabuncu, NeurIPS 2018)."""
 
 from collections.abc import Callable
 
@@ -15,9 +12,9 @@ from utils.errors import UserError
 class GCE(SampleLoss):
     """(1 - p^q) / q, with p the probability of the given label: the L_q loss of arXiv 1805.07836.
 
-    Its gradient is p^q times that of cross-entropy: a label the network finds improbable pulls
-    less. q -> 0 is cross-entropy, q = 1 the mean absolute error 1 - p. Computed from log p, so it
-    is exact for small q and small p.
+    Its gradient is p^q times that of cross-entropy: a label that the network finds improbable pulls
+    less. q -> 0 is cross-entropy, q = 1 the mean absolute error 1 - p. It is computed from log p,
+    and so exact for small q and small p.
 
     Classification only; no state.
 
@@ -29,7 +26,7 @@ class GCE(SampleLoss):
     of this class.
 
     Raises:
-        ValueError: a regression task loss, or q outside (0, 1].
+        UserError: a regression task loss, or q outside (0, 1].
     """
 
     def __init__(self, task_loss: Callable, *, q: float = 0.7):

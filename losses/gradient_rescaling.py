@@ -1,7 +1,4 @@
-"""Gradient Rescaling and Derivative Manipulation.
-
-State the gradient of a sample instead of its loss (Wang et al.).
-"""
+"""Gradient Rescaling: state the gradient of a sample instead of its loss (Wang et al., 2019)."""
 
 import math
 from collections.abc import Callable
@@ -15,24 +12,24 @@ from utils.errors import UserError
 
 
 class GradientRescaling(SampleLoss):
-    """Gives each sample's logit gradient an L1 norm that depends on p, the probability of its given
-    label.
+    """Each sample's gradient gets a norm that depends on p, the probability of its given label.
 
-    Cross-entropy's gradient is p_vector - onehot, of L1 norm 2 (1 - p). Its direction is kept and
-    its norm replaced by the *emphasis density* w(p) (Gradient Rescaling, arXiv 1905.11233;
-    Derivative Manipulation is its later name):
+    The gradient of cross-entropy with respect to the logits is p_vector - onehot, whose L1 norm is
+    2 (1 - p). Its direction is kept, and its norm is replaced by the *emphasis density* w(p)
+    (Gradient Rescaling, arXiv 1905.11233; later called Derivative Manipulation):
 
-        variant       w(p)                            largest at            reduces to
-        power         exp(beta p^lam (1 - p))         lam / (lam + 1)       IMAE with T = beta at lam = 1
-        exponential   exp(beta (1 - p))               0 (beta > 0)          power with lam = 0
-        normal        exp(-beta p (p - 2 lam))        lam
-        beta          p^(beta-1) (1 - p)^(lam-1)                            up to a constant: (1, 2) cross-entropy,
-                                                                            (2, 2) MAE, (2, 3) MSE,
-                                                                            (q+1, 2) GCE
+        variant       w(p)                         largest at        equals
+        power         exp(beta p^lam (1 - p))      lam / (lam + 1)   IMAE with T = beta at lam = 1
+        exponential   exp(beta (1 - p))            0 if beta > 0     power with lam = 0
+        normal        exp(-beta p (p - 2 lam))     lam
+        beta          p^(beta-1) (1 - p)^(lam-1)
+
+    Up to a constant, the beta density with (beta, lam) = (1, 2) is cross-entropy, with (2, 2) MAE,
+    with (2, 3) MSE, and with (q+1, 2) GCE.
 
     With ``normalise="batch"``, as in the authors' code, the norms of a batch sum to 1, whatever its
-    size and the stage of training. With "none" sample i has norm w(p_i) / B, so that the same
-    learning rate means the same as for a mean loss.
+    size and the stage of training. With "none", sample i has norm w(p_i) / B, so that a learning
+    rate means the same as it does for a mean loss.
 
     The value of the returned losses is the task loss: the power, exponential and normal densities
     are not the derivative of any finite loss. Their *gradient* is what the table says.
@@ -45,13 +42,14 @@ class GradientRescaling(SampleLoss):
             below that.
         variant, normalise: as above.
 
-    Deviations from the authors' PyTorch code (ProSelfLC-AT): the gradient is written through the
-    softmax over the *other* classes, q_j = p_j / (1 - p), as w/2 (q - onehot). It is the same
-    gradient without the 0/0 that makes rows of norm 1.3 to 6 out of float32 logits that differ by
-    17 or more; the added 1e-8 are not needed and not there.
+    Deviations from the authors' PyTorch code (ProSelfLC-AT):
+        1. The gradient is written as w/2 (q - onehot), with the softmax over the *other* classes,
+           q_j = p_j / (1 - p). It is the same gradient without the 0/0 that gives rows of norm 1.3
+           to 6 for float32 logits that differ by 17 or more.
+        2. So the 1e-8 that the code adds here and there are not needed, and left out.
 
     Raises:
-        ValueError: a regression task loss, an unknown variant or normalise, or a density without
+        UserError: a regression task loss, an unknown variant or normalise, or a density without
             bound.
     """
 
@@ -82,23 +80,21 @@ class GradientRescaling(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         losses = self.task_loss(output, target)
-        others = output.detach().to(losses.dtype).scatter(1, target.unsqueeze(1), -math.inf)
         log_p = -losses.detach()
-        rest = (
-            others.logsumexp(1) - output.detach().to(losses.dtype).logsumexp(1)
-        ).exp()  # 1 - p, without cancellation
+        logits = output.detach().to(losses.dtype)
+        others = logits.scatter(1, target.unsqueeze(1), -math.inf)
+        rest = (others.logsumexp(1) - logits.logsumexp(1)).exp()  # 1 - p, without cancellation
         weight = emphasis(log_p, rest, self.beta, self.lam, self.variant)
         if self.normalise == "batch":
             weight = len(weight) * weight / weight.sum().clamp_min(1e-12)
         direction = others.softmax(1).scatter(1, target.unsqueeze(1), -1.0)
-        carrier = (0.5 * weight.unsqueeze(1) * direction * output).sum(
-            1
-        )  # linear in the logits: its gradient is the weight
+        # Linear in the logits, so its gradient is the factor before them; its value is taken off.
+        carrier = (0.5 * weight.unsqueeze(1) * direction * output).sum(1)
         return losses.detach() + carrier - carrier.detach()
 
 
 def emphasis(log_p: Tensor, rest: Tensor, beta: float, lam: float, variant: str) -> Tensor:
-    """The emphasis density w(p) of GradientRescaling, from log p and 1 - p, both exact near p = 1."""
+    """The emphasis density w(p), from log p and rest = 1 - p, both of them exact near p = 1."""
     p = log_p.exp()
     if variant == "power":
         return torch.exp(beta * p**lam * rest)

@@ -1,4 +1,4 @@
-"""A learnable number per sample that costs O(batch) to train, however many samples there are."""
+"""A learnable number per sample whose training costs O(batch), however many samples there are."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,17 @@ from utils.errors import UserError
 
 
 class PerSampleParameter(nn.Module):
-    """N learnable scalars with SGD, momentum and bounds built in; only the entries drawn in a batch
-    move.
+    """N learnable scalars with SGD, momentum and bounds built in; only drawn entries move.
 
     Equals the "SparseSGD, then clamp all N" of the data-parameters and DiscrimLoss code, bit for
-    bit: an entry whose gradient is exactly 0 keeps its value and its momentum, so momentum advances
-    once per visit, and the whole table is clamped after the first step (which lifts entries not
-    drawn yet from ``init`` to the bounds). From then on every entry is within the bounds, and
-    clamping the drawn ones is enough.
+    bit. An entry whose gradient is exactly 0 keeps its value and its momentum, so momentum advances
+    once per visit. The whole table is clamped after the first step, which moves entries that have
+    not been drawn yet from ``init`` into the bounds. From then on every entry is within the bounds,
+    and it is enough to clamp the drawn ones.
 
-    State: ``value [N]`` and ``velocity [N]``, float32: 8 bytes a sample.
+    State: ``value [N]`` and ``velocity [N]``, float32: 8 bytes per sample.
+
+    Raises UserError if an argument is outside its range.
     """
 
     def __init__(
@@ -38,9 +39,8 @@ class PerSampleParameter(nn.Module):
         self.lr, self.momentum, self.low, self.high = lr, momentum, low, high
         self.register_buffer("value", torch.full((num_samples,), init, dtype=torch.float32))
         self.register_buffer("velocity", torch.zeros(num_samples))
-        self._all_within_bounds = (
-            False  # not state: clamping a table that is within its bounds changes nothing
-        )
+        # No state: to clamp a table that is within its bounds already changes nothing.
+        self._all_within_bounds = False
 
     def _load_from_state_dict(self, *arguments):
         super()._load_from_state_dict(*arguments)
@@ -48,18 +48,18 @@ class PerSampleParameter(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Values [B] of the samples ``index [B]``."""
-        return self.value.index_select(0, index)  # half the time of [index] on a CPU
+        return self.value.index_select(0, index)  # on a CPU in half the time of [index]
 
     @torch.no_grad()
     def step(self, index: Tensor, grad: Tensor):
         """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``."""
-        value, velocity = self.value.index_select(0, index), self.velocity.index_select(0, index)
+        value = self.value.index_select(0, index)
+        velocity = self.velocity.index_select(0, index)
         grad = grad.to(self.velocity.dtype)
         moved = grad != 0
         velocity = torch.where(moved, self.momentum * velocity + grad, velocity)
-        value = torch.where(
-            moved, value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high), value
-        )
+        stepped = value.sub(velocity, alpha=self.lr).clamp_(self.low, self.high)
+        value = torch.where(moved, stepped, value)
         self.velocity.index_copy_(0, index, velocity)
         self.value.index_copy_(0, index, value)
         if not self._all_within_bounds:

@@ -6,7 +6,7 @@ from losses.base import SampleLoss
 
 
 class Plain(SampleLoss):
-    """The task loss itself, every sample with weight one."""
+    """The task loss itself: every sample has weight 1."""
 
     takes_soft_targets = True
 

@@ -1,7 +1,4 @@
-"""SuperLoss.
-
-A closed-form confidence per sample from its loss alone (Castells et al., NeurIPS 2020).
-"""
+"""SuperLoss: a closed-form confidence per sample (Castells et al., NeurIPS 2020)."""
 
 import math
 from collections.abc import Callable
@@ -18,29 +15,32 @@ from utils.errors import UserError
 class SuperLoss(SampleLoss):
     """(l_i - tau) sigma_i + lam (ln sigma_i)^2, at the confidence sigma_i that minimises it.
 
-    sigma_i = exp(-W(max(-2/e, (l_i - tau) / lam) / 2)), W the principal branch of the Lambert
+    sigma_i = exp(-W(max(-2/e, (l_i - tau) / lam) / 2)), with W the principal branch of the Lambert
     function: 1 at l = tau, growing to e for smaller losses and falling towards 0 for larger ones.
-    It is held constant in the backward pass, which changes nothing (sigma minimises the expression,
-    so its derivative there is 0) but keeps the infinite slope of W at -1/e out of the gradient: d
-    loss_i / d l_i = sigma_i.
+
+    sigma_i is held constant in the backward pass, so the gradient with respect to l_i is sigma_i.
+    That changes nothing, since sigma minimises the expression and the derivative by it is 0 there,
+    but it keeps the infinite slope of W at -1/e out of the gradient.
 
     Losses may be negative. Works for classification and regression.
 
     Args:
         task_loss: ``(output, target) -> losses [B]``.
-        tau: what separates easy from hard: a number; "ema", 0.9 old + 0.1 new of the batches' mean
-            loss, started at the first; or None for ln(num_outputs), the loss of a uniform guess, as
-            the paper for classification.
-        lam: strength of the regularisation, > 0. Large: every sigma near 1.
-        num_outputs: number of classes C; only read where tau is None.
+        tau: the loss that separates easy from hard samples. A number; "ema", the moving average
+            0.9 old + 0.1 new of the mean loss of batches, which begins with that of the first; or
+            None for ln(num_outputs), the loss of a uniform guess, as in the paper's classification.
+        lam: strength of the regularisation, > 0. If it is large, every sigma is near 1.
+        num_outputs: number of classes C; only read if tau is None.
 
-    State: with tau="ema" the average and whether it has begun; nothing per sample.
+    State: with tau="ema", the average and whether it has begun; nothing per sample.
 
-    Deviations from public implementations: W is computed on the loss's own device, in float64; the
-    loss is a vector and its mean is left to the caller; the "ema" moves in training mode only.
+    Deviations from public implementations:
+        1. W is computed on the device of the loss, in float64.
+        2. The losses are returned as a vector, and their mean is left to the caller.
+        3. The "ema" moves in training mode only.
 
     Raises:
-        ValueError: lam <= 0, an unknown tau, or tau=None without a number of classes.
+        UserError: lam <= 0, an unknown tau, or tau=None without a number of classes.
     """
 
     takes_soft_targets = True
@@ -61,13 +61,13 @@ class SuperLoss(SampleLoss):
         if tau is None:
             if task_loss is not cross_entropy or not num_outputs or num_outputs < 2:
                 raise UserError(
-                    'tau=None means ln(num_outputs) and needs a classification task; give a number or "ema"'
+                    "tau=None means ln(num_outputs) and needs a classification task; "
+                    'give a number or "ema"'
                 )
             tau = math.log(num_outputs)
         self.lam, self.moving = lam, tau == "ema"
-        self.register_buffer(
-            "tau", torch.tensor(0.0 if self.moving else float(tau), dtype=torch.float64)
-        )
+        start = 0.0 if self.moving else float(tau)
+        self.register_buffer("tau", torch.tensor(start, dtype=torch.float64))
         self.register_buffer("started", torch.tensor(not self.moving))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
@@ -79,20 +79,24 @@ class SuperLoss(SampleLoss):
             self.started.fill_(True)
         sigma = confidence((detached - self.tau) / self.lam)
         penalty = self.lam * sigma.log().square()
-        return (losses - self.tau.to(losses.dtype)) * sigma.to(losses.dtype) + penalty.to(
-            losses.dtype
-        )
+        tau, sigma, penalty = (part.to(losses.dtype) for part in (self.tau, sigma, penalty))
+        return (losses - tau) * sigma + penalty
 
 
 def confidence(excess: Tensor) -> Tensor:
-    """sigma = exp(-W(max(-2/e, excess) / 2)), in (0, e], for excess = (l - tau) / lam in float64;
-    W: Lambert's, w e^w = z.
+    """sigma = exp(-W(z)), in (0, e], with z = max(-2/e, excess) / 2 and excess = (l - tau) / lam.
 
-    With w = z sigma it is the root of ln sigma + z sigma = 0: two steps of fourth order (Fritsch,
-    Shafer and Crowley, "Algorithm 443", CACM 1973), written for sigma so that nothing is divided by
-    z = 0, from Winitzki's approximation ("Uniform approximations for transcendental functions",
-    2003), here with the constant that makes W exactly -1 at the branch point z = -1/e. Relative
-    error below 1e-13, and 1e-8 within 1e-6 of that point; already 3e-8 after one step.
+    W is the Lambert function: w = W(z) solves w e^w = z. With w = z sigma, sigma is the root of
+    ln sigma + z sigma = 0. The starting point is Winitzki's approximation ("Uniform approximations
+    for transcendental functions", 2003), with the constant that makes W exactly -1 at the branch
+    point z = -1/e. From there two steps of fourth order are taken (Fritsch, Shafer and Crowley,
+    "Algorithm 443", CACM 1973), written for sigma so that nothing is divided by z = 0.
+
+    The relative error is below 1e-13, and 1e-8 within 1e-6 of the branch point; after one step it
+    would be 3e-8.
+
+    Args:
+        excess: float64.
     """
     z = (0.5 * excess).clamp_min(-math.exp(-1))
     p = (2 * math.e * z + 2).clamp_min(0).sqrt()

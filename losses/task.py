@@ -1,7 +1,7 @@
-"""Task losses: what is lost on one sample, unreduced. Every method wraps one of these.
+"""Task losses: the loss of each sample, unreduced. Every method wraps one of these.
 
-Each is called as ``task_loss(output, target) -> losses [B]`` and computes in float32 when the
-output is half precision.
+Each is called as ``task_loss(output, target) -> losses [B]``, and computes in float32 if the output
+is in half precision.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ TASK_LOSSES = {
 def get_task_loss(task: str, name: str, dataset_task: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The task loss of that name.
 
-    Raises UserError if the task has none such, or the dataset is for another task.
+    Raises UserError if the task has none of that name, or the dataset is for another task.
     """
     if task != dataset_task:
         raise UserError(
@@ -59,7 +59,7 @@ def _full_precision(output):
 def _regression(output, target):
     output = _full_precision(output)
     if output.ndim == 2 and output.shape[1] == 1:
-        output = output.squeeze(1)  # [B, 1] against [B] would broadcast to [B, B] in silence
+        output = output.squeeze(1)  # [B, 1] and [B] would broadcast to [B, B] in silence
     if output.shape != target.shape:
         raise UserError(
             f"a regression output must be [B] or [B, 1] like its target {list(target.shape)}, "

@@ -1,7 +1,4 @@
-"""Checkpoints that survive.
-
-Written atomically, verified when read, the previous one kept; and signals that ask to stop.
-"""
+"""Checkpoints that survive a crash, and signals that ask a run to stop."""
 
 import hashlib
 import io
@@ -27,39 +24,43 @@ from utils.seed import restore_rng_state, rng_state
 
 
 class Checkpoint:
-    """The state of a run's parts, anything with ``state_dict`` and ``load_state_dict``, in one
-    file.
+    """The state of all parts of a run, in one file.
 
-    ``checkpoint.pt`` is the newest; ``checkpoint.previous.pt``, the one before, stays in case the
-    newest is damaged. Of several processes the first writes; the parts are the same in all, but for
-    their random numbers, which are all saved.
+    ``checkpoint.pt`` is the newest. The one before stays as ``checkpoint.previous.pt``, in case the
+    newest is damaged. Files are written atomically, and verified when they are read. Of several
+    processes the first alone writes: the parts are equal in all of them, and the states of their
+    random numbers, which are not, are all saved.
+
+    Args:
+        directory: of the run.
+        parts: anything with ``state_dict`` and ``load_state_dict``; None is left out.
     """
 
-    budget = 0.02  # of the time, at most, that goes into checkpoints that are not needed
-    patience = 1800  # seconds that may pass without one, whatever it takes
+    budget = 0.02  # the largest part of the time that checkpoints which are not needed may take
+    patience = 1800  # seconds after which one is written, whatever it costs
 
     def __init__(self, directory: Path, **parts):
         self.saved, self.cost = -math.inf, 0.0  # when, and how many seconds it took
-        self.newest, self.previous = (
-            directory / "checkpoint.pt",
-            directory / "checkpoint.previous.pt",
-        )
+        self.newest = directory / "checkpoint.pt"
+        self.previous = directory / "checkpoint.previous.pt"
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self, epoch: int, step: int, needed: bool = True):
-        """Save where the run stands: the next batch to train on is ``step`` of ``epoch``. Returns
-        when that is on disk.
+        """Save where the run stands, and return when that is on disk.
 
-        What is not ``needed`` is saved unless that would take more than ``budget`` of the time
-        since the last one.
+        A checkpoint that is not ``needed`` is skipped if it would take more than ``budget`` of the
+        time since the last one, unless that is longer ago than ``patience``.
+
+        Args:
+            epoch, step: the next batch to train on.
         """
         start = time.monotonic()
-        if not all_gather_objects(
-            needed or start - self.saved >= min(self.cost / self.budget, self.patience)
-        )[0]:
+        pause = min(self.cost / self.budget, self.patience)
+        decision = needed or start - self.saved >= pause
+        if not all_gather_objects(decision)[0]:
             return
         self._write(epoch, step, all_gather_objects(rng_state()))
-        barrier()  # torchrun kills the others soon after the first that ends
+        barrier()  # torchrun kills the other processes soon after the first one ends
         self.saved = time.monotonic()
         self.cost = self.saved - start
 
@@ -67,65 +68,65 @@ class Checkpoint:
     def _write(self, epoch, step, random_states):
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"epoch": epoch, "step": step, "rng": random_states}
-        buffer = io.BytesIO()  # torch.save hides the reason when a write fails
+        buffer = io.BytesIO()  # written to a file, torch.save hides why it failed
         torch.save(state, buffer)
         with atomic_write(self.newest, "wb") as file:
             file.write(buffer.getbuffer())
             file.write(hashlib.sha256(buffer.getbuffer()).digest())
             file.flush()
-            os.fsync(file.fileno())  # before the newest steps aside
+            os.fsync(file.fileno())  # before the newest is moved away
             if self.newest.exists():
                 os.replace(self.newest, self.previous)
 
     def load(self) -> tuple[int, int] | None:
-        """Restore all parts; returns (epoch, step), or None where there is no checkpoint.
+        """Restore all parts; returns (epoch, step), or None if there is no checkpoint.
 
-        Raises OSError where there are checkpoints, but none that can be read; or not all processes
-        see the same.
+        Raises OSError if no checkpoint can be read, or the processes do not all see the same one.
         """
         with fail_together():
-            found = self._load()
-        if len(set(all_gather_objects(found))) > 1:
+            position = self._load()
+        if len(set(all_gather_objects(position))) > 1:
             raise OSError(
-                f"the processes do not all see the same {self.newest}: run_dir must lie on a file system that all "
-                f"nodes share"
+                f"the processes do not all see the same {self.newest}: run_dir must lie on a file "
+                "system that all nodes share"
             )
-        return found
+        return position
 
     def _load(self):
         errors = []
         for path in (self.newest, self.previous):
-            if path.exists():
-                try:
-                    state = _read(path)
-                except (OSError, ValueError) as error:
-                    errors.append(f"{path} is damaged ({error})")
-                    continue
-                for message in errors:
-                    print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
-                for name, part in self.parts.items():
-                    part.load_state_dict(state[name])
-                states = (
-                    state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
-                )  # older ones hold one
-                if rank() < len(states):
-                    restore_rng_state(states[rank()])
-                else:  # it was saved by fewer processes
-                    torch.manual_seed(rank())
-                return state["epoch"], state["step"]
+            if not path.exists():
+                continue
+            try:
+                state = _read(path)
+            except (OSError, ValueError) as error:
+                errors.append(f"{path} is damaged ({error})")
+                continue
+            for message in errors:
+                print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
+            self._restore(state)
+            return state["epoch"], state["step"]
         if errors:
-            raise OSError(
-                "\n".join(
-                    [*errors, f"nothing to resume from: remove {self.newest.parent} to start again"]
-                )
-            )
+            advice = f"nothing to resume from: remove {self.newest.parent} to start again"
+            raise OSError("\n".join([*errors, advice]))
         return None
+
+    def _restore(self, state):
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        random_states = state["rng"]
+        if not isinstance(random_states, list):
+            random_states = [random_states]  # an older checkpoint holds that of one process
+        if rank() < len(random_states):
+            restore_rng_state(random_states[rank()])
+        else:  # fewer processes have saved it
+            torch.manual_seed(rank())
 
 
 def _read(path):
-    """The state in a checkpoint.
+    """The state in a checkpoint: what torch.save wrote, followed by its SHA-256.
 
-    What torch.save wrote, followed by its SHA-256, since torch.load looks at no checksum.
+    torch.load itself checks no checksum.
     """
     content = path.read_bytes()
     state, digest = content[:-32], content[-32:]
@@ -135,20 +136,17 @@ def _read(path):
 
 
 class StopRequest:
-    """While entered, remembers that SIGTERM, SIGUSR1 or Ctrl-C arrived, for the loop to look at
-    between two steps.
+    """Remembers, while it is entered, that SIGTERM, SIGUSR1 or Ctrl-C has arrived.
 
-    A second Ctrl-C interrupts at once, unless there are several processes: to those torchrun passes
-    on the first one.
+    The training loop asks between two steps. A second Ctrl-C interrupts at once, unless there are
+    several processes: torchrun passes the first one on to them, so each would get it twice.
     """
 
     received: int = 0
 
     def __enter__(self):
-        self.former = {
-            number: signal.signal(number, self._remember)
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self.former = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def _remember(self, number, frame):
@@ -157,9 +155,9 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self) -> str | None:
-        """The signal that this process or any other has received, or None.
+        """The signal that any of the processes has received, or None.
 
-        The same in all that ask at the same step.
+        All that ask at the same step get the same answer.
         """
         number = max(all_gather_objects(int(self.received)))
         return signal.Signals(number).name if number else None

@@ -15,16 +15,18 @@ from utils.errors import UserError
 def choose_device(
     name: str, precision: str = "fp32", threads: int | None = None
 ) -> tuple[torch.device, Callable]:
-    """The device called ``name`` ("auto": a GPU if there is one), and what to open around each
-    forward pass on it.
+    """The device called ``name``, and the context to open around each forward pass on it.
 
-    That is nothing for "fp32", and autocast to bfloat16 for "bf16", which needs no gradient scaler.
-    ``threads``: of the CPU (None: PyTorch's choice). On a CPU the allocator of the process is told
-    to keep what is freed.
+    With "bf16" that is autocast to bfloat16, which needs no gradient scaler; with "fp32" it does
+    nothing. If several processes share a machine, each takes the GPU of its local rank. On a CPU,
+    the allocator is told to keep memory that is freed.
 
-    Of several processes on a machine each takes the GPU of its number.
+    Args:
+        name: "cpu", "cuda", "cuda:<number>", or "auto" for a GPU if there is one.
+        precision: "fp32" or "bf16".
+        threads: of the CPU; None leaves the choice to PyTorch.
 
-    Raises ValueError where the GPU that is asked for is not there.
+    Raises UserError if the GPU is not there.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -37,21 +39,12 @@ def choose_device(
             )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    with fail_together():  # not all of them may find one
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            hint = (
-                "start one process for each, or use device=cpu"
-                if is_distributed()
-                else "use device=auto or cpu"
-            )
-            raise UserError(
-                f"device={name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; {hint}"
-            )
+    with fail_together():  # the GPUs may suffice for some of the processes only
+        _check_gpu(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = (
-            True  # try the convolutions' algorithms; batches have one size, but for the last
-        )
+        # Try the algorithms of convolutions: all batches but the last have one size.
+        torch.backends.cudnn.benchmark = True
     else:
         _keep_freed_memory()
     if precision == "fp32":
@@ -59,21 +52,29 @@ def choose_device(
     return device, lambda: torch.autocast(device.type, torch.bfloat16)
 
 
+def _check_gpu(device):
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) < count:
+        return
+    hint = "use device=auto or cpu"
+    if is_distributed():
+        hint = "start one process for each, or use device=cpu"
+    raise UserError(f"device={device}: PyTorch sees {count} CUDA devices here; {hint}")
+
+
 def device_name(name: str) -> str:
-    """What computes where ``choose_device`` is asked for ``name``: "cpu", or the GPU's own name."""
+    """What computes if ``choose_device`` is given ``name``: "cpu", or the GPU's own name."""
     return "cpu" if name == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name()
 
 
 def _keep_freed_memory():
-    """Let glibc keep what a step frees for the next: by default each large tensor is mapped, zeroed
-    and unmapped anew.
+    """Let glibc keep the memory that a step frees for the next step.
 
-    Measured on 2 cores with LeNet and a batch of 128: about 5 % more images per second.
+    By default each large tensor is mapped, zeroed and unmapped anew. With LeNet, a batch of 128 and
+    2 cores, this gives about 5 % more images per second.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, size in (
-            (-3, 2**25),
-            (-1, 2**31 - 1),
-        ):  # M_MMAP_THRESHOLD at its maximum, M_TRIM_THRESHOLD
-            libc.mallopt(parameter, size)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its maximum
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

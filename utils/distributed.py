@@ -1,12 +1,12 @@
-"""Several processes on one run, as torchrun starts them: each computes its share of every batch,
-and all know the same.
+"""Several processes on one run, as torchrun starts them.
 
-The model runs on the share, and ``gather`` gives every process the outputs for the whole batch.
-From there on all compute alike: the loss over the whole batch, what it keeps of each sample, the
-record of the run. So none of that knows of processes, and a run with two is the run with one, to
-rounding: ``batch_size`` is that of all together.
+Each process runs the model on its share of every batch, and ``gather`` gives all of them the
+outputs for the whole batch. From there on all compute the same: the loss over the whole batch, what
+it keeps of each sample, the record of the run. So none of that needs to know of processes, and a
+run with two processes equals the run with one, up to rounding; ``batch_size`` is that of all
+together.
 
-In a process that is alone each function here does nothing.
+In a process that is alone each of these functions does nothing.
 """
 
 import contextlib
@@ -23,41 +23,35 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 
-RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-)  # what torchrun tells each process about itself,
-MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")  # and where they meet
-TIMEOUT = datetime.timedelta(
-    hours=1
-)  # one may have to download, decode or draw while the others wait
+# What torchrun tells each process about itself, and where the processes meet.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+# One process may have to download, decode or draw while the others wait.
+TIMEOUT = datetime.timedelta(hours=1)
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0; also before they have met."""
+    """The number of this process, from 0; known before the process group exists."""
     return int(os.environ["RANK"]) if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many there are."""
+    """How many processes there are."""
     return int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
 
 
 def is_distributed() -> bool:
     """Whether this process was started as one of several."""
-    return (
-        all(os.environ.get(name, "").isdigit() for name in RANK_VARIABLES)
-        and int(os.environ["WORLD_SIZE"]) > 1
-    )
+    complete = all(os.environ.get(name, "").isdigit() for name in RANK_VARIABLES)
+    return complete and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextlib.contextmanager
 def process_group():
-    """While entered, this process and the others that torchrun has started can exchange tensors.
+    """While entered, the processes that torchrun has started can exchange tensors.
 
     Raises:
-        ValueError: some of torchrun's variables are set and others are not.
+        UserError: some of torchrun's variables are set and others are not.
         OSError: the others cannot be reached.
     """
     wrong = [name for name in RANK_VARIABLES if not os.environ.get(name, "").isdigit()]
@@ -74,36 +68,30 @@ def process_group():
     if not is_distributed() or dist.is_initialized():
         yield
         return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
-        )
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except dist.DistError as error:
-        raise OSError(
-            f"the other processes cannot be met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
-            f"{error}"
-        ) from None
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise OSError(f"the other processes cannot be met at {address}: {error}") from None
     yield
-    dist.destroy_process_group()  # not after an error: the others may never come to it
+    dist.destroy_process_group()  # not after an error: the others might never get here
 
 
 def main_process_only(method: Callable) -> Callable:
-    """Decorates what the first process does for all, e.g.
-
-    Write a file; the others skip it and get None.
-    """
+    """Decorator for what the first process does for all, e.g. writing a file; others get None."""
 
     @functools.wraps(method)
-    def only_there(*arguments, **options):
+    def in_first_process(*arguments, **options):
         return method(*arguments, **options) if rank() == 0 else None
 
-    return only_there
+    return in_first_process
 
 
 def local_main_first(function: Callable, *arguments, **options):
-    """Call it in the first process of each machine, and then in the others.
+    """Call a function in the first process of each machine, and then in the others.
 
-    It may have to download a file for them.
+    For what may have to download a file: the others then use the same one.
     """
     first = not is_distributed() or int(os.environ["LOCAL_RANK"]) == 0
     if not first:
@@ -116,7 +104,7 @@ def local_main_first(function: Callable, *arguments, **options):
 
 
 class OtherProcessFailed(SystemExit):
-    """Ends this process in silence: another one says what is wrong."""
+    """Ends this process in silence, since another one says what is wrong."""
 
     def __init__(self, reason: str):
         super().__init__(2)
@@ -128,11 +116,11 @@ class OtherProcessFailed(SystemExit):
 
 @contextlib.contextmanager
 def fail_together():
-    """Where this fails in one process, it fails in all: with its own error there, with
-    OtherProcessFailed in the others.
+    """If the block fails in one process, it fails in all of them.
 
-    What is done in it must not exchange anything with other processes, but in ``local_main_first`` and in
-    another ``fail_together``.
+    A process that failed raises its own error, the others OtherProcessFailed. If all have failed in
+    the same way, e.g. because of a wrong configuration, the first alone says so. Inside the block
+    processes may exchange data only within ``local_main_first`` and another ``fail_together``.
     """
     failure = None
     try:
@@ -142,32 +130,29 @@ def fail_together():
     failures = all_gather_objects(failure and repr(failure))
     if failure is not None and (rank() == 0 or repr(failure) != failures[0]):
         raise failure
-    if any(failures):  # the same everywhere, e.g. a wrong configuration, is said once
+    if any(failures):
         raise OtherProcessFailed(next(filter(None, failures)))
 
 
 def rank_slice(part: slice) -> slice:
-    """Which places in that part of an order are this process's.
-
-    Every n-th of n processes, from its rank on.
-    """
+    """The positions in ``part`` of this process: every n-th of n processes, from its rank on."""
     return slice(part.start + rank(), part.stop, world_size())
 
 
 def rank_seed() -> tuple[int, ...]:
-    """() in the first process, a number in others.
+    """What to add to a seed so that processes draw different numbers for different samples.
 
-    Sets their random numbers apart where those belong to a sample.
+    () in the first process, a number in the others.
     """
-    return (1000 + rank(),) if rank() else ()  # small numbers are the streams of the loaders
+    return (1000 + rank(),) if rank() else ()  # the loaders use small numbers for their streams
 
 
 def gather(*shares: Tensor) -> tuple[Tensor, ...]:
-    """Of each tensor [b, ...], all processes' shares as one [B, ...], in the order of the batch.
+    """For each tensor, the shares [b, ...] of all processes as one tensor [B, ...].
 
-    The gradient of each flows back into this process's share, times the number of processes:
-    DistributedDataParallel divides by it. Where shares are not those of ``rank_slice``, because a file
-    could not be read, they follow one another.
+    They are in the order of the batch; if they are not those of ``rank_slice``, because a file
+    could not be read, one process's samples follow the other's. The gradient flows back into this
+    process's share, times the number of processes, by which DistributedDataParallel divides.
     """
     if not is_distributed():
         return shares
@@ -184,27 +169,27 @@ class _Gather(torch.autograd.Function):
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         whole = tensor.new_empty(sum(sizes), *tensor.shape[1:])
-        for one, part in enumerate(parts):
-            whole[_places(sizes, one)] = part[: sizes[one]]
+        for sender, part in enumerate(parts):
+            whole[_rows_of(sender, sizes)] = part[: sizes[sender]]
         return whole
 
     @staticmethod
     def backward(ctx, grad):
-        return grad[_places(ctx.sizes, rank())] * world_size(), None
+        return grad[_rows_of(rank(), ctx.sizes)] * world_size(), None
 
 
-def _places(sizes, one):
-    """Where in the whole the share of process ``one`` belongs."""
-    total, number = sum(sizes), len(sizes)
-    if sizes == [len(range(start, total, number)) for start in range(number)]:
-        return slice(one, total, number)
-    return slice(sum(sizes[:one]), sum(sizes[: one + 1]))
+def _rows_of(sender, sizes):
+    """The rows of one process in the whole batch; ``sizes`` are the lengths of all shares."""
+    total, count = sum(sizes), len(sizes)
+    if sizes == [len(range(start, total, count)) for start in range(count)]:
+        return slice(sender, total, count)
+    return slice(sum(sizes[:sender]), sum(sizes[: sender + 1]))
 
 
 def all_gather_objects(value) -> list:
-    """The ``value``, a number or anything that pickles, of every process, by rank.
+    """The value of every process, by rank; processes wait for one another here.
 
-    They wait for one another here.
+    ``value`` is anything that pickles; whole numbers are the fastest.
     """
     if not is_distributed():
         return [value]
@@ -223,50 +208,43 @@ def barrier():
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """The first process's ``tensor``, in all of them.
-
-    What is drawn at random for the whole batch.
-    """
+    """The tensor of the first process, in all of them: for what is drawn at random per batch."""
     if is_distributed():
         dist.broadcast(tensor, 0)
     return tensor
 
 
 def data_parallel(model: nn.Module, device: torch.device, compiled: bool = False) -> nn.Module:
-    """The model as one whose gradients and BatchNorm statistics are those of the whole batch.
-
-    It shares its parameters.
-    """
+    """The same parameters as a model whose gradients and BatchNorms are those of whole batches."""
     if is_distributed():
-        convert = (
-            nn.SyncBatchNorm.convert_sync_batchnorm
-            if device.type == "cuda"
-            else _synchronise_batch_norm
-        )
-        renamed = (
-            "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        )  # by PyTorch 2.15 or before
-        equal_already = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        model = DistributedDataParallel(
-            convert(model), device_ids=[device] if device.type == "cuda" else None, **equal_already
-        )
+        model = _distribute(model, device)
     return torch.compile(model) if compiled else model
 
 
+def _distribute(model, device):
+    # Buffers are equal already, and need not be sent; newer PyTorch has renamed the argument.
+    name = "forward_sync_buffers"
+    if name not in inspect.signature(DistributedDataParallel).parameters:
+        name = "broadcast_buffers"
+    options = {name: False}
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=[device], **options)
+    return DistributedDataParallel(_synchronise_batch_norm(model), **options)
+
+
 def _synchronise_batch_norm(model):
-    """Let every BatchNorm normalise by the whole batch on a CPU, for which PyTorch has no such
-    layer.
-    """
+    """Let each BatchNorm use the whole batch on a CPU, for which PyTorch has no such layer."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.forward = functools.partial(_batch_norm, module)
     return model
 
 
-def _batch_norm(norm, given):
+def _batch_norm(norm, inputs):
     if not norm.training:
-        return type(norm).forward(norm, given)
-    images = given.float() if given.dtype.itemsize < 4 else given
+        return type(norm).forward(norm, inputs)
+    images = inputs.float() if inputs.dtype.itemsize < 4 else inputs
     dims, shape = [0, *range(2, images.ndim)], [1, -1] + [1] * (images.ndim - 2)
     count = sum(all_gather_objects(images.numel() // images.shape[1]))
     mean = _Sum.apply(images.sum(dims)) / count
@@ -281,11 +259,11 @@ def _batch_norm(norm, given):
     scaled = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         scaled = torch.addcmul(norm.bias.view(shape), scaled, norm.weight.view(shape))
-    return scaled.to(given.dtype)
+    return scaled.to(inputs.dtype)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes, of which each holds a part of the final loss."""
+    """The sum of a tensor over all processes, each of which computes a part of the final loss."""
 
     @staticmethod
     def forward(ctx, tensor):

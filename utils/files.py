@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are complete or not there at all."""
 
 import os
 from contextlib import contextmanager
@@ -7,20 +7,18 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w"):
-    """Open a temporary file beside ``path``, and rename it to ``path`` once it is whole and on
-    disk.
+    """Open a temporary file, and rename it to ``path`` once it is complete and on disk.
 
-    Whatever goes wrong before that, a full disk among it, leaves ``path`` as it was and no
-    temporary file behind.
+    If anything goes wrong before that, e.g. the disk is full, ``path`` stays as it was and no
+    temporary file is left behind.
     """
-    text = (
-        {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
-    )  # which can write any file's name
-    temporary = path.with_name(
-        f".{path.name}.tmp"
-    )  # one writer a run directory: the lock sees to it
+    options = {}
+    if "b" not in mode:
+        options = {"encoding": "utf-8", "errors": "surrogateescape"}  # fits the name of any file
+    # The name is fixed: the lock of a run's directory makes sure that there is one writer.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, mode, **text) as file:
+        with open(temporary, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

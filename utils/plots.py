@@ -1,7 +1,4 @@
-"""The pictures of a run, drawn from the files in its directory.
-
-Figures.py draws those of several.
-"""
+"""The pictures of one run, drawn from the files in its directory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,36 +14,28 @@ from utils.detection import wrong_labels
 from utils.files import atomic_write
 from utils.metrics import Metric
 
-COLOURS = {
-    "grey": "#777777",
-    "easy": "#0072B2",
-    "hard": "#E69F00",
-    "incorrect": "#D55E00",
-}  # Okabe and Ito: colour-blind safe
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}
 
 
 def draw_curves(directory: Path, metric: Metric):
-    """curves.png.
-
-    Training, validation and test metric over the epochs, with the best and the last test value
-    marked.
-    """
+    """curves.png: training, validation and test metric by epoch; best and last test values."""
     rows = pd.read_csv(directory / "metrics.csv")
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     if rows.train_metric.notna().any():
-        axes.plot(
-            rows.epoch, rows.train_metric, color=COLOURS["grey"], label="training, given labels"
-        )
+        label = "training, given labels"
+        axes.plot(rows.epoch, rows.train_metric, color=COLOURS["grey"], label=label)
     if "validation_metric" in rows:
         axes.plot(rows.epoch, rows.validation_metric, color=COLOURS["hard"], label="validation")
     axes.plot(rows.epoch, rows.test_metric, color=COLOURS["easy"], label="test")
     best = rows.test_metric.idxmax() if metric.higher_is_better else rows.test_metric.idxmin()
-    for position, name, offset in ((best, "best", 8), (rows.index[-1], "last", -14)):
-        axes.plot(rows.epoch[position], rows.test_metric[position], "o", color=COLOURS["easy"])
+    for row, name, offset in ((best, "best", 8), (rows.index[-1], "last", -14)):
+        epoch, value = rows.epoch[row], rows.test_metric[row]
+        axes.plot(epoch, value, "o", color=COLOURS["easy"])
         axes.annotate(
-            f"{name} {rows.test_metric[position]:.2f}",
-            (rows.epoch[position], rows.test_metric[position]),
+            f"{name} {value:.2f}",
+            (epoch, value),
             xytext=(0, offset),
             textcoords="offset points",
             ha="right",
@@ -60,115 +49,35 @@ def draw_curves(directory: Path, metric: Metric):
 
 
 def draw_samples(directory: Path):
-    """samples.png.
-
-    The scores of correct and incorrect labels; and the weight of easy, hard and incorrect samples
-    by epoch.
-    """
-    weighted = any(
-        column.startswith("weight_") for column in pd.read_csv(directory / "metrics.csv", nrows=0)
-    )
-    figure = Figure(figsize=(9, 3.6) if weighted else (5, 3.6), layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(1, 2 if weighted else 1))
-    _scores(all_axes[0], directory)
-    if weighted:
-        _weights(all_axes[1], directory)
-    save(figure, all_axes, directory / "samples.png")
+    """samples.png: the scores of correct and incorrect labels, and the weights by epoch."""
+    columns = pd.read_csv(directory / "metrics.csv", nrows=0)
+    has_weights = any(column.startswith("weight_") for column in columns)
+    figure = Figure(figsize=(9 if has_weights else 5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2 if has_weights else 1, squeeze=False)[0]
+    _draw_scores(panels[0], directory)
+    if has_weights:
+        _draw_weights(panels[1], directory)
+    save(figure, panels, directory / "samples.png")
 
 
-def draw_targets(directory: Path):
-    """targets.png, of a regression.
-
-    What the network predicts of the training samples, against given and true targets.
-    """
-    with np.load(directory / "samples.npz") as samples:
-        given, true, predicted = (samples[key] for key in ("given", "true", "predicted"))
-    incorrect = wrong_labels(given, true)
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    all_axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    if incorrect is None:
-        groups = [(np.ones(len(given), bool), "grey", "all samples")]
-    else:
-        groups = [
-            (~incorrect, "easy", "correct labels"),
-            (incorrect, "incorrect", "incorrect labels"),
-        ]
-    for axes, target, name in zip(all_axes, (given, true), ("given", "true"), strict=True):
-        for mask, colour, label in groups:
-            axes.plot(
-                target[mask],
-                predicted[mask],
-                ".",
-                markersize=2,
-                alpha=0.4,
-                color=COLOURS[colour],
-                label=label,
-                rasterized=True,
-            )
-        ends = [np.nanmin(given), np.nanmax(given)]
-        axes.plot(ends, ends, color=COLOURS["grey"], linewidth=1)
-        axes.set(xlabel=f"{name} target" + (" (unknown)" if np.isnan(target).all() else ""))
-    all_axes[0].set(ylabel="prediction")
-    all_axes[0].legend(frameon=False, markerscale=5)
-    save(figure, all_axes, directory / "targets.png")
-
-
-def draw_suspects(
-    path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str] | torch.Tensor
-):
-    """A contact sheet of some samples, eight a row, each with its given label and, if another, the
-    predicted one.
-
-    Args:
-        table: of these samples: index, given, predicted.
-        name: from a label to its name.
-        images: of all samples: paths, or uint8 [N, C, H, W].
-    """
-    size, text, columns = 96, 26, 8
-    rows = -(-len(table["index"]) // columns)
-    sheet = Image.new("RGB", (columns * (size + 4), rows * (size + text + 4)), "white")
-    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    for place, (index, given, predicted) in enumerate(
-        zip(table["index"], table["given"], table["predicted"], strict=True)
-    ):
-        left, top = place % columns * (size + 4) + 2, place // columns * (size + text + 4) + 2
-        image = _picture(images[index])
-        image = image.resize(
-            (size, size),
-            Image.Resampling.NEAREST if max(image.size) < size else Image.Resampling.BILINEAR,
-        )
-        sheet.paste(image, (left, top))
-        names = [name(label).encode(errors="replace").decode()[:16] for label in (given, predicted)]
-        drawing.text((left, top + size), names[0], "black", font)
-        if predicted != given:
-            drawing.text((left, top + size + text // 2), f"{names[1]}?", COLOURS["incorrect"], font)
-    with atomic_write(path, "wb") as file:
-        sheet.save(file, "PNG")
-
-
-def _picture(image: str | torch.Tensor) -> Image.Image:
-    if isinstance(image, str):
-        with Image.open(image) as file:
-            return file.convert("RGB")
-    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy(force=True))
-
-
-def _scores(axes, directory):
+def _draw_scores(axes, directory):
     with np.load(directory / "samples.npz") as samples:
         score, incorrect = samples["score"], wrong_labels(samples["given"], samples["true"])
     bins = np.histogram_bin_edges(score, 50)
-    if incorrect is not None:
-        axes.hist(score[~incorrect], bins, alpha=0.7, color=COLOURS["easy"], label="correct labels")
-        axes.hist(
-            score[incorrect], bins, alpha=0.7, color=COLOURS["incorrect"], label="incorrect labels"
-        )
-        axes.legend(frameon=False)
-    else:
+    if incorrect is None:
         axes.hist(score, bins, color=COLOURS["grey"])
+    else:
+        groups = (
+            ("easy", "correct labels", ~incorrect),
+            ("incorrect", "incorrect labels", incorrect),
+        )
+        for colour, label, mask in groups:
+            axes.hist(score[mask], bins, alpha=0.7, color=COLOURS[colour], label=label)
+        axes.legend(frameon=False)
     axes.set(xlabel="score (larger: more suspicious)", ylabel="samples", yscale="log")
 
 
-def _weights(axes, directory):
+def _draw_weights(axes, directory):
     rows = pd.read_csv(directory / "metrics.csv")
     for name in ("easy", "hard", "incorrect"):
         if f"weight_{name}" in rows:
@@ -178,19 +87,87 @@ def _weights(axes, directory):
     axes.legend(frameon=False)
 
 
-def save(figure: Figure, axes, path: Path):
-    """Write a figure without the frame lines that carry nothing."""
-    for one in np.atleast_1d(axes):
-        one.spines[["top", "right"]].set_visible(False)
+def draw_targets(directory: Path):
+    """targets.png of a regression: predictions of training samples by given and true target."""
+    with np.load(directory / "samples.npz") as samples:
+        given, true, predicted = samples["given"], samples["true"], samples["predicted"]
+    incorrect = wrong_labels(given, true)
+    if incorrect is None:
+        groups = [("grey", "all samples", np.ones(len(given), bool))]
+    else:
+        groups = [
+            ("easy", "correct labels", ~incorrect),
+            ("incorrect", "incorrect labels", incorrect),
+        ]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    diagonal = [np.nanmin(given), np.nanmax(given)]
+    dots = {"markersize": 2, "alpha": 0.4, "rasterized": True}
+    for axes, target, name in zip(panels, (given, true), ("given", "true"), strict=True):
+        for colour, label, mask in groups:
+            axes.plot(
+                target[mask], predicted[mask], ".", color=COLOURS[colour], label=label, **dots
+            )
+        axes.plot(diagonal, diagonal, color=COLOURS["grey"], linewidth=1)
+        unknown = " (unknown)" if np.isnan(target).all() else ""
+        axes.set(xlabel=f"{name} target{unknown}")
+    panels[0].set(ylabel="prediction")
+    panels[0].legend(frameon=False, markerscale=5)
+    save(figure, panels, directory / "targets.png")
+
+
+def draw_suspects(
+    path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str] | torch.Tensor
+):
+    """A contact sheet of some samples, eight in a row.
+
+    Below each image stand its given label and, if that is another one, the predicted label.
+
+    Args:
+        table: of these samples: index, given, predicted.
+        name: from a label to its name.
+        images: of all samples: paths, or uint8 [N, C, H, W].
+    """
+    size, caption, gap, columns = 96, 26, 4, 8
+    width, height = size + gap, size + caption + gap
+    rows = -(-len(table["index"]) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    samples = zip(table["index"], table["given"], table["predicted"], strict=True)
+    for position, (index, given, predicted) in enumerate(samples):
+        row, column = divmod(position, columns)
+        left, top = column * width + gap // 2, row * height + gap // 2
+        sheet.paste(_thumbnail(images[index], size), (left, top))
+        drawing.text((left, top + size), _caption(name(given)), "black", font)
+        if predicted != given:
+            guess = f"{_caption(name(predicted))}?"
+            below = top + size + caption // 2
+            drawing.text((left, below), guess, COLOURS["incorrect"], font)
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, dpi=150, format=path.suffix[1:])
+        sheet.save(file, "PNG")
+
+
+def _thumbnail(image: str | torch.Tensor, size: int) -> Image.Image:
+    if isinstance(image, str):
+        with Image.open(image) as file:
+            picture = file.convert("RGB")
+    else:
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0)
+        picture = Image.fromarray(pixels.numpy(force=True))
+    is_small = max(picture.size) < size
+    method = Image.Resampling.NEAREST if is_small else Image.Resampling.BILINEAR
+    return picture.resize((size, size), method)
+
+
+def _caption(name: str) -> str:
+    """A name of at most 16 characters; one made of bytes that are no text can be drawn too."""
+    return name.encode(errors="replace").decode()[:16]
 
 
 def draw_selection(
     path: Path, mean_loss: np.ndarray, given: np.ndarray, incorrect: np.ndarray, table: pd.DataFrame
 ):
-    """Precision of vanilla and RSL selection by epoch; and the mean losses of correct and incorrect
-    labels, label by label.
+    """Precision of vanilla and RSL selection by epoch, and the mean losses for each given label.
 
     Args:
         mean_loss, given, incorrect: [n], of the training samples.
@@ -198,35 +175,49 @@ def draw_selection(
     """
     labels = np.unique(given)
     columns = min(len(labels), 5 if len(labels) <= 20 else 10)
-    lines = -(-len(labels) // columns)
-    figure = Figure(figsize=(9, 2.6 + 1.3 * lines), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[2.6, 1.3 * lines])
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(9, 2.6 + 1.3 * rows), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.6, 1.3 * rows])
     top = above.subplots()
-    for rule, name, colour in (
-        ("mean", "mean loss up to the epoch (RSL)", "easy"),
-        ("epoch", "loss of the epoch (vanilla)", "incorrect"),
-    ):
-        rows = table[table.rule == rule]
-        top.plot(rows.epoch, rows.precision, color=COLOURS[colour], label=name)
-    top.set(xlabel="epoch", ylabel="precision")
-    top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.legend(frameon=False)
-    panels = below.subplots(lines, columns, sharex=True, squeeze=False)
-    mean_loss = mean_loss.clip(max=np.percentile(mean_loss, 99))  # the few beyond join the last bar
+    _draw_precision(top, table)
+    panels = below.subplots(rows, columns, sharex=True, squeeze=False)
+    mean_loss = mean_loss.clip(max=np.percentile(mean_loss, 99))  # the last bar holds all above
     bins = np.histogram_bin_edges(mean_loss, 40)
     for panel, label in zip(panels.flat, labels, strict=False):
-        for wrong, name, colour in ((False, "correct", "easy"), (True, "incorrect", "incorrect")):
-            panel.hist(
-                mean_loss[(given == label) & (incorrect == wrong)],
-                bins,
-                alpha=0.7,
-                color=COLOURS[colour],
-                label=name,
-            )
+        chosen = given == label
+        _draw_losses(panel, mean_loss[chosen], incorrect[chosen], bins)
         panel.set_title(f"label {label}", fontsize="small", pad=2)
-        panel.set_yticks([])
     for panel in panels.flat[len(labels) :]:
         panel.set_axis_off()
     panels[0, 0].legend(frameon=False, fontsize="x-small")
     below.supxlabel("mean loss", fontsize="medium")
     save(figure, [top, *panels.flat], path)
+
+
+def _draw_precision(axes, table):
+    for rule, label, colour in (
+        ("mean", "mean loss up to the epoch (RSL)", "easy"),
+        ("epoch", "loss of the epoch (vanilla)", "incorrect"),
+    ):
+        rows = table[table.rule == rule]
+        axes.plot(rows.epoch, rows.precision, color=COLOURS[colour], label=label)
+    axes.set(xlabel="epoch", ylabel="precision")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+
+
+def _draw_losses(axes, losses, incorrect, bins):
+    for colour, label, mask in (
+        ("easy", "correct", ~incorrect),
+        ("incorrect", "incorrect", incorrect),
+    ):
+        axes.hist(losses[mask], bins, alpha=0.7, color=COLOURS[colour], label=label)
+    axes.set_yticks([])
+
+
+def save(figure: Figure, axes, path: Path):
+    """Write a figure of one or several axes, without the frame lines that mean nothing."""
+    for panel in np.atleast_1d(axes):
+        panel.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, dpi=150, format=path.suffix[1:])

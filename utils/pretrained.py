@@ -1,6 +1,4 @@
-"""Pretrained language models, by Hugging Face's transformers, which is imported here and nowhere
-else.
-"""
+"""Pretrained language models from Hugging Face: the only module that imports transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +9,16 @@ from utils.errors import UserError
 
 
 def load_pretrained(kind: str, path: str):
-    """``transformers.<kind>.from_pretrained(path)``, where kind is AutoTokenizer or AutoModel.
+    """``transformers.<kind>.from_pretrained(path)``.
 
-    ``path`` is a folder, or a name on the Hugging Face hub: taken from the local cache, and
-    downloaded to it if it is not there.
+    Args:
+        kind: AutoTokenizer or AutoModel.
+        path: a folder, or a name on the Hugging Face hub. A model that is not in the local cache
+            is downloaded to it.
 
     Raises:
-        ValueError: transformers is not installed; a folder that cannot be read as such a model.
-        FileNotFoundError: no such folder, nor in the cache, nor to be downloaded.
+        UserError: transformers is not installed, or the folder cannot be read as such a model.
+        FileNotFoundError: there is no such folder, nor can the model be had from cache or hub.
     """
     try:
         import transformers
@@ -30,7 +30,7 @@ def load_pretrained(kind: str, path: str):
     load: Callable = getattr(transformers, kind).from_pretrained
     try:
         return load(path, local_files_only=True)
-    except Exception as error:  # of transformers, safetensors or torch, as the damage may be
+    except Exception as error:  # of transformers, safetensors or torch, depending on the damage
         if Path(path).is_dir():
             raise UserError(
                 f"model.path={path} cannot be read as a model with its tokenizer ({error})"
@@ -40,12 +40,12 @@ def load_pretrained(kind: str, path: str):
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"model.path={path} is neither a folder with a model and its tokenizer, nor in the "
-            f"cache of "
-            f"Hugging Face, nor to be downloaded: name a folder with model.path=<folder> ({error})"
+            "cache of Hugging Face, nor to be downloaded: name a folder with "
+            f"model.path=<folder> ({error})"
         ) from None
 
 
 def mean_of_tokens(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean [B, D] of the states [B, L, D] of the tokens that are no padding: mask [B, L]."""
+    """Mean [B, D] over the tokens of states [B, L, D] that mask [B, L] marks as no padding."""
     weight = mask.unsqueeze(2).to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1).clamp_min(1)

@@ -1,5 +1,7 @@
-"""The learning-rate schedules that a params file may name: those of torch.optim stepped after each
-epoch, and two of our own that are stepped after each batch."""
+"""The learning-rate schedules that a params file may name.
+
+Those of torch.optim are stepped after each epoch, the two that are defined here after each batch.
+"""
 
 import math
 from typing import Literal
@@ -34,16 +36,16 @@ __all__ = [
 
 
 class ExponentialPerBatch(LambdaLR):
-    """lr exp(-rate t): the schedule of the DiscrimLoss authors for UTKFace, written out.
+    """lr exp(-rate t), with t in batches: the schedule of the DiscrimLoss authors for UTKFace.
 
     Args:
         steps_per_epoch: batches of a pass over the data.
-        restart: "epoch": t counts the batches of the epoch, so that the rate is a saw-tooth, which
-            is what their code does under the PyTorch 1.4 of their published runs; "never": since
-            the start, what it does under PyTorch 1.10 and later, where the rate has all but
-            vanished after a few epochs.
+        restart: when t starts again from 0. "epoch": at every epoch, so that the learning rate is
+            a saw-tooth, as their code makes it under PyTorch 1.4, which their published runs used.
+            "never": as their code makes it under PyTorch 1.10 and later, where the learning rate
+            has all but vanished after a few epochs.
 
-    Raises ValueError where rate is negative.
+    Raises UserError if rate is negative.
     """
 
     def __init__(
@@ -56,18 +58,22 @@ class ExponentialPerBatch(LambdaLR):
     ):
         if rate < 0:
             raise UserError(f"rate must be at least 0, got {rate}")
-        super().__init__(
-            optimizer,
-            lambda step: math.exp(-rate * (step % steps_per_epoch if restart == "epoch" else step)),
-        )
+
+        def factor(step):
+            return math.exp(-rate * (step % steps_per_epoch if restart == "epoch" else step))
+
+        super().__init__(optimizer, factor)
 
 
 class LinearPerBatch(LambdaLR):
-    """From lr to 0 in a straight line over all batches of the run, after a ``warmup`` in [0, 1) of
-    them from 0 to lr.
+    """From lr to 0 in a straight line over the run: the usual schedule to fine-tune a Transformer.
 
-    The usual schedule for fine-tuning a Transformer. Raises ValueError where warmup lies outside
-    [0, 1).
+    Args:
+        steps_per_epoch: batches of a pass over the data.
+        epochs: of the run.
+        warmup: the part of the run, in [0, 1), over which the rate first rises from 0 to lr.
+
+    Raises UserError if warmup lies outside [0, 1).
     """
 
     def __init__(
@@ -77,17 +83,17 @@ class LinearPerBatch(LambdaLR):
             raise UserError(f"warmup is a part of the run and must lie in [0, 1), got {warmup}")
         total = steps_per_epoch * epochs
         rising = warmup * total
-        super().__init__(
-            optimizer,
-            lambda step: (
-                step / rising if step < rising else (total - step) / max(total - rising, 1)
-            ),
-        )
+
+        def factor(step):
+            if step < rising:
+                return step / rising
+            return (total - step) / max(total - rising, 1)
+
+        super().__init__(optimizer, factor)
 
 
 def step(schedule, after: Literal["batch", "epoch"]):
-    """Step a schedule, or None, if this is the end of what it counts."""
-    if schedule and after == (
-        "batch" if isinstance(schedule, (ExponentialPerBatch, LinearPerBatch)) else "epoch"
-    ):
+    """Step a schedule if it counts what has just ended; None is no schedule."""
+    per_batch = isinstance(schedule, (ExponentialPerBatch, LinearPerBatch))
+    if schedule and after == ("batch" if per_batch else "epoch"):
         schedule.step()

@@ -4,9 +4,9 @@ import torch
 
 
 def derive(seed: int, *parts: int) -> int:
-    """A 63-bit seed for one purpose out of the run's seed, e.g.
+    """A 63-bit seed for one purpose, e.g. an epoch, from the seed of the run.
 
-    Derive(seed, epoch): neighbours give unrelated streams.
+    Neighbouring arguments give unrelated seeds.
     """
     state = 0x9E3779B97F4A7C15
     for number in (seed, *parts):  # the finaliser of splitmix64, once per number
@@ -17,23 +17,23 @@ def derive(seed: int, *parts: int) -> int:
 
 
 def seed_everything(seed: int, *parts: int):
-    """Seed PyTorch's generators (all devices), e.g.
+    """Seed PyTorch's generators on all devices with ``derive(seed, *parts)``.
 
-    With (seed, epoch). NumPy's and Python's are not used in training.
+    Training uses neither NumPy's generators nor Python's.
     """
     torch.manual_seed(derive(seed, *parts))
 
 
 def rng_state() -> dict:
-    """State of PyTorch's generators, to go on in the middle of an epoch as if nothing had happened."""
+    """State of PyTorch's generators, from which an interrupted epoch goes on as if undisturbed."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():  # not where a run on the CPU has left the GPU alone
+    if torch.cuda.is_initialized():  # a run on the CPU is not to start the GPU
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def restore_rng_state(state: dict):
-    """Undo everything since ``rng_state()``."""
+    """Put the generators back into a state that ``rng_state`` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
