@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmarks.report import make_run, make_sweep
+from tests.fixtures import make_run, make_sweep
 from utils import figures, published, report
 from utils.collect import collect, config_hash, write_log
 from utils.epoch_rules import apply_rules
