@@ -28,8 +28,8 @@ FORMS = {
 MEASURE = """
 import resource, sys, time
 start = time.monotonic()
-from utils import report
-report.main(sys.argv[1:])
+from utils.report.__main__ import main
+main(sys.argv[1:])
 seconds = time.monotonic() - start
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
 """

@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from tests.fixtures import make_run, make_sweep
-from utils import figures, published, report
-from utils.collect import collect, config_hash, write_log
 from utils.epoch_rules import apply_rules
-from utils.statistics import TOO_FEW
+from utils.report import __main__ as command_line
+from utils.report import figures, published, tables
+from utils.report.collect import collect, config_hash, write_log
+from utils.report.statistics import TOO_FEW
 
 ROOT = Path(__file__).parents[1]
 MNIST = {
@@ -63,7 +64,7 @@ def run_report(*arguments, code=0):
 
 def table_of(*folders, margins=None):
     runs = collect(list(folders))
-    return report.compare_all(runs, published.load(), report.MARGINS | (margins or {}))
+    return tables.compare_all(runs, published.load(), tables.MARGINS | (margins or {}))
 
 
 def test_every_rule_beside_the_published_number(folder):
@@ -156,7 +157,7 @@ def test_where_the_published_rule_is_not_stated_it_is_held_against_both(tmp_path
         )
     table = table_of(tmp_path).set_index("rule")
     assert table.verdict.dropna().to_dict() == {"last": "below", "best": "reproduced"}
-    assert "last: below; best: reproduced" in report.wide(table.reset_index()).verdict.iloc[0]
+    assert "last: below; best: reproduced" in tables.wide(table.reset_index()).verdict.iloc[0]
 
 
 def test_an_error_is_better_below(tmp_path):
@@ -219,7 +220,7 @@ def test_every_format_says_the_same(folder):
     lines, _ = run_report(folder, "--format", "csv")
     pd.testing.assert_frame_equal(
         pd.read_csv(pd.io.common.StringIO(lines)),
-        pd.read_csv(pd.io.common.StringIO(report.render(table_of(folder), "csv"))),
+        pd.read_csv(pd.io.common.StringIO(tables.render(table_of(folder), "csv"))),
     )
 
 
@@ -329,13 +330,13 @@ def test_a_table_is_a_dataset_or_the_selections(folder):
             dataset={"name": "digits", "selection": {"criterion": criterion}},
         )
     runs = collect([folder])
-    assert set(report.choose(runs, "mnist").table.dataset) == {"mnist"}
-    assert report.choose(runs, "rsl").table.label.tolist() == ["Plain", "RSL", "small-loss"]
+    assert set(tables.choose(runs, "mnist").table.dataset) == {"mnist"}
+    assert tables.choose(runs, "rsl").table.label.tolist() == ["Plain", "RSL", "small-loss"]
     with pytest.raises(
         ValueError,
         match="no finished run for the table 'cifar10'; there are some for digits, mnist, rsl",
     ):
-        report.choose(runs, "cifar10")
+        tables.choose(runs, "cifar10")
 
 
 def test_a_configuration_is_told_by_what_most_others_do_not_have(tmp_path):
@@ -413,7 +414,7 @@ def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
     again = collect([tmp_path / "log"])
     for hard in (False, True):
         for form in ("text", "csv"):
-            ours, theirs = (report.tables(one, form, report.MARGINS, hard) for one in (runs, again))
+            ours, theirs = (tables.tables(one, form, tables.MARGINS, hard) for one in (runs, again))
             assert ours == theirs
     assert {
         path.name: path.read_text() for path in write_log(again, tmp_path / "log")
@@ -497,13 +498,13 @@ def test_hard_test_samples_are_those_that_training_on_clean_labels_finds_hard(tm
 
 def test_any_csv_file_is_summarised():
     path = ROOT / "results/mnist/small_loss.csv"
-    found = report.summarise(path, ["noise", "method"], ["last", "precision:4"])
+    found = tables.summarise(path, ["noise", "method"], ["last", "precision:4"])
     assert found.columns.tolist() == ["noise", "method", "n", "last", "precision"]
     rows = pd.read_csv(path).query("noise == 'pair 0.45' and method == 'RSL'")
     row = found[(found.noise == "pair 0.45") & (found.method == "RSL")].iloc[0]
     assert row["last"] == f"{rows['last'].mean():.2f} +- {rows['last'].std():.2f}" and row.n == "3"
     assert row.precision == f"{rows.precision.mean():.4f} +- {rows.precision.std():.4f}"
-    row = report.summarise(path, ["noise", "method"], ["last"], median=True).iloc[
+    row = tables.summarise(path, ["noise", "method"], ["last"], median=True).iloc[
         found.index[found["last"] == row["last"]][0]
     ]
     assert (
@@ -511,17 +512,17 @@ def test_any_csv_file_is_summarised():
         == f"{rows['last'].median():.2f} [{rows['last'].min():.2f}, {rows['last'].max():.2f}]"
     )
     with pytest.raises(ValueError, match="has no column recal; it has noise, seed"):
-        report.summarise(path, ["noise"], ["recal"])
+        tables.summarise(path, ["noise"], ["recal"])
 
 
 @pytest.mark.parametrize("name, number", [("README.md", 2), ("results/README.md", 18)])
 def test_the_tables_of_the_pages_are_those_of_the_results(name, number):
     text = (ROOT / name).read_text()
-    found = list(report.MARKER.finditer(text))
+    found = list(command_line.MARKER.finditer(text))
     assert len(found) >= number and len(found) == text.count("<!-- report ") == text.count(
         "<!-- end of report -->"
     )
-    assert report.MARKER.sub(report.renewed, text) == text, "make tables"
+    assert command_line.MARKER.sub(command_line.renewed, text) == text, "make tables"
     assert name in re.search("--update (.*)", (ROOT / "Makefile").read_text())[1].split()
 
 
@@ -537,9 +538,9 @@ def test_only_the_rows_that_are_asked_for_are_shown(folder):
     assert "GCE 3" in said and "Plain" not in said and " 0.2 " not in said
     runs = collect([folder])
     assert (
-        len(report.choose(runs, "mnist", "seed == 1").table)
+        len(tables.choose(runs, "mnist", "seed == 1").table)
         == 3
-        == len(report.choose(runs, None, "seed == 1").table)
+        == len(tables.choose(runs, None, "seed == 1").table)
     )
     for condition, complaint in (
         ("fractoin == 0.4", "name 'fractoin' is not defined; the columns are config, seed"),
@@ -550,7 +551,7 @@ def test_only_the_rows_that_are_asked_for_are_shown(folder):
     ):
         assert complaint in run_report(folder, "--where", condition, code=2)[1]
     path = ROOT / "results/mnist/small_loss.csv"
-    found = report.summarise(
+    found = tables.summarise(
         path, ["method"], ["last"], condition="noise == 'pair 0.45' and method == 'RSL'"
     )
     assert found.method.tolist() == ["RSL"] and found.n.tolist() == ["3"]
@@ -577,7 +578,7 @@ def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(folder):
 
 def test_methods_are_held_against_one_of_them(folder):
     make_run(folder / "dp/1", [97.0, 96.0], seed=1, **MNIST, loss={"name": "DataParameters"})
-    table = report.wide(table_of(folder), against="Plain").set_index("method")
+    table = tables.wide(table_of(folder), against="Plain").set_index("method")
     half = 2.131847 * (0.1**2 / 3 * 2) ** 0.5  # Student's t, 4 degrees of freedom, 90 %
     assert table["last, to Plain"].to_dict() == {
         "Plain": "-",
@@ -602,7 +603,7 @@ def test_methods_are_held_against_one_of_them(folder):
     assert run_report(folder, "--against", "Plain")[0].count("last, to Plain") == 1
     table = table_of(folder).query("dataset == 'mnist'")
     table = table[(table.method != "GCE") | (table["rule"] != "last")]
-    assert report.wide(table, against="Plain").set_index("method")["last, to Plain"]["GCE"] == "-"
+    assert tables.wide(table, against="Plain").set_index("method")["last, to Plain"]["GCE"] == "-"
 
 
 def test_of_many_methods_only_sure_reversals_are_named(tmp_path):
@@ -635,7 +636,7 @@ def test_tables_between_markers_are_rewritten(tmp_path):
     path = tmp_path / "README.md"
     arguments = "--summary results/mnist/small_loss.csv --by noise --columns last"
     path.write_text(f"before\n<!-- report {arguments} -->\nold\n<!-- end of report -->\nafter\n")
-    assert report.update(path) and not report.update(path)
+    assert command_line.update(path) and not command_line.update(path)
     text = path.read_text()
     assert text.startswith("before\n<!-- report ") and text.endswith(
         "<!-- end of report -->\nafter\n"
@@ -648,7 +649,7 @@ def test_tables_between_markers_are_rewritten(tmp_path):
     ):
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"needs its <!-- end of report -->"):
-            report.update(path)
+            command_line.update(path)
         assert path.read_text() == wrong
 
 
@@ -789,7 +790,7 @@ def test_the_picture_of_the_methods_says_what_it_does_not_show(folder):
 
 
 def test_the_report_starts_no_pytorch():
-    code = "import sys; from utils import report, figures, page; assert 'torch' not in sys.modules"
+    code = "import sys; from utils.report import __main__, figures, page; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -817,12 +818,12 @@ def test_a_method_published_under_two_rules_is_held_against_both(tmp_path):
             loss={"name": "GradientRescaling", "variant": "power", "beta": 16.0, "lam": 1.0},
             noise={"kind": "symmetric", "fraction": 0.4},
         )
-    table = report.compare_all(collect([tmp_path]), numbers, report.MARGINS)
+    table = tables.compare_all(collect([tmp_path]), numbers, tables.MARGINS)
     assert table.set_index("rule").verdict.dropna().to_dict() == {
         "last": "below",
         "best": "reproduced",
     }
-    shown = report.wide(table).iloc[0]
+    shown = tables.wide(table).iloc[0]
     assert (
         shown.published == f"{last:.2f} (last); {best:.2f} (best)"
         and shown.verdict == "last: below; best: reproduced"
@@ -845,7 +846,7 @@ def test_labels_of_ones_own_have_no_fraction_and_no_clean_run(tmp_path):
         runs.table.fraction == 0
     ).all() and runs.measured.hard_test.isna().all()  # labels of which some are wrong
     table = (
-        report.compare_all(runs, published.load(), report.MARGINS)
+        tables.compare_all(runs, published.load(), tables.MARGINS)
         .query("rule == 'last'")
         .set_index("noise")
     )
@@ -940,6 +941,6 @@ def test_links_are_followed_once(folder, tmp_path):
 
 def test_latex_prints_what_it_is_given():
     table = pd.DataFrame({"a": ["[z] A&B_$x^2$"], "b": ["50 % ~ \\foo {#}"]})
-    assert report.render(table, "latex").splitlines()[4] == (
+    assert tables.render(table, "latex").splitlines()[4] == (
         r"{}[z] A\&B\_\$x\textasciicircum{}2\$ & 50 \% \textasciitilde{} \textbackslash{}foo \{\#\} \\"
     )

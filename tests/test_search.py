@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import main
-from utils import figures, search
+from utils import search
+from utils.report import figures
 
 ROOT = Path(__file__).parents[1]
 

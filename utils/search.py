@@ -297,7 +297,7 @@ if __name__ == "__main__":
             if options["out"]:
                 found.to_csv(options["out"], index=False, float_format="%.6g")
             if options["figure"]:
-                from utils import figures  # matplotlib takes its time
+                from utils.report import figures  # matplotlib takes its time
 
                 figures.save(figures.trials(found), options["figure"], ("png",))
         else:

@@ -18,7 +18,7 @@ from utils.config import flatten
 from utils.epoch_rules import RULES
 from utils.errors import UserError
 
-PATH = Path(__file__).parents[1] / "results/published.csv"
+PATH = Path(__file__).parents[2] / "results/published.csv"
 COLUMNS = (
     "dataset",
     "noise",

@@ -12,11 +12,11 @@ from matplotlib.image import imread
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from utils import published
-from utils.collect import BROKEN, Runs
 from utils.detection import wrong_labels
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.report import published
+from utils.report.collect import BROKEN, Runs
 
 KINDS = {
     "easy": "#0072B2",
