@@ -13,7 +13,7 @@ import models
 from datasets import noise
 from utils.config import DEFAULTS, merge
 from utils.report import published
-from utils.report.collect import method_name
+from utils.report.identity import method_name
 
 ROOT = Path(__file__).parents[1]
 RULES = {"last", "best", "validated", "mean_last_5", "epoch 84", "not stated"}

@@ -1,5 +1,4 @@
-"""The published numbers in results/published.csv, and which of them a configuration can be held
-against.
+"""The published numbers in results/published.csv, and which a configuration can be held against.
 
 Columns: ``dataset``, ``noise``, ``fraction``, ``method``, ``model`` and ``metric`` as here ("not
 stated", or a network that is not here, stands for itself); ``parameters``: further keys of the
@@ -17,8 +16,14 @@ import yaml
 from utils.config import flatten
 from utils.epoch_rules import RULES
 from utils.errors import UserError
+from utils.metrics import METRICS
 
 PATH = Path(__file__).parents[2] / "results/published.csv"
+NOT_STATED = "not stated"
+# with which of our rules a number of a rule is compared
+COMPARED = {rule: (rule,) for rule in RULES} | {NOT_STATED: ("last", "best")}
+NUMBERS = ("fraction", "value", "std", "n")
+NEEDED = ["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]
 COLUMNS = (
     "dataset",
     "noise",
@@ -37,84 +42,79 @@ COLUMNS = (
     "source",
     "confidence",
 )
-NOT_STATED = "not stated"
-COMPARED = {rule: (rule,) for rule in RULES} | {
-    NOT_STATED: ("last", "best")
-}  # with which of our rules
 
 
 def load(path: Path = PATH) -> pd.DataFrame:
     """All of them, in the order of preference.
 
-    Raises ValueError naming the lines that are not as the columns say.
+    Raises:
+        UserError: lines are not as the columns say; the message names them.
     """
-    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     if tuple(table) != COLUMNS:
         raise UserError(
             f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(table)}"
         )
-    for name in ("fraction", "value", "std", "n"):
-        table[name] = pd.to_numeric(table[name].where(table[name] != ""), errors="coerce").astype(
-            float
-        )
-    needed = ["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]
+    for name in NUMBERS:
+        given = table[name].where(table[name] != "")
+        table[name] = pd.to_numeric(given, errors="coerce").astype(float)
     wrong = (
         ~table.fraction.between(0, 1)
         | table.value.isna()
-        | ~table.metric.isin(["accuracy", "mae"])
-        | (table[needed] == "").any(axis=1)
+        | ~table.metric.isin(METRICS)
+        | (table[NEEDED] == "").any(axis=1)
         | ~table.source.str.match(r"https://\S+")
     )
     if wrong.any():
-        raise UserError(
-            f"{path}: lines {', '.join(str(line + 2) for line in table.index[wrong])} are not as "
-            f"its columns say"
-        )
+        lines = ", ".join(str(line + 2) for line in table.index[wrong])
+        raise UserError(f"{path}: lines {lines} are not as its columns say")
     return table
 
 
-def matches(table: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Series, list[str]]]:
-    """The published numbers for the dataset, noise, fraction and method of a cell, each with what
-    is different there.
+def matches(numbers: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Series, list[str]]]:
+    """The numbers for dataset, noise, fraction, method and metric, each with what differs there.
 
-    Those that differ least come first, of these the ones that state their rule, and that say most
+    Those that differ least come first; of these the ones that state their rule, and that say most
     of their parameters.
     """
     if ":" in cell["noise"]:  # labels as they are: no fraction was asked for
-        kind = table.noise == cell["noise"]
+        same = numbers.noise == cell["noise"]
     else:
-        kind = ((table.noise == cell["noise"]) | (cell["fraction"] == 0)) & (
-            (table.fraction - cell["fraction"]).abs() < 1e-6
-        )
-    same = (
-        table[["dataset", "method", "metric"]]
-        == [cell[key] for key in ("dataset", "method", "metric")]
-    ).all(axis=1)
-    found = table[kind & same]
+        same = (numbers.noise == cell["noise"]) | (cell["fraction"] == 0)
+        same &= (numbers.fraction - cell["fraction"]).abs() < 1e-6
+    for name in ("dataset", "method", "metric"):
+        same &= numbers[name] == cell[name]
     flat = flatten(config)
-    listed = [(row, _differences(row, flat)) for _, row in found.iterrows()]
-    return sorted(
-        listed,
-        key=lambda pair: (
-            len(pair[1]),
-            pair[0]["rule"] == NOT_STATED,
-            -pair[0].parameters.count("="),
-        ),
-    )
+    pairs = [(number, _differences(number, flat)) for _, number in numbers[same].iterrows()]
+    return sorted(pairs, key=_distance)
 
 
-def _differences(row: pd.Series, flat: dict) -> list[str]:
-    different = [] if row.model == flat["model.name"] else [f"network {row.model}"]
-    if NOT_STATED in row.convention:
+def _distance(pair):
+    number, different = pair
+    return len(different), number["rule"] == NOT_STATED, -number.parameters.count("=")
+
+
+def _differences(number: pd.Series, flat: dict) -> list[str]:
+    different = [] if number.model == flat["model.name"] else [f"network {number.model}"]
+    if NOT_STATED in number.convention:
         different.append("a noise whose convention is not stated")
-    if "epochs=" not in row.parameters:
+    if "epochs=" not in number.parameters:
         different.append("a protocol that is not known here")
-    for text in filter(None, row.parameters.split("; ")):
+    for text in filter(None, number.parameters.split("; ")):
         key, _, value = text.partition("=")
         here = flat.get(key)
-        same = (
-            here is None if value == "unset" else here is not None and here == yaml.safe_load(value)
-        )
+        if value == "unset":
+            same, value = here is None, "its default"
+        else:
+            same = here is not None and here == yaml.safe_load(value)
         if not same:
-            different.append(f"{key}={'its default' if value == 'unset' else value}")
+            different.append(f"{key}={value}")
     return different
+
+
+def is_sample(number: pd.Series) -> bool:
+    """Whether a number is the mean of a sample of known spread, which nothing was selected from."""
+    return number.selected == "" and not pd.isna(number["std"]) and not pd.isna(number.n)
