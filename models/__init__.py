@@ -1,9 +1,9 @@
-"""Backbones: functions that return a module from images [B, in_channels, H, W] to [B, num_outputs].
+"""Backbones: functions that return a module from inputs [B, ...] to outputs [B, num_outputs].
 
-A new one is imported and named here, and is found by YAML and tests. Its signature is the schema of
-its YAML section: ``num_outputs``, ``in_channels`` and ``image_size`` (height = width) come from the
-dataset if the function asks for them, everything else from YAML. ``several`` makes one module of
-several networks, for the methods that train more than one.
+A new backbone is imported and named here: YAML and tests then know it. The signature of the
+function is the schema of its YAML section. ``num_outputs``, ``in_channels`` and ``image_size``
+(height = width) come from the dataset if the function asks for them, everything else from YAML.
+models.several makes one module of several networks, for methods that train more than one.
 """
 
 from models.cnn import cnn

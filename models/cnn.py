@@ -1,4 +1,4 @@
-"""A small convolutional network for the 8x8 digits: the one to try a method with on a laptop."""
+"""A small convolutional network for the 8x8 digits, to try a method with on a laptop."""
 
 from torch import nn
 
@@ -8,19 +8,18 @@ from utils.errors import UserError
 def cnn(
     num_outputs: int, in_channels: int = 1, *, image_size: int = 8, width: int = 32
 ) -> nn.Module:
-    """Two 3x3 convolutions, one max-pool, two linear layers; no batch normalisation, torch's
-    default initialisation.
+    """Two 3x3 convolutions, one max-pool, two linear layers; torch's default initialisation.
 
     [B, in_channels, image_size, image_size] -> [B, num_outputs]. 151,306 parameters by default with
-    10 outputs, most of them in the first linear layer, which grows with image_size squared. Without
-    batch normalisation an image's output does not depend on its batch, so an evaluation is exact
-    for any batch size. Of no paper.
+    10 outputs, most of them in the first linear layer, which grows with image_size squared. There
+    is no batch normalisation: the output for an image does not depend on its batch, so an
+    evaluation is exact for any batch size. Of no paper.
 
     Args:
         width: channels of the first convolution; the second has twice as many.
 
     Raises:
-        ValueError: image_size < 2 (the pooling would leave nothing), or width < 1.
+        UserError: image_size < 2 (the pooling would leave nothing), or width < 1.
     """
     if image_size < 2:
         raise UserError(

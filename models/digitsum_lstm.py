@@ -11,23 +11,22 @@ from utils.errors import UserError
 def digitsum_lstm(
     num_outputs: int, *, hidden: int = 256, random_state: Literal["zeros", "authors"] = "zeros"
 ) -> nn.Module:
-    """Embedding, one LSTM layer, a linear layer and ReLU, on the state after the last digit: [B, L]
-    tokens -> [B, num_outputs].
+    """Embedding and one LSTM layer; a linear layer and ReLU on the state after the last digit.
 
-    Tokens are 0 to 9, and 10 behind the end of a sequence. 529,409 parameters with one output;
-    torch's default initialisation. As the sums it predicts, the output is not negative: a network
-    all of whose outputs are 0 learns no more.
+    Tokens [B, L] -> [B, num_outputs]. Tokens are 0 to 9, and 10 after the end of a sequence.
+    529,409 parameters with one output; torch's default initialisation. Like the sums that it
+    predicts, the output is not negative: a network whose outputs are all 0 learns no more.
 
     Args:
         hidden: units of the embedding and of the LSTM.
-        random_state: the state before the first digit: "zeros"; or "authors", drawn from N(0, 1)
-            for each sequence in every forward pass, evaluation included, as their code does.
+        random_state: the state before the first digit. "zeros"; or "authors", drawn from N(0, 1)
+            for each sequence in every forward pass, evaluation included, as in their code.
 
-    Deviation from the authors' code: on a CPU a batch is computed in order of length with the input
-    of each digit looked up in one table, which gives what torch's LSTM gives, to rounding, in less
-    than half of the time.
+    Deviation from the authors' code: on a CPU a batch is computed in order of length, and the input
+    of each digit is looked up in a table. That gives what torch's LSTM gives, up to rounding, in
+    less than half of the time.
 
-    Raises ValueError where hidden is less than 1.
+    Raises UserError if hidden is less than 1.
     """
     if hidden < 1:
         raise UserError(f"hidden must be at least 1, got {hidden}")
@@ -35,7 +34,7 @@ def digitsum_lstm(
 
 
 class DigitSumLSTM(nn.Module):
-    """The arguments are those of digitsum_lstm."""
+    """The module of digitsum_lstm, whose arguments it takes."""
 
     def __init__(self, num_outputs: int, hidden: int, random_state: str):
         super().__init__()
@@ -52,23 +51,18 @@ class DigitSumLSTM(nn.Module):
         return torch.relu(self.head(run(tokens, lengths, *state)))
 
     def _padded(self, tokens, lengths, hidden, cell):
-        """What follows the end of a sequence cannot change the state at its end."""
+        """By torch's LSTM; the padding after a sequence cannot change the state at its end."""
         states, _ = self.lstm(self.embedding(tokens), (hidden.unsqueeze(0), cell.unsqueeze(0)))
         return states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
 
     def _by_length(self, tokens, lengths, hidden, cell):
-        """Longest first, so that at each digit those that go on are the first rows.
-
-        There are only 11 different inputs.
-        """
-        table = (
-            self.embedding.weight @ self.lstm.weight_ih_l0.t()
-            + self.lstm.bias_ih_l0
-            + self.lstm.bias_hh_l0
-        )
+        """Longest sequence first, so that at each digit those that go on are the first rows."""
+        lstm = self.lstm
+        # what each of the 11 tokens adds to the gates
+        table = self.embedding.weight @ lstm.weight_ih_l0.t() + lstm.bias_ih_l0 + lstm.bias_hh_l0
         lengths, order = lengths.sort(descending=True, stable=True)
         tokens, hidden, cell = tokens[order].t(), hidden[order], cell[order]
-        weight, finished = self.lstm.weight_hh_l0.t(), []
+        weight, finished = lstm.weight_hh_l0.t(), []
         for digit in tokens[: lengths[:1].sum()]:
             going_on = int((digit != 10).sum())
             if going_on < len(hidden):

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# Not torchvision's newer V2 weights of ResNet-50: published Clothing1M numbers start from these,
-# and V2 is 4.7 points better on ImageNet. Of ResNet-18 there are no others.
+# For ResNet-50 not torchvision's newer V2 weights, which are 4.7 points better on ImageNet:
+# published Clothing1M numbers start from these. ResNet-18 has no others.
 WEIGHTS = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
@@ -14,23 +14,20 @@ WEIGHTS = {
 
 
 def resnet50(num_outputs: int, *, pretrained: bool = False) -> nn.Module:
-    """torchvision's ResNet-50 with a new head of num_outputs: He et al. 2015 (arXiv 1512.03385),
-    the network for Clothing1M.
+    """torchvision's ResNet-50 with a new head of num_outputs: the network for Clothing1M.
 
-    [B, 3, H, W] -> [B, num_outputs], made for 224x224. 23,536,718 parameters with 14 outputs. With
-    pretrained the backbone starts from the ImageNet weights, which expect images normalised by the
-    ImageNet mean and deviation. The head is always new, in torch's default initialisation; nothing
-    is frozen.
+    [B, 3, H, W] -> [B, num_outputs], made for 224x224. 23,536,718 parameters with 14 outputs. The
+    head is in torch's default initialisation; nothing is frozen.
 
-    Deviation from the paper: the stride of a block is in its 3x3 convolution, not in the first 1x1
-    ("ResNet v1.5").
+    Deviation from the paper, He et al. 2015 (arXiv 1512.03385): the stride of a block is in its 3x3
+    convolution, not in the first 1x1 ("ResNet v1.5").
 
     Args:
-        pretrained: load the weights from torch's cache, where they are downloaded to if absent.
+        pretrained: start the backbone from ImageNet weights, which expect images normalised by the
+            ImageNet mean and deviation. They are downloaded to torch's cache if they are not there.
 
     Raises:
-        FileNotFoundError: pretrained, and the weights are neither in the cache nor can be
-            downloaded.
+        FileNotFoundError: the weights are not in the cache and cannot be downloaded.
     """
     return _with_head("resnet50", num_outputs, pretrained)
 
@@ -38,14 +35,14 @@ def resnet50(num_outputs: int, *, pretrained: bool = False) -> nn.Module:
 def imagenet_resnet18(num_outputs: int, *, pretrained: bool = False) -> nn.Module:
     """torchvision's ResNet-18 with a new head of num_outputs: the network for UTKFace.
 
-    As resnet50 otherwise; any size of image from 32x32 on. 11,177,025 parameters with one output.
-    Not ``resnet18``, which is the form for CIFAR.
+    As resnet50 otherwise; images of any size from 32x32 on. 11,177,025 parameters with one output.
+    Not to be confused with ``resnet18``, which is for CIFAR.
     """
     return _with_head("resnet18", num_outputs, pretrained)
 
 
 def _with_head(name, num_outputs, pretrained):
-    import torchvision  # torchvision takes seconds to import: only where it is used
+    import torchvision  # takes seconds: only if a model needs it
 
     model = getattr(torchvision.models, name)(weights=None)
     if pretrained:
@@ -60,15 +57,13 @@ def _imagenet_weights(name) -> dict[str, Tensor]:
     weights = torchvision.models.get_weight(WEIGHTS[name])
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
-        # torch downloads to a temporary name and checks the hash before it renames: a broken
-        # download leaves no file.
+        # Torch renames a temporary file once its hash is right: a broken download leaves nothing.
         return weights.get_state_dict(
             progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
     except OSError as error:
         raise FileNotFoundError(
             f"pretrained {name} needs {path}, which is not there and could not be downloaded "
-            f"({error}); "
-            f"fetch {weights.url} on a machine with a network and place it at that path, or set "
-            f"pretrained: false"
+            f"({error}); fetch {weights.url} on a machine with a network and place it at that "
+            "path, or set pretrained: false"
         ) from error

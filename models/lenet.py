@@ -6,11 +6,11 @@ from utils.errors import UserError
 
 
 def lenet(num_outputs: int, in_channels: int = 1, *, image_size: int = 28) -> nn.Module:
-    """Two 5x5 convolutions with max-pools, then three linear layers; ReLU between, torch's default
-    initialisation.
+    """Two 5x5 convolutions with max-pools, then three linear layers, with ReLU in between.
 
-    [B, in_channels, 28, 28] -> [B, num_outputs]. 44,426 parameters with 10 outputs and one channel.
-    After LeNet-5 of LeCun, Bottou, Bengio and Haffner, Proc. IEEE 1998.
+    [B, in_channels, 28, 28] -> [B, num_outputs]. 44,426 parameters with 10 outputs and one channel;
+    torch's default initialisation. After LeNet-5 of LeCun, Bottou, Bengio and Haffner, Proc. IEEE
+    1998.
 
     Deviations from LeNet-5, all as in the DiscrimLoss authors' code:
         1. ReLU instead of the scaled tanh, max-pooling instead of trained subsampling.
@@ -20,7 +20,7 @@ def lenet(num_outputs: int, in_channels: int = 1, *, image_size: int = 28) -> nn
         4. A linear output layer instead of radial basis functions.
 
     Raises:
-        ValueError: image_size is not 28.
+        UserError: image_size is not 28.
     """
     if image_size != 28:
         raise UserError(

@@ -1,7 +1,4 @@
-"""A multi-layer perceptron.
-
-For inputs without a useful geometry, and the fastest network to test a method with.
-"""
+"""A multi-layer perceptron: for inputs without a useful geometry, and the fastest for tests."""
 
 from itertools import pairwise
 
@@ -13,7 +10,7 @@ from utils.errors import UserError
 def mlp(
     num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None
 ) -> nn.Module:
-    """Flatten, then linear layers with ReLU between; torch's default initialisation.
+    """Flatten, then linear layers with ReLU in between; torch's default initialisation.
 
     [B, in_channels, image_size, image_size] -> [B, num_outputs]. 85,002 parameters by default with
     10 outputs. Of no paper.
@@ -22,7 +19,7 @@ def mlp(
         hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
 
     Raises:
-        ValueError: a hidden layer of less than one unit; inputs without a size.
+        UserError: a hidden layer of less than one unit, or inputs without a size.
     """
     hidden = [256, 256] if hidden is None else list(hidden)
     if any(units < 1 for units in hidden):

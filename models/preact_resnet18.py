@@ -6,17 +6,16 @@ from models.wide_resnet import PreActBlock, he_init, pre_activation_net
 
 
 def preact_resnet18(num_outputs: int, in_channels: int = 3) -> nn.Module:
-    """ResNet-18 of pre-activation blocks: He et al. 2016 (arXiv 1603.05027), as commonly adapted to
-    32x32 images.
+    """ResNet-18 of pre-activation blocks, as commonly adapted to 32x32 images.
 
     [B, in_channels, H, W] -> [B, num_outputs]; the last maps are an eighth of the image, 4x4 at
     32x32. A 3x3 stem of stride 1, four groups of two blocks with 64 to 512 channels, a final batch
     normalisation and ReLU. 11,172,170 parameters with 10 outputs and 3 channels. He's normal
     initialisation.
 
-    Deviation from the paper: it has no network of this depth and width; only the block is its own.
-    Much code that is called PreActResNet-18 lacks the final normalisation and ReLU, and so has
-    1,024 parameters fewer.
+    Deviation from the paper, He et al. 2016 (arXiv 1603.05027): only the block is the paper's,
+    which has no network of this depth and width. Much code that is called PreActResNet-18 lacks the
+    final normalisation and ReLU, and so has 1,024 parameters fewer.
     """
     model = pre_activation_net(
         PreActBlock,

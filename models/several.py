@@ -15,8 +15,8 @@ class Several(nn.Module):
 
     Args:
         networks: at least one; they share no parameters.
-        evaluate: "first": network 0; "mean": the logarithm of the mean of their class
-            probabilities, or, with one output, the mean of the outputs.
+        evaluate: what evaluation mode returns. "first": the output of network 0. "mean": the
+            logarithm of the mean class probabilities, or, with one output, the mean output.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Several(nn.Module):
 def build_several(
     build: Callable[[], nn.Module], count: int, evaluate: Literal["first", "mean"] = "first"
 ) -> nn.Module:
-    """The network that ``build`` makes; with a count above 1, so many of them as one module.
+    """The network that ``build`` makes, or, if ``count`` is above 1, that many as one module.
 
-    Built one after another, each draws initial parameters of its own, and network 0 has those that
-    it would have alone.
+    Networks are built one after another: each draws initial parameters of its own, and network 0
+    has those that it would have alone.
     """
     if count == 1:
         return build()

@@ -17,34 +17,32 @@ def text_encoder(
     pooling: Literal["pooler", "mean", "first"] = "pooler",
     dropout: float | None = None,
 ) -> nn.Module:
-    """Encoder, pooling, dropout and a linear head: [B, 2, L] tokens -> [B, num_outputs]; choices
-    [B, C, 2, L] -> [B, C].
+    """Encoder, pooling, dropout and a linear head.
 
-    Of an input the first row are token numbers, the second token types (segments). What is behind
-    the text is padded, with the padding token of the encoder. The head is in torch's default
-    initialisation. Of choices, each is scored by itself with one and the same head of one output,
-    and the network chooses the highest. 109,482,240 parameters in bert-base-uncased.
+    Tokens [B, 2, L] -> [B, num_outputs], or, if an input is C choices, [B, C, 2, L] -> [B, C]. The
+    two rows of a text are token numbers and token types (segments), padded at the end with the
+    padding token of the encoder. Each choice is scored by itself, all with the same head of one
+    output, and the network chooses the highest score. The head is in torch's default
+    initialisation. bert-base-uncased has 109,482,240 parameters.
 
     Args:
-        path: folder or hub name of a model of BERT's kind, that has a padding token and reads all
+        path: folder or hub name of a model of BERT's kind, which has a padding token and reads all
             positions at once.
         choices: whether an input is several texts, of which one is right.
-        pooling: "pooler", the encoder's own, as BERT for classification and multiple choice; "mean"
-            of all tokens, for sentence encoders; "first", that of the first token.
-        dropout: before the head; None: that of the encoder's configuration.
+        pooling: "pooler", the encoder's own, as BERT does for classification and multiple choice;
+            "mean" of all tokens, for sentence encoders; or "first", the state of the first token.
+        dropout: before the head; None for that of the encoder's configuration.
 
     Raises:
-        FileNotFoundError: no such model.
-        ValueError: transformers is not installed; no padding token; a pooling that the model does
-            not have.
+        FileNotFoundError: there is no such model.
+        UserError: transformers is not installed, or the model has no padding token, or not this
+            pooling.
     """
     encoder = load_pretrained("AutoModel", path).float()
     if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
         raise UserError(f"{path} has no pooler: use pooling mean or first")
     if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
-        encoder.pooler.requires_grad_(
-            False
-        )  # it is not used: there will be no gradient to wait for
+        encoder.pooler.requires_grad_(False)  # unused: several processes would wait for a gradient
     padding = load_pretrained("AutoTokenizer", path).pad_token_id
     if padding is None:
         raise UserError(f"{path} has no padding token, by which a text's end is known")
@@ -69,10 +67,8 @@ class TextEncoder(nn.Module):
         self.encoder, self.padding = encoder, padding
         self.choices, self.pooling, self.dropout = choices, pooling, nn.Dropout(dropout)
         self.head = nn.Linear(encoder.config.hidden_size, num_outputs)
-        self.has_types = (
-            "token_type_ids" in inspect.signature(encoder.forward).parameters
-            and getattr(encoder.config, "type_vocab_size", 0) > 1
-        )
+        takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self.has_types = takes_types and getattr(encoder.config, "type_vocab_size", 0) > 1
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.choices:
@@ -80,16 +76,16 @@ class TextEncoder(nn.Module):
         return self._score(tokens)
 
     def _score(self, tokens):
-        if tokens.device.type == "cpu":  # on a GPU the look at the lengths would stall every step
+        if tokens.device.type == "cpu":  # on a GPU to look at the lengths would stall every step
             used = (tokens[:, 0] != self.padding).any(0).nonzero()
             tokens = tokens[:, :, used.min() : used.max() + 1] if len(used) else tokens
         mask = tokens[:, 0] != self.padding
         types = {"token_type_ids": tokens[:, 1].long()} if self.has_types else {}
-        said = self.encoder(input_ids=tokens[:, 0].long(), attention_mask=mask.long(), **types)
+        encoded = self.encoder(input_ids=tokens[:, 0].long(), attention_mask=mask.long(), **types)
         if self.pooling == "pooler":
-            pooled = said.pooler_output
+            pooled = encoded.pooler_output
         elif self.pooling == "first":
-            pooled = said.last_hidden_state[:, 0]
+            pooled = encoded.last_hidden_state[:, 0]
         else:
-            pooled = mean_of_tokens(said.last_hidden_state, mask)
+            pooled = mean_of_tokens(encoded.last_hidden_state, mask)
         return self.head(self.dropout(pooled))

@@ -1,7 +1,4 @@
-"""Wide residual networks for 32x32 images.
-
-The paper's, and the variants of published DiscrimLoss and RSL numbers.
-"""
+"""Wide residual networks for 32x32 images: the paper's, and those of DiscrimLoss and RSL."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,7 +25,7 @@ def wide_resnet(
     times width channels. Parameters with 10 outputs and 3 channels: WRN-28-10 36,479,194, WRN-28-2
     1,467,610, WRN-16-4 2,748,890.
 
-    Convolutions have no bias and He's normal initialisation over the fan out; the bias of the
+    Convolutions have no bias, and He's normal initialisation over the fan out. The bias of the
     linear layer starts at 0.
 
     Args:
@@ -38,7 +35,7 @@ def wide_resnet(
             paper uses 0.3 on CIFAR.
 
     Raises:
-        ValueError: a depth that is not 6n + 4 with n >= 1, width < 1, or dropout outside [0, 1].
+        UserError: a depth that is not 6n + 4 with n >= 1, width < 1, or dropout outside [0, 1].
     """
     if depth < 10 or depth % 6 != 4:
         raise UserError(
@@ -59,17 +56,17 @@ def wide_resnet(
 
 
 def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float = 0.0) -> nn.Module:
-    """WRN-28-10 as the authors of Data Parameters and of DiscrimLoss trained it; for a new
-    experiment use wide_resnet.
+    """WRN-28-10 as the authors of Data Parameters and of DiscrimLoss trained it.
 
-    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at
-    32x32. Parameters with 3 channels: 36,489,290 with 10 outputs, 36,546,980 with 100. Saxena,
-    Tuzel and DeCoste, NeurIPS 2019, published the code (apple/ml-data-parameters, after
-    meliketoy/wide-resnet.pytorch); DiscrimLoss (arXiv 2208.09884) uses the same file.
+    For a new experiment use wide_resnet. [B, in_channels, H, W] -> [B, num_outputs]; the last maps
+    are a quarter of the image, 8x8 at 32x32. Parameters with 3 channels: 36,489,290 with 10
+    outputs, 36,546,980 with 100. Saxena, Tuzel and DeCoste, NeurIPS 2019, published the code
+    (apple/ml-data-parameters, after meliketoy/wide-resnet.pytorch); DiscrimLoss (arXiv 2208.09884)
+    uses the same file.
 
     Deviations from wide_resnet, the paper's network:
         1. The stride of a block is in its second 3x3 convolution.
-        2. A shortcut of changing shape takes the raw input of the block, not the activated one.
+        2. A shortcut that changes the shape takes the block's raw input, not the activated one.
         3. Every convolution has a bias, the 1x1 shortcuts and the stem included.
         4. torch's default initialisation: the code has a routine for another one, but never calls
            it.
@@ -82,7 +79,7 @@ def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float =
         dropout: probability to zero a value between the two convolutions of a block, in [0, 1].
 
     Raises:
-        ValueError: dropout outside [0, 1].
+        UserError: dropout outside [0, 1].
     """
     return pre_activation_net(
         partial(RawShortcutBlock, dropout=dropout),
@@ -97,21 +94,20 @@ def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float =
 
 
 def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
-    """WRN-28-2 as the authors of RSL have it, after the MixMatch code; for a new experiment use
-    wide_resnet with width=2.
+    """WRN-28-2 as the authors of RSL have it, after the MixMatch code.
 
-    [B, in_channels, H, W] -> [B, num_outputs]; the last maps are a quarter of the image, 8x8 at
-    32x32. Parameters with 3 channels: 1,467,610 with 10 outputs, 1,479,220 with 100. Gui, Wang and
-    Tian, IJCAI 2021 (github.com/guixianjin/RSL).
+    For a new experiment use wide_resnet with width=2. [B, in_channels, H, W] -> [B, num_outputs];
+    the last maps are a quarter of the image, 8x8 at 32x32. Parameters with 3 channels: 1,467,610
+    with 10 outputs, 1,479,220 with 100. Gui, Wang and Tian, IJCAI 2021
+    (github.com/guixianjin/RSL).
 
     Deviations from wide_resnet, the paper's network:
         1. Leaky ReLU of slope 0.1.
         2. BatchNorm of momentum 0.001 in torch's sense: its running statistics are those of some
            thousand batches, and 70 % the initial ones after an epoch of 352.
-        3. The first blocks of the second and third group take their raw input, into the residual
-           and the shortcut alike: their first normalisation is in the state, but not in the
-           network, and is not trained.
-        4. The linear layer is drawn by Xavier and Glorot's normal initialisation.
+        3. In the first blocks of the second and third group, residual and shortcut take the raw
+           input. Their first normalisation is in the state, but not used and not trained.
+        4. The weights of the linear layer have Glorot's normal initialisation.
     """
     model = pre_activation_net(
         LeakyBlock,
@@ -131,11 +127,11 @@ def wide_resnet28_2(num_outputs: int, in_channels: int = 3) -> nn.Module:
 
 
 class PreActBlock(nn.Module):
-    """Normalise, ReLU, 3x3 convolution, twice, plus the input: the basic block of He et al. 2016
-    (arXiv 1603.05027).
+    """The basic block of He et al. 2016 (arXiv 1603.05027).
 
-    [B, in_channels, H, W] -> [B, channels, H / stride, W / stride]. Where the shape changes the
-    shortcut is a 1x1 convolution of the activated input, else the raw input.
+    Twice normalise, ReLU and 3x3 convolution, plus a shortcut: if the shape changes, a 1x1
+    convolution of the activated input, else the raw input.
+    [B, in_channels, H, W] -> [B, channels, H / stride, W / stride].
     """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
@@ -145,10 +141,9 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        changes = stride != 1 or in_channels != channels
-        self.shortcut = (
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
-        )
+        self.shortcut = None
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
@@ -158,10 +153,7 @@ class PreActBlock(nn.Module):
 
 
 class RawShortcutBlock(nn.Module):
-    """The block of wide_resnet28_10, whose docstring lists how it differs from PreActBlock.
-
-    Shapes are the same.
-    """
+    """The block of wide_resnet28_10, which lists its differences from PreActBlock; same shapes."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, dropout: float = 0.0):
         super().__init__()
@@ -170,10 +162,9 @@ class RawShortcutBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
-        changes = stride != 1 or in_channels != channels
-        self.shortcut = (
-            nn.Conv2d(in_channels, channels, 1, stride=stride) if changes else nn.Identity()
-        )
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.dropout(self.conv1(F.relu(self.bn1(x))))
@@ -182,10 +173,7 @@ class RawShortcutBlock(nn.Module):
 
 
 class LeakyBlock(nn.Module):
-    """The block of wide_resnet28_2, whose docstring lists how it differs from PreActBlock.
-
-    Shapes are the same.
-    """
+    """The block of wide_resnet28_2, which lists its differences from PreActBlock; same shapes."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int):
         super().__init__()
@@ -193,10 +181,9 @@ class LeakyBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        changes = stride != 1 or in_channels != channels
-        self.shortcut = (
-            nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes else None
-        )
+        self.shortcut = None
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
         self.raw = stride != 1
         self.bn1.requires_grad_(not self.raw)  # several processes would wait for its gradient
 
@@ -218,15 +205,21 @@ def pre_activation_net(
     last_momentum: float = 0.1,
     slope: float = 0.0,
 ) -> nn.Sequential:
-    """A 3x3 stem, one group of `blocks` blocks for each of `widths`, then normalise, ReLU, average,
-    and a linear layer.
+    """A 3x3 stem, groups of blocks, then normalise, ReLU, average and a linear layer.
 
-    Every group but the first halves the image. `bias` is that of the stem, `last_momentum` that of
-    the last normalisation, `slope` of the last activation's negative side.
+    Every group but the first halves the image.
+
+    Args:
+        block: ``(in_channels, channels, stride=) -> module``.
+        stem: channels of the stem.
+        widths: channels of each group.
+        blocks: how many each group has.
+        bias: whether the stem has one.
+        last_momentum: of the last normalisation.
+        slope: of the last activation's negative side.
     """
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        stem=nn.Conv2d(in_channels, stem, 3, padding=1, bias=bias)
-    )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["stem"] = nn.Conv2d(in_channels, stem, 3, padding=1, bias=bias)
     channels = stem
     for number, width in enumerate(widths, start=1):
         first = block(channels, width, stride=1 if number == 1 else 2)
@@ -242,9 +235,9 @@ def pre_activation_net(
 
 
 def he_init(model: nn.Module) -> None:
-    """Draw convolutions as He et al.
+    """He's normal initialisation of convolutions, over the fan out; biases of linear layers are 0.
 
-    2015 (arXiv 1502.01852), over the fan out, and set the bias of linear layers to 0.
+    He et al. 2015 (arXiv 1502.01852).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
