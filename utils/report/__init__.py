@@ -3,7 +3,7 @@
 Each file imports only those above it:
 
     identity.py     what a configuration is called: hash, dataset, method, label
-    run_files.py    one finished run, from its directory
+    run_files.py    one finished run, from its directory; what its epochs say under every rule
     compact_log.py  many finished runs in three small files, read and written
     hardness.py     how runs do on the hardest test samples
     collect.py      all finished runs in and under folders, and which of them are wanted
