@@ -723,6 +723,30 @@ def test_the_page_is_whole_and_leads_to_every_configuration(run_report, folder, 
         assert part in text
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # so long are the names
+def test_a_hostile_log_runs_nothing_on_the_page(run_report, folder, tmp_path):
+    """Its hash, and every text that it shows, is a piece of HTML, or of a formula."""
+    hostile = '"><script>alert(1)</script>'
+    files = log_of(collect([folder]), tmp_path / "log")
+    config = str(pd.read_csv(tmp_path / "log/runs.csv", dtype=str).config[0])
+    configs = yaml.safe_load(files["configs.yaml"])
+    configs[hostile] = configs.pop(config) | {"comment": hostile, "q": rf"{hostile} $\frac$"}
+    (tmp_path / "log/configs.yaml").write_text(yaml.safe_dump(configs))
+    for name in ("runs.csv", "epochs.csv"):
+        table = pd.read_csv(tmp_path / "log" / name, dtype={"config": str})
+        table["config"] = table.config.replace(config, hostile)
+        for column in {"dataset", "noise", "method", "device"} & set(table):
+            table[column] = rf"{hostile} $\frac$ {{}}"
+        table.to_csv(tmp_path / "log" / name, index=False)
+    _, counts = run_report(tmp_path / "log", "--html", tmp_path / "report.html")
+    assert "6 finished runs, 0 not finished, 0 skipped" in counts
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and page.tags.count("script") == text.count("<script") == 1
+    assert f"config-{hostile}" in page.ids and f"#config-{hostile}" in page.links
+    assert text.count("alert(1)") == text.count("&gt;&lt;script&gt;alert(1)") > 10
+
+
 def test_pictures_are_drawn_of_runs_and_of_logs(run_report, tmp_path):
     make_sweep(tmp_path / "runs", 2, 6, fractions=(0.2, 0.4))
     generator = np.random.default_rng(0)

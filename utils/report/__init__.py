@@ -14,7 +14,7 @@ Each file imports only those above it:
     tables.py       tables of texts, and the notes below them
     summarise.py    a table of any CSV file
     figures.py      pictures of many runs
-    page.py         all of it as one HTML page
+    page.py         all of it as one HTML page, laid out by page.html
     update.py       tables between the markers of markdown files
     __main__.py     the command line
 """
