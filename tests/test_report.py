@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.fixtures import make_run, make_sweep
+from utils.epoch_rules import RULES
 from utils.report import figures, published, tables
 from utils.report.__main__ import main, markdown_table
 from utils.report.collect import choose, collect
@@ -388,6 +389,7 @@ def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
     )
     results = collect([folder])
     first = log_of(results, tmp_path / "log")
+    assert not set(RULES) & set(pd.read_csv(tmp_path / "log/runs.csv"))  # they are computed
     again = collect([tmp_path / "log"])
     for hard in (False, True):
         for form in ("text", "csv"):
@@ -412,6 +414,73 @@ def test_a_compact_log_is_not_overwritten_by_less(folder, tmp_path):
     (tmp_path / "log/runs.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no log that can be written over"):
         log_of(collect([folder]), tmp_path / "log")
+
+
+def mean_last_10(test, validation, higher_is_better):
+    return range(len(test) - 10, len(test))
+
+
+def test_a_new_rule_is_one_function_and_all_logs_have_it(monkeypatch):
+    monkeypatch.setitem(RULES, "mean_last_10", mean_last_10)
+    table = collect([ROOT / "results/mnist"]).table
+    epochs = pd.read_csv(ROOT / "results/mnist/epochs.csv", dtype={"config": str})
+    tails = epochs.sort_values("epoch").groupby(["config", "seed"]).tail(10)
+    by_hand = tails.groupby(["config", "seed"]).test_metric.mean()
+    computed = table.set_index(["config", "seed"]).mean_last_10
+    assert len(table) == 119
+    pd.testing.assert_series_equal(computed.sort_index(), by_hand, check_names=False)
+    comparison = table_of(ROOT / "results/mnist")
+    assert (comparison["rule"] == "mean_last_10").sum() == comparison.config.nunique()
+    shown = tables.side_by_side(comparison)
+    assert "mean_last_10" in shown and shown.mean_last_10.str.match(r"\d\d\.\d\d").all()
+
+
+def test_other_numbers_are_those_of_the_epochs_that_the_rule_chooses(tmp_path):
+    make_run(tmp_path / "run", [8.0, 5.0, 6.0], validation=[3.0, 2.0, 1.0], **DIGITSUM)
+    path = tmp_path / "run/metrics.csv"
+    further = {"test_rmse": [9.0, 7.0, 8.0], "clean_metric": [1.0, 2.0, 3.0], "clean_r2": [0.1] * 3}
+    pd.read_csv(path).assign(**further).to_csv(path, index=False)
+    run = collect([tmp_path]).table.iloc[0]
+    assert (run["last"], run.best, run.validated, run.best_epoch) == (6, 5, 6, 1)
+    assert (run.test_rmse_last, run.test_rmse_best, run.test_rmse_validated) == (8, 7, 8)
+    assert (run.clean_metric_best, run.clean_metric_validated, run.clean_r2_last) == (2, 3, 0.1)
+    assert not [name for name in run.index if name.startswith(("train", "validation_"))]
+    log_of(collect([tmp_path]), tmp_path / "log")
+    again = collect([tmp_path / "log"]).table.iloc[0]
+    assert again.test_rmse_best == 7 and again.clean_metric_validated == 3
+
+
+def test_rules_whose_epochs_are_not_in_a_log_are_those_of_its_runs(folder, tmp_path):
+    """Such were all logs once: the rules were columns of runs.csv."""
+    log = tmp_path / "log"
+    results = collect([folder])
+    log_of(results, log)
+    computed, epochs = (log / "runs.csv").read_text(), (log / "epochs.csv").read_text()
+    runs = pd.read_csv(log / "runs.csv", dtype={"config": str})
+    numbers = results.table[["config", "seed", *RULES, "best_epoch"]].assign(last=50.0)
+    stored = runs.merge(numbers, on=["config", "seed"]).to_csv(index=False)
+
+    def last(runs_csv, epochs_csv):
+        (log / "runs.csv").write_text(runs_csv)
+        (log / "epochs.csv").write_text(epochs_csv)
+        results = collect([log])
+        return results, results.table["last"].round(1).tolist() if len(results.table) else []
+
+    exact = [97.6, 97.7, 97.8, 96.9, 97.0, 97.1]
+    assert last(stored, epochs)[1] == last(computed, epochs)[1] == exact  # the epochs win
+    first = str(runs.config[0])
+    without_first = "".join(line for line in epochs.splitlines(True) if not line.startswith(first))
+    results, values = last(stored, without_first)
+    assert values.count(50.0) == 3 and not results.skipped
+    results, values = last(stored, epochs.rsplit("\n", 2)[0])
+    assert values.count(50.0) == 1 and len(results.epochs) == 5 * 7
+    assert "it has 6 epochs, runs.csv says 7" in next(iter(results.skipped.values()))
+    for damage in ("", "a,b\n1,2\n", epochs.replace("97", "x"), '"'):
+        results, values = last(stored, damage)
+        assert values == [50.0] * 6 and list(results.skipped) == [str(log / "epochs.csv")]
+    results, values = last(computed, "")
+    assert not values and len(results.skipped) == 7
+    assert "neither its epochs nor its numbers by any rule" in str(results.skipped)
 
 
 def leave_predictions(directory, wrong, losses):
@@ -603,7 +672,14 @@ def test_the_committed_logs_agree_with_themselves(log):
     assert not re.search(r"/tmp|/work|/home|/root", text)  # no path on anybody's machine
     for name, config in yaml.safe_load((log / "configs.yaml").read_text()).items():
         assert config_hash(config | {"seed": 1}) == name
+    # the epochs of every run, with 6 digits, from which follows what each run summed up itself
     assert len(results.epochs_by_run) == len(results.table)
+    stored = pd.read_csv(log / "runs.csv", dtype={"config": str}).set_index(["config", "seed"])
+    computed = results.table.set_index(["config", "seed"]).loc[stored.index]
+    for name in {*RULES, "best_epoch"} & set(stored):
+        np.testing.assert_allclose(
+            computed[name].astype(float), stored[name].astype(float), rtol=5e-6
+        )
 
 
 class Page(html.parser.HTMLParser):
@@ -645,6 +721,30 @@ def test_the_page_is_whole_and_leads_to_every_configuration(run_report, folder, 
     assert "<b>&" not in text
     for part in ("97.00 +- 0.10", "98.06 (best)", "loss:\n  name: GCE"):
         assert part in text
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # so long are the names
+def test_a_hostile_log_runs_nothing_on_the_page(run_report, folder, tmp_path):
+    """Its hash, and every text that it shows, is a piece of HTML, or of a formula."""
+    hostile = '"><script>alert(1)</script>'
+    files = log_of(collect([folder]), tmp_path / "log")
+    config = str(pd.read_csv(tmp_path / "log/runs.csv", dtype=str).config[0])
+    configs = yaml.safe_load(files["configs.yaml"])
+    configs[hostile] = configs.pop(config) | {"comment": hostile, "q": rf"{hostile} $\frac$"}
+    (tmp_path / "log/configs.yaml").write_text(yaml.safe_dump(configs))
+    for name in ("runs.csv", "epochs.csv"):
+        table = pd.read_csv(tmp_path / "log" / name, dtype={"config": str})
+        table["config"] = table.config.replace(config, hostile)
+        for column in {"dataset", "noise", "method", "device"} & set(table):
+            table[column] = rf"{hostile} $\frac$ {{}}"
+        table.to_csv(tmp_path / "log" / name, index=False)
+    _, counts = run_report(tmp_path / "log", "--html", tmp_path / "report.html")
+    assert "6 finished runs, 0 not finished, 0 skipped" in counts
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and page.tags.count("script") == text.count("<script") == 1
+    assert f"config-{hostile}" in page.ids and f"#config-{hostile}" in page.links
+    assert text.count("alert(1)") == text.count("&gt;&lt;script&gt;alert(1)") > 10
 
 
 def test_pictures_are_drawn_of_runs_and_of_logs(run_report, tmp_path):

@@ -3,7 +3,7 @@
 Each file imports only those above it:
 
     identity.py     what a configuration is called: hash, dataset, method, label
-    run_files.py    one finished run, from its directory
+    run_files.py    one finished run, from its directory; what its epochs say under every rule
     compact_log.py  many finished runs in three small files, read and written
     hardness.py     how runs do on the hardest test samples
     collect.py      all finished runs in and under folders, and which of them are wanted
@@ -14,7 +14,7 @@ Each file imports only those above it:
     tables.py       tables of texts, and the notes below them
     summarise.py    a table of any CSV file
     figures.py      pictures of many runs
-    page.py         all of it as one HTML page
+    page.py         all of it as one HTML page, laid out by page.html
     update.py       tables between the markers of markdown files
     __main__.py     the command line
 """

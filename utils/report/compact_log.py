@@ -2,7 +2,8 @@
 
 A compact log is a folder with ``runs.csv``, a line per run; ``epochs.csv``, a line per run and
 epoch; and ``configs.yaml``, each configuration by the hash under which the other two name it. All
-runs of one hash differ in nothing but their seed.
+runs of one hash differ in nothing but their seed. What a rule for the epoch says is computed from
+the epochs; runs.csv has it only of runs whose epochs are not there, or in an old log.
 """
 
 from pathlib import Path
@@ -19,6 +20,8 @@ from utils.report.run_files import (
     LoggedRun,
     check,
     check_number,
+    further_columns,
+    numbers_by_rule,
     read_epochs,
 )
 
@@ -33,7 +36,7 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
     """
     table = pd.read_csv(folder / "runs.csv", dtype=dict.fromkeys(TEXTS, str))
     configs = yaml.load((folder / "configs.yaml").read_text(), YAML)
-    missing = {*TEXTS, "seed", "fraction", "metric", *RULES} - set(table)
+    missing = {*TEXTS, "seed", "fraction", "metric"} - set(table)
     if missing:
         raise UserError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
     unknown = set(table.config) - set(configs)
@@ -47,6 +50,7 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
         if own is not None:
             try:
                 check_number(own, row.get("epochs", float("nan")), "runs.csv")
+                row |= numbers_by_rule(own, row["metric"])
             except ValueError as error:
                 own = None
                 skipped[f"{folder}/epochs.csv, {name}"] = (
@@ -81,12 +85,18 @@ def write_log(
     table = table.drop(columns=["path", "label"]).sort_values([*CELL, "seed"])
     _check_nothing_is_lost(folder, table)
     epochs = epochs.sort_values([*KEY, "epoch"])
+    further = [f"{column}_{rule}" for column in further_columns(epochs) for rule in RULES]
+    computed = _keys(epochs)
+    logged = [key in computed for key in zip(table.config, table.seed, strict=True)]
+    for name in {*RULES, "best_epoch", *further} & set(table):
+        table[name] = table[name].mask(logged)
     epochs = epochs.drop(columns=["seconds", "images_per_second"], errors="ignore")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("runs.csv", table), ("epochs.csv", epochs)):
-        kept = [name for name in content if name in RULES or content[name].notna().any()]
         with atomic_write(folder / name) as file:
-            content[kept].to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+            content.dropna(axis="columns", how="all").to_csv(
+                file, index=False, float_format="%.6g", lineterminator="\n"
+            )
     with atomic_write(folder / "configs.yaml") as file:
         kept = {name: configs[name] for name in sorted(set(table.config))}
         yaml.safe_dump(kept, file, sort_keys=False)

@@ -1,343 +1,201 @@
-"""The report as one HTML page that needs nothing else.
+"""The report as one HTML page that needs nothing else; page.html is its layout.
 
 Sortable tables, filters, pictures, and every configuration.
 """
 
 import base64
 import tempfile
-from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 import yaml
 
 from utils.epoch_rules import RULES
 from utils.files import atomic_write
-from utils.report import figures, published, tables
+from utils.report import figures, published
 from utils.report.collect import Results, left_out
-from utils.report.comparison import compare_all
+from utils.report.comparison import cell_of, compare_all
 from utils.report.identity import CELL, TABLE
+from utils.report.tables import hard_table, order_notes, side_by_side, spread
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 1.5rem; }
-th, td { padding: 0.25rem 0.45rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
-th { position: sticky; top: 0; background: #fff; cursor: pointer; border-bottom: 2px solid #888; }
-th:hover, a:hover { color: #d55e00; }
-th[aria-sort=ascending]::after { content: " \\25B2"; } th[aria-sort=descending]::after { content: " \\25BC"; }
-td.text, th.text { text-align: left; } td.long { white-space: normal; min-width: 14rem; }
-a { color: #0072b2; text-decoration: none; }
-.reproduced { color: #00704f; font-weight: 600; } .above, .below { color: #b34e00; font-weight: 600; }
-.scroll { overflow-x: auto; } img { max-width: 100%; } pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; }
-figure { margin: 0 0 1.5rem; } figcaption { font-weight: 600; } details { margin: 0.2rem 0; } select { margin-right: 1rem; }
-"""
-SCRIPT = """
-const filters = [...document.querySelectorAll('select[data-filter]')];
-function filter() {
-  for (const part of document.querySelectorAll('[data-dataset]'))
-    part.hidden = filters.some(one => one.value && part.dataset[one.dataset.filter] !== undefined
-                                      && part.dataset[one.dataset.filter] !== one.value);
-}
-filters.forEach(one => one.addEventListener('change', filter));
-for (const head of document.querySelectorAll('th')) head.addEventListener('click', () => {
-  const body = head.closest('table').tBodies[0], place = head.cellIndex;
-  const down = head.getAttribute('aria-sort') === 'ascending';
-  for (const other of head.parentNode.cells) other.removeAttribute('aria-sort');
-  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-  const value = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
-  const compare = (a, b) => (a === '') - (b === '') || (down ? -1 : 1) * (
-    a !== '' && b !== '' && !isNaN(a) && !isNaN(b) ? a - b : a.localeCompare(b));
-  [...body.rows].sort((a, b) => compare(value(a), value(b))).forEach(row => body.append(row));
-});
-function open_target() {
-  const target = document.getElementById(location.hash.slice(1));
-  if (target && target.tagName === 'DETAILS') { target.open = true; target.scrollIntoView(); }
-}
-addEventListener('hashchange', open_target);
-open_target();
-"""
-FILTERS = ("dataset", "noise", "method")
+FILTERS = ("dataset", "noise", "method")  # the first columns of every table, and texts
+Rows = list[tuple[dict[str, str], list["Cell"]]]  # by what a row is filtered, and its cells
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
 
 
-def write(runs: Results, path: Path, margins: dict | None = None):
-    """Write the page of these runs, as a whole or not at all."""
+class Cell(NamedTuple):
+    """``value``: by which its column is sorted; ``more``: what follows the link; ``kind``: CSS."""
+
+    text: object
+    value: object = ""
+    link: str = ""
+    kind: str = ""
+    more: str = ""
+
+
+def write(results: Results, path: Path, margins: dict[str, float | str] | None = None):
+    """Write the page of these runs, as a whole or not at all; ``margins``: see ``compare_all``."""
     numbers = published.load()
-    table = compare_all(runs, numbers, margins)
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = [
-            (picture, base64.b64encode(picture.path.read_bytes()).decode())
-            for picture in figures.draw(runs, Path(folder), forms=("png",))
-        ]
-    sections = [
-        (
-            "Results",
-            "Mean +- standard deviation (ddof 1) over n seeds, under every rule for the epoch; beside it the published "
-            "number under its own rule. Click a heading to sort, a number to see its configuration.",
-            _results(table),
-        ),
-        ("What depends on the rule", "", _orders(table)),
-        ("Hard against incorrect", "README defines the columns.", _hard(runs)),
-        (
-            "Pictures",
-            "",
-            "".join(
-                f"<figure {_attributes(picture._asdict(), 'dataset', 'noise')}><figcaption>{escape(picture.dataset)}, "
-                f'{escape(picture.noise)} {escape(picture.title)}</figcaption><img alt="{escape(picture.title)}" '
-                f'src="data:image/png;base64,{data}"></figure>\n'
-                for picture, data in pictures
-            ),
-        ),
-        (
-            "Published numbers",
-            "All that are known for these cells, the most alike first.",
-            _numbers(runs, numbers),
-        ),
-        ("Runs", "", _runs(runs)),
-        (
-            "Configurations",
-            "",
-            "".join(
-                f'<details id="config-{name}"><summary>{name}: {escape(label)}</summary><pre>'
-                f"{escape(yaml.safe_dump(runs.configs[name], sort_keys=False))}</pre></details>\n"
-                for name, label in _named(runs.table).items()
-            ),
-        ),
-        ("Not counted", "", f"<pre>{escape(left_out(runs))}</pre>"),
-    ]
-    choices = "".join(
-        f'<label>{name} <select data-filter="{name}"><option value="">all</option>'
-        + "".join(f"<option>{escape(value)}</option>" for value in dict.fromkeys(values))
-        + "</select></label>"
-        for name, values in zip(
-            FILTERS, (runs.table.dataset, runs.table.noise, runs.table.label), strict=True
-        )
-    )
-    body = "".join(
-        f"<h2>{title}</h2>\n{f'<p>{text}</p>' if text else ''}\n{content}\n"
-        for title, text, content in sections
-        if content
+    table, runs = compare_all(results, numbers, margins), results.table
+    columns = zip(FILTERS, (runs.dataset, runs.noise, runs.label), strict=True)
+    filters = {name: list(dict.fromkeys(column)) for name, column in columns}
+    text = ENVIRONMENT.get_template("page.html").render(
+        texts=len(FILTERS),
+        filters=filters,
+        results=_results(table),
+        orders=_orders(table),
+        hard=_hard(results),
+        pictures=_pictures(results),
+        numbers=_numbers(results, numbers),
+        runs=_runs(runs),
+        configurations=_configurations(results),
+        left_out=left_out(results),
     )
     with atomic_write(path) as file:
-        file.write(
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>\n<style>{STYLE}</style>'
-            f"</head><body>\n<h1>Training with noisy labels: report</h1>\n<p>{choices}</p>\n{body}"
-            f"<script>{SCRIPT}</script></body></html>\n"
-        )
+        file.write(text)
 
 
-def _attributes(row, *names):
-    return " ".join(f'data-{name}="{escape(str(row[name]))}"' for name in names)
-
-
-def _cell(shown, value=None, config=None, kind=""):
-    """A cell of a table that is sorted by ``value`` and leads to a configuration."""
-    inner = escape(str(shown))
-    if config and shown != "-":
-        inner = f'<a href="#config-{config}">{inner}</a>'
+def _linked(text, value, config: str) -> Cell:
+    """A cell that leads to a configuration, if it says anything; a value of NaN is sorted last."""
     known = value is not None and not (isinstance(value, float) and np.isnan(value))
-    sorted_by = f' data-value="{escape(str(value)) if known else ""}"'
-    return f'<td class="{kind}"{sorted_by}>{inner}</td>'
+    return Cell(text, value if known else "", f"#config-{config}" if text not in ("", "-") else "")
 
 
-def _text(value, kind=""):
-    return _cell(value, str(value), kind=f"text {kind}".strip())
+def _text(text, kind: str = "text") -> Cell:
+    return Cell(text, text, kind=kind)
 
 
-def _table(heads: list[str], rows: list[tuple[str, list[str]]], texts: int) -> str:
-    """Of rows (attributes, cells); the first ``texts`` heads are of columns of texts."""
-    head = "".join(
-        f'<th class="text">{escape(name)}</th>' if place < texts else f"<th>{escape(name)}</th>"
-        for place, name in enumerate(heads)
-    )
-    body = "".join(f"<tr {attributes}>{''.join(cells)}</tr>\n" for attributes, cells in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-        if rows
-        else ""
-    )
+def _first_cells(dataset, noise, method) -> tuple[dict[str, str], list[Cell]]:
+    values = dict(zip(FILTERS, (dataset, noise, method), strict=True))
+    return values, [_text(value) for value in values.values()]
 
 
-def _results(table: pd.DataFrame) -> str:
-    heads = [
-        "dataset",
-        "noise",
-        "method",
-        "fraction",
-        "n",
-        *RULES,
-        "gap",
-        "published",
-        "difference",
-        "verdict",
-        "wrong labels",
-        "hours",
-    ]
+def _results(table: pd.DataFrame) -> tuple[list[str], Rows]:
+    heads = [*FILTERS, "fraction", "n", *RULES, "gap", "published", "difference", "verdict"]
     rows = []
     for config, cell in table.groupby("config", sort=False):
-        of, first = cell.set_index("rule"), cell.iloc[0]
-        compared = cell[cell.published.notna()]
-        cells = [
-            _text(first.dataset),
-            _text(first.noise),
-            _text(first.method),
-            _cell(f"{first.fraction:g}", first.fraction, config),
-            _cell(cell.n.max(), cell.n.max(), config),
-        ]
+        by_rule, first = cell.set_index("rule"), cell.iloc[0]
+        values, cells = _first_cells(first.dataset, first.noise, first.method)
+        cells.append(_linked(f"{first.fraction:g}", first.fraction, config))
+        cells.append(_linked(cell.n.max(), cell.n.max(), config))
         for rule in RULES:
-            known = rule in of.index
-            place = f" (#{int(of['rank'][rule])})" if known else ""
-            cells.append(
-                _cell(
-                    tables.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
-                    of["mean"][rule] if known else None,
-                    config,
-                )
-            )
-        one, shown = (
-            compared.iloc[0] if len(compared) else None,
-            tables.side_by_side(cell, whole=True).iloc[0],
-        )
-        cells.append(_cell(shown["gap"], first.gap, config))
-        cells += (
-            [_cell("-"), _cell("-"), _text("-")]
-            if one is None
-            else [
-                _cell(shown["published"], one.published, config),
-                _cell(shown["difference"], one.difference, config),
-                _cell(shown["verdict"], one.verdict, kind=f"text long {one.verdict.split()[0]}"),
-            ]
-        )
-        cells += [
-            _cell(shown["wrong labels"], first.realised, config),
-            _cell(
-                f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}",
-                first.hours,
-                config,
-            ),
-        ]
-        rows.append((_attributes(first, *FILTERS), cells))
-    return _table(heads, rows, 3)
+            text, mean = "-", None
+            if rule in by_rule.index:
+                mean, std, rank = by_rule.loc[rule, ["mean", "std", "rank"]]
+                text = f"{spread(mean, std)} (#{int(rank)})"
+            cells.append(_linked(text, mean, config))
+        shown = side_by_side(cell, whole=True).iloc[0]
+        cells.append(_linked(shown["gap"], first.gap, config))
+        cells += _compared(cell, shown, config)
+        hours = f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}"
+        cells.append(_linked(shown["wrong labels"], first.realised, config))
+        cells.append(_linked(hours, first.hours, config))
+        rows.append((values, cells))
+    return [*heads, "wrong labels", "hours"], rows
 
 
-def _orders(table: pd.DataFrame) -> str:
-    items = []
-    for (dataset, noise, _), part in table.groupby(TABLE, sort=False):
-        items += [
-            f'<li data-dataset="{escape(dataset)}" data-noise="{escape(noise)}">{escape(dataset)}, {escape(noise)}: '
-            f"{escape(note)}</li>\n"
-            for note in tables.order_notes(part)
-        ]
-    return f"<ul>\n{''.join(items)}</ul>" if items else ""
+def _compared(cell: pd.DataFrame, shown: pd.Series, config: str) -> list[Cell]:
+    """The published number, the difference and the verdict; sorted by those of the first rule."""
+    compared = cell[cell.published.notna()]
+    if compared.empty:
+        return [Cell("-"), Cell("-"), _text("-")]
+    first = compared.iloc[0]
+    return [
+        _linked(shown["published"], first.published, config),
+        _linked(shown["difference"], first.difference, config),
+        Cell(shown["verdict"], first.verdict, kind=f"text long {first.verdict.split()[0]}"),
+    ]
 
 
-def _hard(runs: Results) -> str:
-    rows, heads = [], []
-    for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False):
-        part = tables.hard_table(part)
-        heads = ["dataset", "noise", "method", "fraction", "n", *list(part)[3:-1]]
-        for _, row in part.iterrows():
-            row = {"dataset": dataset, "noise": noise, **row}
-            cells = [_text(row[name]) for name in heads[:3]]
-            cells += [_cell(row[name], _number(row[name]), row["config"]) for name in heads[3:]]
-            rows.append((_attributes(row, *FILTERS), cells))
-    return _table(heads, rows, 3)
+def _orders(table: pd.DataFrame) -> list[tuple[dict[str, str], str]]:
+    notes = []
+    for (dataset, noise, _), rows in table.groupby(TABLE, sort=False):
+        notes += [({"dataset": dataset, "noise": noise}, note) for note in order_notes(rows)]
+    return notes
 
 
-def _number(text: str) -> str | None:
-    return text.split()[0] if text != "-" else None
-
-
-def _numbers(runs: Results, numbers: pd.DataFrame) -> str:
+def _hard(results: Results) -> tuple[list[str], Rows]:
     rows = []
-    for (dataset, noise, fraction, config), cell in runs.table.groupby(CELL, sort=False):
-        first = cell.iloc[0]
-        cell = {
-            "dataset": dataset,
-            "noise": noise,
-            "fraction": fraction,
-            "method": first.method,
-            "metric": first.metric,
-        }
-        for row, different in published.matches(numbers, cell, runs.configs[config]):
-            address, _, where = row.source.partition(" ")
-            shown = cell | {"method": first.label}
-            rows.append(
-                (
-                    _attributes(shown, *FILTERS),
-                    [
-                        _text(dataset),
-                        _text(noise),
-                        _text(first.label),
-                        _cell(f"{fraction:g}", fraction, config),
-                        _cell(tables.spread(row.value, row["std"]), row.value, config),
-                        _cell("" if np.isnan(row.n) else int(row.n)),
-                        _text(row["rule"]),
-                        *(
-                            _text(said, "long")
-                            for said in (row.selected, row.convention, ", ".join(different))
-                        ),
-                        f'<td class="text long"><a href="{escape(address)}">{escape(row.paper)}</a> {escape(where)}</td>',
-                        _text(row.confidence),
-                    ],
-                )
-            )
-    return _table(
-        [
-            "dataset",
-            "noise",
-            "method",
-            "fraction",
-            "value",
-            "n",
-            "rule",
-            "selected",
-            "convention of the noise",
-            "different there",
-            "source",
-            "confidence",
-        ],
-        rows,
-        3,
-    )
+    for (dataset, noise, _), part in results.measured.groupby(TABLE, sort=False):
+        table = hard_table(part)
+        columns = ["fraction", "n", *table.columns[3:-1]]
+        for row in table.to_dict("records"):
+            values, cells = _first_cells(dataset, noise, row["method"])
+            for name in columns:
+                number = row[name].split()[0] if row[name] != "-" else ""
+                cells.append(_linked(row[name], number, row["config"]))
+            rows.append((values, cells))
+    return [*FILTERS, *columns], rows
 
 
-def _runs(runs: Results) -> str:
-    rows = []
-    for _, row in runs.table.iterrows():
-        shown = {"dataset": row.dataset, "noise": row.noise, "method": row.label}
-        rows.append(
+def _pictures(results: Results) -> list[tuple[dict[str, str], str, str]]:
+    """Each with what it is filtered by, its title, and the .png in base64."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [
             (
-                _attributes(shown, *FILTERS),
-                [
-                    _text(row.dataset),
-                    _text(row.noise),
-                    _text(row.label),
-                    _cell(f"{row.fraction:g}", row.fraction, row.config),
-                    _cell(row.seed, row.seed, row.config),
-                    *(
-                        _cell(
-                            "-" if pd.isna(row[rule]) else f"{row[rule]:.2f}", row[rule], row.config
-                        )
-                        for rule in RULES
-                    ),
-                    _cell(
-                        "-" if pd.isna(row.best_epoch) else int(row.best_epoch),
-                        row.best_epoch,
-                        row.config,
-                    ),
-                    _text(row.path),
-                ],
+                {"dataset": picture.dataset, "noise": picture.noise},
+                picture.title,
+                base64.b64encode(picture.path.read_bytes()).decode(),
             )
+            for picture in figures.draw(results, Path(folder), forms=("png",))
+        ]
+
+
+def _numbers(results: Results, numbers: pd.DataFrame) -> tuple[list[str], Rows]:
+    heads = [*FILTERS, "fraction", "value", "n", "rule", "selected", "convention of the noise"]
+    rows = []
+    for (dataset, noise, fraction, config), runs in results.table.groupby(CELL, sort=False):
+        matches = published.matches(numbers, cell_of(runs), results.configs[config])
+        for number, different in matches:
+            address, _, where = number.source.partition(" ")
+            seeds = "" if np.isnan(number.n) else int(number.n)
+            values, cells = _first_cells(dataset, noise, runs.label.iloc[0])
+            cells += [
+                _linked(f"{fraction:g}", fraction, config),
+                _linked(spread(number.value, number["std"]), number.value, config),
+                _linked(seeds, seeds, config),
+                _text(number["rule"]),
+                _text(number.selected, "text long"),
+                _text(number.convention, "text long"),
+                _text(", ".join(different), "text long"),
+                Cell(number.paper, number.paper, address, "text long", f" {where}"),
+                _text(number.confidence),
+            ]
+            rows.append((values, cells))
+    return [*heads, "different there", "source", "confidence"], rows
+
+
+def _runs(table: pd.DataFrame) -> tuple[list[str], Rows]:
+    heads = [*FILTERS, "fraction", "seed", *RULES, "best epoch", "where"]
+    rows = []
+    for run in table.to_dict("records"):
+        config, epoch = run["config"], run["best_epoch"]
+        values, cells = _first_cells(run["dataset"], run["noise"], run["label"])
+        cells.append(_linked(f"{run['fraction']:g}", run["fraction"], config))
+        cells.append(_linked(run["seed"], run["seed"], config))
+        for rule in RULES:
+            text = "-" if pd.isna(run[rule]) else f"{run[rule]:.2f}"
+            cells.append(_linked(text, run[rule], config))
+        cells.append(_linked("-" if pd.isna(epoch) else int(epoch), epoch, config))
+        rows.append((values, [*cells, _text(run["path"])]))
+    return heads, rows
+
+
+def _configurations(results: Results) -> list[tuple[str, str, str]]:
+    """Hash, name, and the configuration as YAML."""
+    return [
+        (
+            run.config,
+            f"{run.dataset}, {run.noise} {run.fraction:g}, {run.label}",
+            yaml.safe_dump(results.configs[run.config], sort_keys=False),
         )
-    return _table(
-        ["dataset", "noise", "method", "fraction", "seed", *RULES, "best epoch", "where"], rows, 3
-    )
-
-
-def _named(table: pd.DataFrame) -> dict[str, str]:
-    """Hash -> what a configuration is called."""
-    return {
-        row.config: f"{row.dataset}, {row.noise} {row.fraction:g}, {row.label}"
-        for row in table.drop_duplicates("config").itertuples()
-    }
+        for run in results.table.drop_duplicates("config").itertuples()
+    ]

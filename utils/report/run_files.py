@@ -1,5 +1,6 @@
-"""One finished run, from its directory."""
+"""One finished run, from its directory; and what its epochs say under every rule."""
 
+import functools
 import json
 import zipfile
 import zlib
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from utils.epoch_rules import RULES
+from utils.epoch_rules import RULES, apply_rules
 from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.report.identity import config_hash, identity, without_execution
@@ -85,7 +86,7 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
     except (OSError, ValueError) as error:
         skipped[str(path)] = f"cannot be read, its epochs are left out: {error}"
         return LoggedRun(row, stored, None, directory)
-    return LoggedRun(row, stored, epochs, directory)
+    return LoggedRun(row | numbers_by_rule(epochs, row["metric"]), stored, epochs, directory)
 
 
 def _finished_summary(directory):
@@ -102,7 +103,7 @@ def _finished_summary(directory):
 
 
 def _stored_numbers(summary):
-    """The test metric under every rule, and what else was measured at the same epochs."""
+    """What ``numbers_by_rule`` computes, as the run itself summed it up: for want of its epochs."""
     numbers = {name: summary["test"].get(name) for name in (*RULES, "best_epoch")}
     for column, values in (summary.get("at_the_same_epochs") or {}).items():
         numbers |= {f"{column}_{rule}": values.get(rule) for rule in RULES}
@@ -140,6 +141,35 @@ def check_number(epochs: pd.DataFrame, number: float, source: str):
     """Raise ValueError if a run has not as many epochs as ``source`` says; NaN: nothing."""
     if len(epochs) != number and not pd.isna(number):
         raise UserError(f"it has {len(epochs)} epochs, {source} says {number:g}")
+
+
+def numbers_by_rule(epochs: pd.DataFrame, metric: str) -> dict[str, float | None]:
+    """The test metric under every rule for the epoch, and ``best_epoch``.
+
+    Also whatever else was measured on test samples, at the epochs that the rule chooses by the test
+    metric: ``<column>_<rule>``.
+    """
+    validation = epochs.get("validation_metric")
+    if validation is not None:
+        validation = validation.tolist() if validation.notna().any() else None
+    test = epochs.test_metric.tolist()
+    by_rule = functools.partial(apply_rules, test, validation, METRICS[metric].higher_is_better)
+    numbers = by_rule()
+    for column in further_columns(epochs):
+        values = by_rule(epochs[column].tolist())
+        numbers |= {f"{column}_{rule}": values[rule] for rule in RULES}
+    return numbers
+
+
+def further_columns(epochs: pd.DataFrame) -> list[str]:
+    """The columns of test samples besides the test metric: of ``test_`` and of further parts."""
+    parts = {name.removesuffix("metric") for name in epochs if name.endswith("_metric")}
+    prefixes = tuple(parts - {"train_", "validation_"})
+    return [
+        name
+        for name in epochs
+        if name.startswith(prefixes) and name != "test_metric" and epochs[name].notna().any()
+    ]
 
 
 def read_arrays(path: Path, names: tuple[str, ...], skipped: dict[str, str]) -> list | None:
