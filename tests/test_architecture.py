@@ -178,7 +178,8 @@ def test_the_commands_of_the_readme_exist():
     assert len(commands) >= 5
     for command in commands:
         path = command.removeprefix("main.py ").removeprefix("-m ")
-        candidates = [ROOT / path, ROOT / (path.replace(".", "/") + ".py")]
+        module = ROOT / path.replace(".", "/")
+        candidates = [ROOT / path, module.with_suffix(".py"), module / "__main__.py"]
         assert any(candidate.exists() for candidate in candidates), command
 
 
