@@ -148,7 +148,7 @@ def conditions(hint) -> list[Must]:
 
 
 def fits(value, hint) -> bool:
-    """Whether a value read from YAML is of the annotated type: an int is a float, a bool neither."""
+    """Whether a value from YAML is of the annotated type: an int is a float, a bool neither."""
     if hint is typing.Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

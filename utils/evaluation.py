@@ -36,7 +36,7 @@ def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str,
 def check_fit(
     model: nn.Module, task_loss: Callable, inputs: Tensor, targets: Tensor, device: torch.device
 ):
-    """Raise UserError if the model cannot take such inputs, or its outputs do not fit the targets."""
+    """Raise UserError if the model does not take the inputs, or outputs do not fit targets."""
     try:
         task_loss(model.eval()(inputs.to(device)), targets.to(device))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -42,7 +42,7 @@ class TrustedSettings:
 
 @dataclass
 class Settings:
-    """A whole configuration. Sections with a name are checked by the signature of what they name."""
+    """A configuration. Sections with a name are checked by the signature of what they name."""
 
     dataset: Section = field(default_factory=lambda: {"name": "digits"})
     noise: NoiseSettings = field(default_factory=NoiseSettings)

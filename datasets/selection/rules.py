@@ -195,15 +195,13 @@ def rank_losses(history: np.ndarray, criterion: str) -> np.ndarray:
     if criterion != "mean" and (name not in ("mean", "epoch") or not number.isdecimal()):
         raise UserError(f"criterion must be mean, mean:<k> or epoch:<e>, got {criterion!r}")
     total = len(history)
-    if name == "epoch":
-        epochs = slice(int(number), int(number) + 1)
-    else:
-        epochs = slice(0, int(number) if number else total)
-    if not 0 <= epochs.start < epochs.stop <= total:
+    start = int(number) if name == "epoch" else 0
+    stop = start + 1 if name == "epoch" else int(number or total)
+    if not start < stop <= total:
         raise UserError(
             f"criterion {criterion} asks for epochs that are not among the {total} recorded ones"
         )
-    return np.mean(history[epochs], axis=0, dtype=np.float64)
+    return np.mean(history[start:stop], axis=0, dtype=np.float64)
 
 
 def how_many(
