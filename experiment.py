@@ -1,6 +1,7 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
 import torch
+from torch import Tensor
 
 import datasets
 import losses
@@ -198,8 +199,7 @@ class Experiment:
         model = self.objective.evaluated(self.forward)
         row = evaluate(model, self.loaders.evaluation, self.metric, self.autocast)
         if self.loaders.recording:
-            output, target, index = predict(model, self.loaders.recording, self.autocast)
-            self._record_losses(self.task_loss(output, target).numpy(), index.numpy())
+            self.record_losses(*predict(model, self.loaders.recording, self.autocast))
         self.loaders.exchange_unreadable()
         return row
 
@@ -235,8 +235,10 @@ class Experiment:
         print(f"{self.path}: {describe(read_summary(self.path))}")
 
     @main_process_only
-    def _record_losses(self, values, index):
-        run_inputs.record_losses(self.path, self.epoch, values, index)
+    def record_losses(self, output: Tensor, target: Tensor, index: Tensor):
+        """Write the losses of these samples into losses.npy, as those of the present epoch."""
+        losses_of_samples = self.task_loss(output, target).numpy()
+        run_inputs.record_losses(self.path, self.epoch, losses_of_samples, index.numpy())
 
     @main_process_only
     def _write_inputs(self):

@@ -1,8 +1,8 @@
-"""What an epoch costs beside its training steps: evaluation, records, recorded losses, checkpoint.
+"""What an epoch costs beside its training: evaluation, records, recorded losses, checkpoint.
 
-    python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 compile=true       on a GPU
-    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2
-    --steps 2 --rounds 3
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml precision=bf16 compile=true
+    python -m benchmarks.epoch params/cifar10/discrimloss.yaml model=wide_resnet28_2 threads=2 \\
+        --steps 2 --rounds 3
 
 On random images, as many as the dataset has. Training, evaluation and recording are timed over so
 many steps and taken to the whole dataset by the number of images; records and checkpoint are those
@@ -25,7 +25,6 @@ from benchmarks.throughput import circumstances, seconds_of, synthetic
 from experiment import SCHEMAS, Experiment
 from utils.checkpoint import StopRequest
 from utils.config import load
-from utils.distributed import data_parallel
 from utils.evaluation import predict
 from utils.run_directory import RunDirectory
 
@@ -44,47 +43,58 @@ class Shortened:
         return itertools.islice(self.loader, self.steps)
 
 
-def measure(run: Experiment, steps: int, test: int) -> dict[str, float]:
+def measure(run: Experiment, steps: int, num_test: int) -> dict[str, float]:
     """Seconds of each part of an epoch, of the whole dataset."""
-    whole = run.loaders
-    train, recorded = (Shortened(loader, steps) for loader in (whole.train, whole.recording))
-    evaluated = Shortened(whole.evaluation["test"], steps)
-    outputs = (
-        torch.randn(len(whole.train.rows), 10),
-        run.loaders.train.targets.cpu(),
-        torch.arange(len(whole.train.rows)),
+    whole, num_train = run.loaders, len(run.loaders.train.rows)
+    train, recorded, evaluated = (
+        Shortened(loader, steps)
+        for loader in (whole.train, whole.recording, whole.evaluation["test"])
     )
+    outputs = torch.randn(num_train, 10), whole.train.targets.cpu(), torch.arange(num_train)
     run.loaders, run.step = SimpleNamespace(train=train, set_epoch=whole.set_epoch), 0
     model = run.objective.evaluated(run.forward)
-    seconds, images = {}, {}
 
-    def training():
-        main.train_epoch(run, StopRequest())
+    def seconds_per_image(loader):
+        count = 0
 
-    def forward(loader):
-        images[loader] = len(predict(model, loader, run.autocast)[2])
+        def forward():
+            nonlocal count
+            count = len(predict(model, loader, run.autocast)[2])
+
+        return seconds_of(run.device, forward) / count
 
     def records():
-        run.directory.add_row(
-            {"epoch": run.epoch, "test_metric": 50.0} | run.record.end_epoch(run.noise.corrupted)
-        )
+        row = {"epoch": run.epoch, "test_metric": 50.0}
+        run.log.add_row(row | run.record.end_epoch(run.noise.corrupted))
 
-    seconds["training"] = (
-        seconds_of(run.device, training) / run.record.images * len(whole.train.rows)
-    )
-    seconds["evaluation"] = (
-        seconds_of(run.device, lambda: forward(evaluated)) / images[evaluated] * test
-    )
-    seconds["records"] = seconds_of(run.device, records)
-    seconds["checkpoint"] = seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0))
-    seconds["recorded losses"] = (
-        seconds_of(run.device, lambda: forward(recorded)) / images[recorded] * len(whole.train.rows)
-    )
-    seconds["recorded losses"] += seconds_of(
-        run.device, lambda: run.directory.add_losses(run.epoch, run.task_loss, *outputs)
-    )
+    training = seconds_of(run.device, lambda: main.train_epoch(run, StopRequest()))
+    seconds = {
+        "training": training / run.record.images * num_train,
+        "evaluation": seconds_per_image(evaluated) * num_test,
+        "records": seconds_of(run.device, records),
+        "checkpoint": seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0)),
+        "recorded losses": seconds_per_image(recorded) * num_train
+        + seconds_of(run.device, lambda: run.record_losses(*outputs)),
+    }
     run.loaders, run.epoch = whole, run.epoch + 1
     return seconds
+
+
+def measure_rounds(arguments) -> tuple[pd.DataFrame, dict]:
+    """A row per round, and the configuration of the run."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
+        overrides = [f"run_dir={directory}/run", "epochs=100", "record_losses=true"]
+        config = load(arguments.params, [*overrides, *arguments.options], SCHEMAS)
+        name = config["dataset"]["name"]
+        setattr(datasets, name, synthetic(name, arguments.train))
+        config["dataset"] = {"name": name}
+        run = Experiment(config, RunDirectory(config))
+        run.resume()
+        rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)]
+    table = pd.DataFrame(rows[1:])  # the first warms up
+    for part in table.columns.drop("training"):
+        table[f"{part}, % of training"] = 100 * table[part] / table["training"]
+    return table, config
 
 
 if __name__ == "__main__":
@@ -101,23 +111,7 @@ if __name__ == "__main__":
     arguments = parser.parse_intermixed_args()
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
-        config = load(
-            arguments.params,
-            [f"run_dir={directory}/run", "epochs=100", "record_losses=true", *arguments.options],
-            SCHEMAS,
-        )
-        name = config["dataset"]["name"]
-        setattr(datasets, name, synthetic(name, arguments.train))
-        config["dataset"] = {"name": name}
-        run = Experiment(config, RunDirectory(config))
-        run.epoch, run.forward = 0, data_parallel(run.model, run.device, config["compile"])
-        rows = [measure(run, arguments.steps, arguments.test) for _ in range(arguments.rounds + 1)][
-            1:
-        ]  # the first warms up
-    table = pd.DataFrame(rows)
-    for part in table.columns.drop("training"):
-        table[f"{part}, % of training"] = 100 * table[part] / table["training"]
+    table, config = measure_rounds(arguments)
     print(table.agg(["min", "median", "max"]).T.round(3).to_string())
     if arguments.out:
         where = {

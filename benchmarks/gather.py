@@ -1,5 +1,4 @@
-"""What it costs a step of several processes that each knows the outputs for the whole batch, and
-how that depends on N.
+"""What it costs a step of several processes that each knows the outputs for the whole batch.
 
     torchrun --nproc-per-node=2 -m benchmarks.gather --threads 1 --out results/gather.csv
 
@@ -50,9 +49,10 @@ def measure(name: str, num_samples: int, batch_size: int, steps: int) -> dict:
     model = data_parallel(getattr(models, name)(10), torch.device("cpu"))
     optimizer, stop = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), StopRequest()
     alone, together = (losses.DiscrimLoss(cross_entropy, num_samples) for _ in range(2))
-    own = rank_slice(slice(0, batch_size))
-    images, target = torch.randn(batch_size, 3, 32, 32)[own], (torch.arange(batch_size) % 10)[own]
-    index = torch.randperm(num_samples)[:batch_size][own]
+    share = rank_slice(slice(0, batch_size))
+    images = torch.randn(batch_size, 3, 32, 32)[share]
+    target = (torch.arange(batch_size) % 10)[share]
+    index = torch.randperm(num_samples)[:batch_size][share]
     output = torch.randn(len(target), 10, requires_grad=True)
 
     def step(score):
@@ -62,10 +62,10 @@ def measure(name: str, num_samples: int, batch_size: int, steps: int) -> dict:
         optimizer.step()
 
     def without():
-        step(lambda said: alone(said, target, index).mean())
+        step(lambda output: alone(output, target, index).mean())
 
     def with_gather():
-        step(lambda said: together(*gather(said, target, index)).mean())
+        step(lambda output: together(*gather(output, target, index)).mean())
         stop.agreed()
 
     def gather_alone():

@@ -1,5 +1,4 @@
-"""How far our losses are from the traces of the reference implementations, and SuperLoss's sigma
-from float64.
+"""How far our losses are from the traces of the reference, and SuperLoss's sigma from float64.
 
     python -m benchmarks.golden            prints, and writes results/golden.csv
 
@@ -8,15 +7,16 @@ at its edge.
 """
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 import torch
 
 from losses.superloss import confidence
-from tests.test_golden import DISCRIM, data_parameters_trace, discrim_trace, read
+from tests.fixtures import DISCRIM_TRACES, data_parameters_trace, discrim_trace, read_trace
 
 
-def compare(name: str, trace) -> list[dict]:
+def compare(name: str, trace: Iterable[tuple[int, dict]]) -> list[dict]:
     """One row for each quantity of a trace: the largest difference over its steps."""
     worst = {}
     for _, pairs in trace:
@@ -37,28 +37,36 @@ def compare(name: str, trace) -> list[dict]:
     ]
 
 
-if __name__ == "__main__":
-    rows = [row for name in DISCRIM for row in compare(name, discrim_trace(name))]
-    rows += [
-        row
-        for name in ("dataparams_inst", "dataparams_joint")
-        for row in compare(name, data_parameters_trace(name))
-    ]
-    arrays, about = read("superloss_taulog10_lam1.0")
+def compare_sigma() -> list[dict]:
+    """SuperLoss's sigma against float64, away from its branch point and anywhere."""
+    name = "superloss_taulog10_lam1.0"
+    arrays, about = read_trace(name)
     excess = (arrays["losses"].double() - about["tau"]) / about["lam"]
     relative = ((confidence(excess) - arrays["sigma_f64"]) / arrays["sigma_f64"]).abs()
-    distance = (excess + 2 / math.e).abs()
-    for where, values in (
-        ("away from the branch point", relative[distance > 1e-6]),
-        ("anywhere", relative),
-    ):
-        rows.append(
-            {
-                "trace": "superloss_taulog10_lam1.0",
-                "quantity": f"sigma, relative to float64, {where}",
-                "largest difference": values.max().item(),
-            }
+    away = (excess + 2 / math.e).abs() > 1e-6
+    return [
+        {
+            "trace": name,
+            "quantity": f"sigma, relative to float64, {where}",
+            "largest difference": values.max().item(),
+        }
+        for where, values in (
+            ("away from the branch point", relative[away]),
+            ("anywhere", relative),
         )
-    table = pd.DataFrame(rows)
+    ]
+
+
+def main():
+    rows = []
+    for name in DISCRIM_TRACES:
+        rows += compare(name, discrim_trace(name))
+    for name in ("dataparams_inst", "dataparams_joint"):
+        rows += compare(name, data_parameters_trace(name))
+    table = pd.DataFrame(rows + compare_sigma())
     table.to_csv("results/golden.csv", index=False, float_format="%.3g")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.2g}"))
+
+
+if __name__ == "__main__":
+    main()

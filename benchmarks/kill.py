@@ -1,12 +1,12 @@
-"""Stop a run at random moments, in every way, and go on: is the result that of a run that nobody
-stopped?
+"""Stop a run at random moments, in every way, and resume it: does the interruption leave no trace?
 
     python -m benchmarks.kill --trials 30 --jobs 2
 
-writes results/digits/kill.csv, a line a trial: the signal ("KILL while saving": as soon as the
-temporary file of a checkpoint is there), when after the start of training it was sent, the exit
+writes results/digits/kill.csv, a line for each trial: the signal ("KILL while saving": as soon as
+the temporary file of a checkpoint is there), when after the start of training it was sent, the exit
 code, whether half a checkpoint was left, what the resumed run went on from, and whether metrics.csv
-(times aside), samples.npz and every tensor of the last checkpoint are the same to the last bit.
+(times aside), samples.npz and every tensor of the last checkpoint are those of an undisturbed run
+to the last bit.
 """
 
 import argparse
@@ -42,24 +42,24 @@ def start(directory: Path) -> subprocess.Popen:
 
 
 def content(directory: Path) -> dict:
-    """All numbers that a finished run leaves, but for wall-clock times."""
+    """All numbers that a finished run leaves, except for wall-clock times."""
     table = pd.read_csv(directory / "metrics.csv").drop(columns=["seconds", "images_per_second"])
     with np.load(directory / "samples.npz") as samples:
-        found = {f"samples.{key}": samples[key] for key in samples.files}
-    found |= {f"metrics.{key}": table[key].to_numpy() for key in table}
+        numbers = {f"samples.{key}": samples[key] for key in samples.files}
+    numbers |= {f"metrics.{key}": table[key].to_numpy() for key in table}
 
-    def collect(state, where):
+    def collect(state, name):
         if isinstance(state, torch.Tensor):
-            found[where] = state.numpy()
+            numbers[name] = state.numpy()
         elif isinstance(state, dict):
             for key, value in state.items():
-                collect(value, f"{where}.{key}")
+                collect(value, f"{name}.{key}")
 
     collect(torch.load(directory / "checkpoint.pt", weights_only=True), "checkpoint")
-    return found
+    return numbers
 
 
-def same(first: dict, second: dict) -> bool:
+def is_same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(
         np.array_equal(first[key], second[key], equal_nan=first[key].dtype.kind == "f")
         for key in first
@@ -74,23 +74,21 @@ def trial(number: int, way: str, moment: float, directory: Path, undisturbed: di
     while way == "KILL while saving" and run.poll() is None and not temporary.exists():
         pass
     run.send_signal(getattr(signal, f"SIG{way.split()[0]}"))
-    code, left = run.wait(), temporary.exists()
+    code, half_written = run.wait(), temporary.exists()
+    saved = {"epoch": None, "step": None}
+    if (directory / "checkpoint.pt").exists():
+        saved = torch.load(directory / "checkpoint.pt", weights_only=True)
+    resumed_code = start(directory).wait()
     row = {
         "trial": number,
         "signal": way,
         "after_seconds": round(moment, 3),
         "exit_code": code,
-        "half_written": left,
-        "epoch": None,
-        "step": None,
-    }
-    if (directory / "checkpoint.pt").exists():
-        saved = torch.load(directory / "checkpoint.pt", weights_only=True)
-        row |= {"epoch": saved["epoch"], "step": saved["step"]}
-    again = start(directory).wait()
-    row |= {
-        "exit_code_of_the_resumed_run": again,
-        "identical": again == 0 and same(content(directory), undisturbed),
+        "half_written": half_written,
+        "epoch": saved["epoch"],
+        "step": saved["step"],
+        "exit_code_of_the_resumed_run": resumed_code,
+        "identical": resumed_code == 0 and is_same(content(directory), undisturbed),
     }
     print(row, flush=True)
     return row
@@ -105,27 +103,23 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1, help="of signals and moments")
     parser.add_argument("--out", type=Path, default=ROOT / "results/digits/kill.csv")
     arguments = parser.parse_args()
-    draw = random.Random(arguments.seed)
+    generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
-        first = Path(folder, "undisturbed")
-        run, began = start(first), time.time()
+        directory = Path(folder, "undisturbed")
+        run, began = start(directory), time.time()
         if run.wait():
             raise SystemExit("the undisturbed run has failed")
-        length, undisturbed = (
-            (first / "checkpoint.pt").stat().st_mtime - began,
-            content(first),
-        )  # of the training
-        drawn = [
-            (number, draw.choice(WAYS), draw.uniform(0, length))
-            for number in range(arguments.trials)
-        ]
-        rows = pool.map(lambda row: trial(*row, Path(folder, str(row[0])), undisturbed), drawn)
-        table = pd.DataFrame(rows)
+        training_seconds = (directory / "checkpoint.pt").stat().st_mtime - began
+        undisturbed = content(directory)
+
+        def draw_trial(number):
+            way, moment = generator.choice(WAYS), generator.uniform(0, training_seconds)
+            return number, way, moment, Path(folder, str(number)), undisturbed
+
+        drawn = [draw_trial(number) for number in range(arguments.trials)]
+        table = pd.DataFrame(pool.map(lambda arguments: trial(*arguments), drawn))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False)
-    print(
-        table.groupby("signal")
-        .agg(trials=("trial", "size"), identical=("identical", "sum"))
-        .to_string()
-    )
+    by_signal = table.groupby("signal")
+    print(by_signal.agg(trials=("trial", "size"), identical=("identical", "sum")).to_string())
     print(f"{table.identical.sum()} of {len(table)} identical")

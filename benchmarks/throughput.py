@@ -1,15 +1,16 @@
-"""Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop, side
-by side.
+"""Images per second of training: the bare model, an epoch of ours, and a plain PyTorch loop.
 
-    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> --out
-    results/speed/throughput.csv python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic
-    50000 precision=bf16 compile=true
+    python -m benchmarks.throughput params/mnist/discrimloss.yaml data_root=<folder> \\
+        --out results/speed/throughput.csv
+    python -m benchmarks.throughput params/cifar10/gce.yaml --synthetic 50000 precision=bf16 \\
+        compile=true
 
-bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that is in memory already
+bare     forward, backward and optimiser step of the model under cross-entropy, on one batch that
+         is in memory already
 ours     main.py's own train_epoch with the given method: data path, records and all
-usual    the loop that most code has, with the same method: one image at a time through torchvision's transforms, a DataLoader
-         without workers, .item() at every step, and, of DiscrimLoss, an SGD over the parameters of
-         all samples with a mask
+usual    the loop that most code has, with the same method: one image at a time through
+         torchvision's transforms, a DataLoader without workers, .item() at every step, and, of
+         DiscrimLoss, an SGD over the parameters of all samples with a mask
 workers  the same with as many workers as there are cores
 plain    the loop without workers under cross-entropy alone
 
@@ -44,37 +45,32 @@ from experiment import SCHEMAS, Experiment
 from losses import Plain
 from losses.discrimloss import DiscrimLoss, suppression_factor
 from losses.task import cross_entropy
-from utils.build import build
 from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.device import choose_device, device_name
-from utils.distributed import data_parallel
 from utils.epoch_log import commit
 from utils.run_directory import RunDirectory
 
-# channels, height = width, classes
-SHAPES = {
+SHAPES = {  # channels, height = width, classes
     "digits": (1, 8, 10),
     "mnist": (1, 28, 10),
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
 }
+WAYS = ("bare", "ours", "usual", "workers", "plain")
 
 
 class OneByOne(torch.utils.data.Dataset):
-    """Images as torchvision's datasets give them.
-
-    Each made into a PIL image and sent through the transforms when asked for.
-    """
+    """Images as torchvision's datasets give them: PIL images, transformed one by one."""
 
     def __init__(self, data: Dataset):
-        crop = (
-            [transforms.RandomCrop(data.image_size, data.crop_padding)] if data.crop_padding else []
-        )
-        mirror = [transforms.RandomHorizontalFlip()] if data.flip else []
-        self.transform = transforms.Compose(
-            [*crop, *mirror, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-        )
+        steps = []
+        if data.crop_padding:
+            steps.append(transforms.RandomCrop(data.image_size, data.crop_padding))
+        if data.flip:
+            steps.append(transforms.RandomHorizontalFlip())
+        steps += [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+        self.transform = transforms.Compose(steps)
         self.images = data.train.inputs.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()
         self.targets = data.train.targets.tolist()
 
@@ -86,18 +82,13 @@ class OneByOne(torch.utils.data.Dataset):
 
 
 class UsualDiscrimLoss:
-    """DiscrimLoss with its state as public code keeps it.
-
-    A parameter for all samples, stepped and clamped as a whole.
-    """
+    """DiscrimLoss as public code has it: a parameter for all samples, stepped as a whole."""
 
     def __init__(self, loss: DiscrimLoss, device: torch.device):
         self.loss, self.first = loss, True
         self.log_sigma = torch.zeros(loss.num_samples, device=device, requires_grad=True)
-        self.velocity, self.history = (
-            torch.zeros_like(self.log_sigma),
-            torch.zeros(loss.num_samples, device=device),
-        )
+        self.velocity = torch.zeros(loss.num_samples, device=device)
+        self.history = torch.zeros(loss.num_samples, device=device)
 
     def __call__(self, output, target, index):
         loss = self.loss
@@ -105,13 +96,10 @@ class UsualDiscrimLoss:
         average = loss.beta * self.history[index] + (1 - loss.beta) * losses
         self.history[index] = average.detach()
         average = average / (1 - loss.beta ** (loss.epoch + 1))
-        batch_threshold = average.mean().item()
-        self.threshold = (
-            batch_threshold
-            if self.first
-            else loss.rho * self.threshold + (1 - loss.rho) * batch_threshold
-        )
-        self.first = False
+        threshold = average.mean().item()
+        if not self.first:
+            threshold = loss.rho * self.threshold + (1 - loss.rho) * threshold
+        self.threshold, self.first = threshold, False
         gamma = loss.a * math.tanh(loss.p * (loss.epoch - loss.q)) + loss.a + 1
         factor = suppression_factor(loss.suppression, loss.epoch, loss.suppression_epochs)
         return factor * (average - gamma * self.threshold) / self.log_sigma[index].exp()
@@ -174,11 +162,8 @@ def usual(run: Experiment, loader, steps: int, method, autocast) -> float:
         for step, (inputs, target, index) in enumerate(loader):
             if step == steps:
                 break
-            inputs, target, index = (
-                inputs.to(run.device),
-                target.to(run.device),
-                index.to(run.device),
-            )
+            inputs, target = inputs.to(run.device), target.to(run.device)
+            index = index.to(run.device)
             with autocast():
                 loss = method(run.model(inputs), target, index).mean()
             run.optimizer.zero_grad()
@@ -198,17 +183,16 @@ def synthetic(name: str, count: int):
     channels, size, classes = SHAPES[name]
     real = getattr(datasets, name)
 
-    def made(data_root: str = "data") -> Dataset:
+    def random_split(generator, number):
+        images = generator.integers(0, 256, (number, channels, size, size), np.uint8)
+        labels = generator.integers(0, classes, number)
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+    def dataset(data_root: str = "data") -> Dataset:
         generator = np.random.default_rng(0)
-        splits = [
-            Split(
-                torch.from_numpy(generator.integers(0, 256, (n, channels, size, size), np.uint8)),
-                torch.from_numpy(generator.integers(0, classes, n)),
-            )
-            for n in (count, 1000)
-        ]
         return Dataset(
-            *splits,
+            random_split(generator, count),
+            random_split(generator, 1000),
             classes=[str(label) for label in range(classes)],
             in_channels=channels,
             image_size=size,
@@ -218,8 +202,8 @@ def synthetic(name: str, count: int):
             flip=channels == 3,
         )
 
-    made.__name__ = real.__name__
-    return made
+    dataset.__name__ = real.__name__
+    return dataset
 
 
 def peak_memory(device: torch.device) -> float:
@@ -242,9 +226,8 @@ def flops_per_image(run: Experiment) -> float:
 def ceiling(device: torch.device, autocast, size: int) -> float:
     """The most operations per second that a product of two square matrices reaches."""
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    torch.backends.cuda.matmul.allow_tf32 = (
-        torch.backends.cudnn.allow_tf32
-    )  # as convolutions have it in fp32
+    # as convolutions have it in fp32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     with autocast():
         if torch.is_autocast_enabled(device.type):
             left, right = left.bfloat16(), right.bfloat16()
@@ -267,6 +250,73 @@ def circumstances(config: dict) -> dict:
     }
 
 
+def prepare(arguments, directory: str) -> tuple[Experiment, Dataset]:
+    """A run on the dataset, or on random images of its form."""
+    overrides = [f"run_dir={directory}/run", "epochs=1000", *arguments.options]
+    config = load(arguments.params, overrides, SCHEMAS)
+    name = config["dataset"]["name"]
+    if arguments.synthetic:
+        setattr(datasets, name, synthetic(name, arguments.synthetic))
+        config["dataset"] = {"name": name}
+    run = Experiment(config, RunDirectory(config))
+    run.resume()
+    return run, run.data
+
+
+def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str | None) -> dict:
+    """A function for each of WAYS that measures its images per second."""
+    config = run.config
+    _, autocast = choose_device(
+        config["device"], precision or config["precision"], config["threads"]
+    )
+    method = run.objective.loss
+    dense = UsualDiscrimLoss(method, run.device) if isinstance(method, DiscrimLoss) else method
+    alone, workers = (
+        torch.utils.data.DataLoader(
+            OneByOne(data), batch_size=config["batch_size"], shuffle=True, num_workers=number
+        )
+        for number in (0, os.cpu_count())
+    )
+    return {
+        "bare": lambda: bare(run, steps),
+        "ours": lambda: ours(run),
+        "usual": lambda: usual(run, alone, steps, dense, autocast),
+        "workers": lambda: usual(run, workers, steps, dense, autocast),
+        "plain": lambda: usual(run, alone, steps, Plain(cross_entropy), autocast),
+    }
+
+
+def measure(arguments) -> tuple[pd.DataFrame, dict]:
+    """A row per round, and what the measurement depends on."""
+    rows, peak = [], {}
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
+        run, data = prepare(arguments, directory)
+        ways = ways_of_training(run, data, arguments.steps, arguments.usual_precision)
+        for number in range(arguments.rounds + 1):
+            speeds = {}
+            for way in arguments.only:
+                speeds[way] = ways[way]()
+                if number == 0 and way == "ours":  # before the other loops take theirs
+                    peak = {"peak_mib": round(peak_memory(run.device))}
+            if number:  # the first warms up, and compiles
+                rows.append(speeds)
+        flops = flops_per_image(run)
+        most = ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048)
+    table = pd.DataFrame(rows)
+    if "ours" in table:
+        for way in table.columns.drop("ours"):
+            table[f"ours/{way}"] = table["ours"] / table[way]
+        table["utilisation"] = table["ours"] * flops / most
+    return table, {
+        "params": arguments.params,
+        "N": len(data.train),
+        "mflops_per_image": round(flops / 1e6, 3),
+        "ceiling_tflops": round(most / 1e12, 4),
+        **circumstances(run.config),
+        **peak,
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -280,86 +330,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours"
     )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=["bare", "ours", "usual", "workers", "plain"],
-        choices=["bare", "ours", "usual", "workers", "plain"],
-    )
+    parser.add_argument("--only", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--out", type=Path, help="a CSV file that the rounds are appended to")
     parser.add_argument("options", nargs="*", help="overrides, e.g. data_root=/data threads=2")
     arguments = parser.parse_intermixed_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(None):
-        config = load(
-            arguments.params,
-            [f"run_dir={directory}/run", "epochs=1000", *arguments.options],
-            SCHEMAS,
-        )
-        name = config["dataset"]["name"]
-        if arguments.synthetic:
-            setattr(datasets, name, synthetic(name, arguments.synthetic))
-            config["dataset"] = {"name": name}
-        data = build(
-            datasets,
-            {key: value for key, value in config["dataset"].items() if key != "selection"},
-            data_root=config["data_root"],
-        )
-        run = Experiment(config, RunDirectory(config))
-        run.epoch, run.step = 0, 0
-        run.forward = data_parallel(run.model, run.device, config["compile"])
-        _, autocast = choose_device(
-            config["device"], arguments.usual_precision or config["precision"], config["threads"]
-        )
-        method = run.objective.loss
-        dense = UsualDiscrimLoss(method, run.device) if isinstance(method, DiscrimLoss) else method
-        loaders = {
-            workers: torch.utils.data.DataLoader(
-                OneByOne(data), batch_size=config["batch_size"], shuffle=True, num_workers=workers
-            )
-            for workers in (0, os.cpu_count())
-        }
-        ways = {
-            "bare": lambda: bare(run, arguments.steps),
-            "ours": lambda: ours(run),
-            "usual": lambda: usual(run, loaders[0], arguments.steps, dense, autocast),
-            "workers": lambda: usual(
-                run, loaders[os.cpu_count()], arguments.steps, dense, autocast
-            ),
-            "plain": lambda: usual(
-                run, loaders[0], arguments.steps, Plain(cross_entropy), autocast
-            ),
-        }
-        for number in range(arguments.rounds + 1):
-            speeds = {}
-            for way in arguments.only:
-                speeds[way] = ways[way]()
-                if number == 0 and way == "ours":
-                    peak = peak_memory(run.device)  # before the other loops take theirs
-            if number:  # the first warms up, and compiles
-                rows.append(
-                    speeds
-                    | {
-                        f"ours/{other}": speeds["ours"] / speeds[other]
-                        for other in speeds
-                        if other != "ours"
-                    }
-                )
-        flops, most = (
-            flops_per_image(run),
-            ceiling(run.device, run.autocast, 8192 if run.device.type == "cuda" else 2048),
-        )
-    table = pd.DataFrame(rows)
-    if "ours" in table:
-        table["utilisation"] = table["ours"] * flops / most
-    where = {
-        "params": arguments.params,
-        "N": len(data.train),
-        "mflops_per_image": round(flops / 1e6, 3),
-        "ceiling_tflops": round(most / 1e12, 4),
-        **circumstances(config),
-        **({"peak_mib": round(peak)} if "ours" in table else {}),
-    }
+    table, where = measure(arguments)
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     print(table.agg(["min", "median", "max"]).round(2).to_string())
     if arguments.out:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from utils.errors import UserError
@@ -22,17 +21,12 @@ class Batch(NamedTuple):
 
 @dataclass
 class Split:
-    """A part of a dataset: inputs, and targets [N]: class numbers (int64), or what a regression
-    predicts (float32).
+    """A part of a dataset."""
 
-    Inputs are uint8 images [N, C, H, W] in memory, the paths of N image files, or, in memory,
-    whatever a model takes, e.g. tokens [N, L]. ``texts`` are those inputs in words, where they are
-    words.
-    """
-
+    # uint8 images [N, C, H, W], or the paths of N image files, or what a model takes, e.g. tokens
     inputs: Tensor | list[str]
-    targets: Tensor
-    texts: list[str] | None = None
+    targets: Tensor  # [N], classes (int64), or in regression numbers to predict (float32)
+    texts: list[str] | None = None  # the inputs in words, if they are words
 
     def __len__(self):
         return len(self.targets)
@@ -40,47 +34,32 @@ class Split:
 
 @dataclass
 class Dataset:
-    """A dataset with everything that a loader needs to know about it.
-
-    ``classes`` are their names; there are none in regression. ``mean`` and ``std`` are per channel,
-    of pixels in [0, 1]; inputs that are no images have none, and are handed over as they are.
-    Training images in memory are cropped at random after padding by ``crop_padding`` pixels, of
-    zeros or ("reflect") of the image mirrored at its edge, and mirrored with probability 1/2 if
-    ``flip``; of image files a part of at least ``crop_scale`` of the area is cropped and resized,
-    or (``crop_scale`` None) a square of the resized image. For evaluation image files are resized
-    and cropped in the centre; or, of the test part, augmented as in training (``augment_test``).
-    ``trusted``: the labels that come with it are taken for true, so that injected noise can be told
-    from them. ``true``: the true labels of the training part, where it comes with both.
-    ``verified``: training samples whose labels people have checked.
-    ``validation``: a part to choose the epoch on, where it comes with one; ``more_tests``: other
-    test parts, by name. ``memory_limit``: the image files of a part are decoded once and kept, if
-    they take no more bytes. ``cache``: a folder to keep them in, resized once and packed.
-    ``made_split``: files were split into training and test part here, which a run writes down.
-    ``note``: what else there is to say.
-    """
+    """A dataset with everything that a loader needs to know about it."""
 
     train: Split
     test: Split
-    classes: list[str]
-    in_channels: int = 0
-    image_size: int = 0
-    mean: tuple[float, ...] = ()
+    classes: list[str]  # their names; none in regression
+    in_channels: int = 0  # of images
+    image_size: int = 0  # height and width that a model gets
+    mean: tuple[float, ...] = ()  # per channel, of pixels in [0, 1]; () if inputs are no images
     std: tuple[float, ...] = ()
-    crop_padding: int = 0
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
-    flip: bool = False
+    crop_padding: int = 0  # training images in memory are padded by so much, and cropped at random
+    padding_mode: Literal["zeros", "reflect"] = "zeros"  # "reflect": mirrored at the edge
+    flip: bool = False  # training images are mirrored with probability 1/2
+    # of training image files, at least this part of the area is cropped and resized; None: a square
+    # of the resized image is cropped
     crop_scale: float | None = 0.08
-    augment_test: bool = False
-    trusted: bool = True
-    true: Tensor | None = None
-    num_workers: int = 0
-    validation: Split | None = None
-    verified: Split | None = None
-    more_tests: dict[str, Split] = field(default_factory=dict)
-    memory_limit: int = 0
-    cache: Path | None = None
-    made_split: bool = False
-    note: str = ""
+    augment_test: bool = False  # test image files are augmented too, else cropped in the centre
+    trusted: bool = True  # its labels count as true, so that injected noise can be told from them
+    true: Tensor | None = None  # [N], true labels of the training part, if it comes with both
+    num_workers: int = 0  # that read image files
+    validation: Split | None = None  # a part to choose the epoch on
+    verified: Split | None = None  # more training samples, whose labels people have checked
+    more_tests: dict[str, Split] = field(default_factory=dict)  # other test parts, by name
+    memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
+    cache: Path | None = None  # a folder to keep image files in, resized once and packed
+    made_split: bool = False  # files were split into train and test here: a run writes down how
+    note: str = ""  # what else there is to say
 
     @property
     def task(self) -> str:
@@ -88,7 +67,7 @@ class Dataset:
 
     @property
     def num_outputs(self) -> int:
-        """What a model must say of each sample: a number per class, or one."""
+        """How many numbers a model gives for each sample."""
         return len(self.classes) or 1
 
     @property
@@ -115,23 +94,23 @@ class Dataset:
 
 
 def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
-    """Training and test part of a torchvision dataset, downloaded if its folder is not there and a
-    network exists.
+    """Training and test part of a torchvision dataset, downloaded if its folder is not there.
+
+    A folder that holds something is never written to.
 
     Raises FileNotFoundError, saying which files to put where, if they can neither be read nor
-    downloaded. A folder that holds something is never written to.
+    downloaded.
     """
     download = not any((root / folder).glob("*"))
     try:
         return [source(root, train=train, download=download) for train in (True, False)]
     except (RuntimeError, ValueError, OSError) as error:  # missing, damaged, empty, or offline
-        reason = (
-            "was not found, and could not be downloaded" if download else "is damaged or incomplete"
-        )
+        reason = "is damaged or incomplete"
+        if download:
+            reason = "was not found, and could not be downloaded"
         raise FileNotFoundError(
             f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with "
-            f"{files}; or "
-            f"name the folder that has it with data_root=<folder>"
+            f"{files}; or name the folder that has it with data_root=<folder>"
         ) from error
 
 
@@ -139,11 +118,14 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
-    """Positions [N] of a training and of a test part, always the same ones, stratified by target if
-    those are classes.
+    """Positions [N] of a training and of a test part, always the same, stratified by class.
 
-    Raises ValueError where a class is too small for it.
+    Targets that are numbers are not stratified.
+
+    Raises UserError if a class is too small for it.
     """
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
     if not 0 < fraction < 1:
         raise UserError(f"test_fraction must lie in (0, 1), got {fraction}")
     strata = None if targets.is_floating_point() else targets
@@ -158,16 +140,28 @@ def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
     return sorted(train), sorted(test)
 
 
+def read_lines(path: Path, missing: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises FileNotFoundError with the advice ``missing``, or UserError if it is no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} was not found: {missing}")
+    try:
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as text ({error})") from None
+
+
 def cache_folder(data_root: str, wanted: bool) -> Path | None:
     """Where packed images are kept, if they are."""
     return Path(data_root, "cache") if wanted else None
 
 
 def check_files(image_size: int, num_workers: int, crop_scale: float):
-    """Raise ValueError for arguments that no dataset of image files can have."""
+    """Raise UserError for arguments that no dataset of image files can have."""
     if image_size < 8 or num_workers < 0 or not 0 < crop_scale <= 1:
         raise UserError(
             f"image_size must be at least 8, num_workers at least 0 and crop_scale in (0, 1], got "
-            f"{image_size}, "
-            f"{num_workers} and {crop_scale}"
+            f"{image_size}, {num_workers} and {crop_scale}"
         )

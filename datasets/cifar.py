@@ -18,9 +18,12 @@ def cifar10(
 ) -> Dataset:
     """50,000 training and 10,000 test images of 32x32 pixels in 10 classes (Krizhevsky 2009).
 
-    ``augment``: random crops of the image padded by 4 pixels, and mirroring. Mean and std are those
-    of the DiscrimLoss and data-parameters code. Raises FileNotFoundError where the files are
-    neither under ``data_root`` nor to be downloaded.
+    Mean and std are those of the DiscrimLoss and data-parameters code.
+
+    Args:
+        augment: random crops of the image padded by 4 pixels, and mirroring.
+
+    Raises FileNotFoundError if the files are neither under ``data_root`` nor to be downloaded.
     """
     return _cifar("CIFAR10", data_root, augment, padding_mode, mean, std)
 
@@ -32,10 +35,7 @@ def cifar100(
     mean: tuple[float, ...] = (0.507, 0.487, 0.441),
     std: tuple[float, ...] = (0.267, 0.256, 0.276),
 ) -> Dataset:
-    """As cifar10, with 100 classes of 500 training images.
-
-    Mean and std are those of the DiscrimLoss code.
-    """
+    """As cifar10, with 100 classes of 500 training images; mean and std of the DiscrimLoss code."""
     return _cifar("CIFAR100", data_root, augment, padding_mode, mean, std)
 
 
@@ -44,21 +44,21 @@ def _cifar(name, data_root, augment, padding_mode, mean, std):
         raise UserError(
             f"mean and std must be three numbers each, std greater than 0, got {mean} and {std}"
         )
-    import torchvision  # torchvision takes seconds to import: only where it is used
+    import torchvision  # takes seconds: only if it is used
 
     source = getattr(torchvision.datasets, name)
     files = ", ".join(name for name, _ in source.train_list + source.test_list)
     parts = from_torchvision(
         source, Path(data_root), source.base_folder, f"{files} and {source.meta['filename']}"
     )
-    splits = [
-        Split(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
-        )
-        for part in parts
-    ]
+    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+    train, test = (
+        Split(inputs, torch.tensor(part.targets))
+        for inputs, part in zip(images, parts, strict=True)
+    )
     return Dataset(
-        *splits,
+        train,
+        test,
         classes=parts[0].classes,
         in_channels=3,
         image_size=32,

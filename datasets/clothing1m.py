@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.base import Dataset, Split, check_files
+from datasets.base import Dataset, Split, check_files, read_lines
 from utils.errors import UserError
 
 CLASSES = [
@@ -131,12 +131,11 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
 
 
 def _lines(path):
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} was not found: Clothing1M is to be asked for from its authors "
-            f"(github.com/Cysu/noisy_label); set data_root=<folder with clothing1m/>"
-        )
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    missing = (
+        "Clothing1M is to be asked for from its authors (github.com/Cysu/noisy_label); set "
+        "data_root=<folder with clothing1m/>"
+    )
+    lines = [line.split() for line in read_lines(path, missing) if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty")
     return lines

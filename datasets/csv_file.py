@@ -1,14 +1,16 @@
 """The user's own images, listed in a table."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def csv(
@@ -24,72 +26,47 @@ def csv(
     cache: bool = False,
     task: Literal["classification", "regression"] = "classification",
 ) -> Dataset:
-    """Images named in a CSV file with the columns ``path``, ``label`` and, if you know it,
-    ``true_label``.
+    """Images named in a CSV file with columns ``path``, ``label`` and perhaps ``true_label``.
 
     Classes are the distinct labels, in the order of their names, or of their values if all are
-    whole numbers; of a regression, labels are the numbers to predict. Images are treated as those
+    whole numbers; in a regression, labels are the numbers to predict. Images are treated as those
     of ``folder``.
 
     Args:
         file: the training part.
         root: what paths are relative to; ``data_root`` unless given.
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of
-            ``file`` is split off. It is tested on true labels where they are known.
+            ``file`` is split off. It is tested on true labels if they are known.
         crop_scale, flip, cache: as for ``folder``.
         task: give the same to ``task`` of the run, and a task_loss of it.
 
     Raises:
         FileNotFoundError: a CSV file or an image that is not there.
-        ValueError: a missing column or label; a label of the test part that the training part does
+        UserError: a missing column or label; a label of the test part that the training part does
             not have; an argument out of range.
     """
     check_files(image_size, num_workers, crop_scale)
     root = Path(root or data_root)
-    table, test = (
-        read("file", file, root),
-        read("test_file", test_file, root) if test_file else None,
-    )
-    columns = [column for column in ("label", "true_label") if column in table]
-    names = set(pd.concat([table[column] for column in columns]))
-    classes = (
-        []
-        if task == "regression"
-        else sorted(names, key=int if all(name.isdecimal() for name in names) else None)
-    )
-    number = {name: position for position, name in enumerate(classes)}
-    strange = [] if test is None or not classes else sorted(set(test.label) - names)
-    if strange:
-        raise UserError(
-            f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
-        )
-
-    def targets(column, source) -> Tensor:
-        if classes:
-            return torch.tensor(column.map(number).to_numpy())
-        numbers = torch.tensor(
-            pd.to_numeric(column, errors="coerce").to_numpy(), dtype=torch.float32
-        )
-        if not numbers.isfinite().all():
-            row = int((~numbers.isfinite()).nonzero()[0])
+    table = read("file", file, root)
+    test = read("test_file", test_file, root) if test_file else None
+    names = set(table.label).union(table.get("true_label", ()))
+    classes = []
+    if task == "classification":
+        classes = sorted(names, key=int if all(name.isdecimal() for name in names) else None)
+        strange = [] if test is None else sorted(set(test.label) - names)
+        if strange:
             raise UserError(
-                f"{source} must have numbers as labels for dataset.task=regression, got {column.iloc[row]!r} in "
-                f"line {row + 2}"
+                f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
             )
-        return numbers
-
-    given = targets(table.label, file)
-    true = targets(table.true_label, file) if "true_label" in table else None
+    given = _targets(table.label, classes, file)
+    true = _targets(table.true_label, classes, file) if "true_label" in table else None
     if test is None:
         rows, held_out = split_off(given, test_fraction)
-        test_part = Split(
-            [table.path[row] for row in held_out], (given if true is None else true)[held_out]
-        )
+        tested = given if true is None else true
+        test_part = Split([table.path[row] for row in held_out], tested[held_out])
     else:
-        rows, test_part = (
-            list(range(len(table))),
-            Split(list(test.path), targets(test.label, test_file)),
-        )
+        rows = list(range(len(table)))
+        test_part = Split(list(test.path), _targets(test.label, classes, test_file))
     return Dataset(
         Split([table.path[row] for row in rows], given[rows]),
         test_part,
@@ -107,21 +84,41 @@ def csv(
     )
 
 
-def read(key: str, file: str, root: Path) -> pd.DataFrame:
+def _targets(column, classes, file) -> Tensor:
+    """The numbers of these labels, or, without classes, the numbers that they are."""
+    if classes:
+        number = {name: position for position, name in enumerate(classes)}
+        return torch.tensor([number[name] for name in column])
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy()
+    numbers = torch.tensor(numbers, dtype=torch.float32)
+    if not numbers.isfinite().all():
+        row = int((~numbers.isfinite()).nonzero()[0])
+        raise UserError(
+            f"{file} must have numbers as labels for dataset.task=regression, got "
+            f"{column.iloc[row]!r} in line {row + 2}"
+        )
+    return numbers
+
+
+def read(key: str, file: str, root: Path) -> "pd.DataFrame":
     """The table that the argument ``key`` names, as texts, its paths absolute or relative to here.
 
     Raises as ``csv``.
     """
+    import pandas as pd  # takes a second: only if it is used
+
     if not Path(file).is_file():
         raise FileNotFoundError(
-            f"dataset.{key}: there is no file {file}; it must be a CSV file with the columns path and "
-            f"label"
+            f"dataset.{key}: there is no file {file}; it must be a CSV file with the columns path "
+            f"and label"
         )
     try:
         table = pd.read_csv(
             file, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig"
         )
-    except ValueError as error:
+    except Exception as error:  # of pandas, or of what decompresses, as the damage may be
         raise UserError(f"{file} cannot be read as CSV ({error})") from None
     for column in ("path", "label"):
         if column not in table:
@@ -138,7 +135,7 @@ def read(key: str, file: str, root: Path) -> pd.DataFrame:
     missing = [path for path in table.path if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{file} lists {len(missing)} images that are not there, the first of them {missing[0]}; paths "
-            f"are relative to dataset.root"
+            f"{file} lists {len(missing)} images that are not there, the first of them "
+            f"{missing[0]}; paths are relative to dataset.root"
         )
     return table

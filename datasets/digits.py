@@ -1,20 +1,24 @@
 """The 8x8 handwritten digits that scikit-learn carries: real data that needs no download."""
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from datasets.base import Dataset, Split
 
 
 def digits(crop_padding: int = 0) -> Dataset:
-    """1,797 grey digits of 8x8 pixels in 10 classes: 1,297 to train, 500 to test, a fixed split
-    stratified by class.
+    """1,797 grey digits of 8x8 pixels in 10 classes: 1,297 to train, 500 to test.
 
-    ``crop_padding``: 1 crops the training images at random out of a margin of one pixel on each
-    side; 0 leaves them. Source: UCI Optical Recognition of Handwritten Digits (its test part), as
-    shipped by scikit-learn.
+    The split is fixed and stratified by class. Source: UCI Optical Recognition of Handwritten
+    Digits (its test part), as shipped by scikit-learn.
+
+    Args:
+        crop_padding: 1 crops the training images at random out of a margin of one pixel on each
+            side; 0 leaves them.
     """
+    # these take a second to import: only if the digits are used
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     source = load_digits()
     images = (torch.from_numpy(source.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     targets = torch.from_numpy(source.target).long()

@@ -1,7 +1,4 @@
-"""DigitSum.
-
-Sequences of digits and their sum, generated. Trained on short sequences, tested on long ones.
-"""
+"""DigitSum: generated sequences of digits and their sum, short ones to train, long ones to test."""
 
 import random
 
@@ -14,16 +11,17 @@ LENGTHS = range(2, 21)
 
 
 def digitsum(generator_seed: int = 0) -> Dataset:
-    """18,100 training sequences of 2 to 20 digits; 200 to validate and 200 to test, all of 20
-    digits. The target is the sum.
+    """18,100 training sequences of 2 to 20 digits, whose sum is the target; others of 20 digits.
 
-    Of each length 1,000 different sequences, of length 2 all 100, in the order of their length, as
-    the generator of the DiscrimLoss authors has it (github.com/tangminji/DiscrimLoss). Inputs are
-    tokens [N, 20] of int32, padded with 10. Their mean sum is 51 in training and 90 in the test, so
-    that a network has to go beyond what it has seen.
+    200 of those are to validate and 200 to test. Of each length 1,000 different sequences, of
+    length 2 all 100, in the order of their length, as the generator of the DiscrimLoss authors has
+    it (github.com/tangminji/DiscrimLoss). Inputs are tokens [N, 20] of int32, padded with 10. Their
+    mean sum is 51 in training and 90 in the test, so that a network has to go beyond what it has
+    seen.
 
-    ``generator_seed``: of the sequences, which are the same in every run of a study. The authors'
-    is not known, nor are their files.
+    Args:
+        generator_seed: of the sequences, which are the same in every run of a study. The authors'
+            is not known, nor are their files.
     """
     generator = random.Random(generator_seed)
     train = [

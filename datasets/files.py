@@ -170,7 +170,7 @@ class _Files(torch.utils.data.Dataset):
 
 
 def _transform(image_size, augment, crop_scale, flip):
-    from torchvision.transforms import v2  # takes seconds to import: only where it is used
+    from torchvision.transforms import v2  # takes seconds: only if images are read
 
     resize = v2.Resize(shorter_side(image_size), antialias=True)
     if not augment:

@@ -18,18 +18,17 @@ def folder(
     flip: bool = True,
     cache: bool = False,
 ) -> Dataset:
-    """``root/train/<class>/*`` and ``root/test/<class>/*``, in any format that torchvision's
-    ImageFolder reads.
+    """``root/train/<class>/*`` and ``root/test/<class>/*``, any format that ImageFolder reads.
 
     Training images are cropped at random and mirrored, test images resized to 256/224 of
-    ``image_size`` and cropped in the centre; both are normalised with the ImageNet statistics. Its
-    labels are taken as they are, noisy perhaps, so nothing is reported that needs true ones, unless
-    noise is injected on top: then the folder's labels count as true.
+    ``image_size`` and cropped in the centre; both are normalised with the ImageNet statistics. The
+    folder's labels are taken as they are, noisy perhaps, so nothing is reported that needs true
+    ones, unless noise is injected on top: then they count as true.
 
     Args:
         root: the folder; ``data_root`` unless given.
-        test_fraction: where there is no test/, this part of the training images is the test part,
-            with labels as they are.
+        test_fraction: if there is no test/, this part of the training images is the test part, with
+            labels as they are.
         crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves
             almost everything.
         flip: whether training images are mirrored with probability 1/2.
@@ -39,31 +38,26 @@ def folder(
 
     Raises:
         FileNotFoundError: train/ is missing, or a class folder holds no image.
-        ValueError: train/ and test/ have different classes; an argument out of range.
+        UserError: train/ and test/ have different classes; an argument out of range.
     """
-    from torchvision.datasets import (
-        ImageFolder,
-    )  # torchvision takes seconds to import: only where it is used
+    from torchvision.datasets import ImageFolder  # takes seconds to import: only if it is used
 
     check_files(image_size, num_workers, crop_scale)
-    parts = {}
-    for part in ("train", "test"):
-        path = Path(root or data_root) / part
-        if path.is_dir():
-            parts[part] = ImageFolder(str(path))
-        elif part == "train":
-            raise FileNotFoundError(
-                f"{path} is not a folder: the dataset 'folder' reads root/train/<class>/<image> "
-                f"and, if it "
-                f"is there, root/test/<class>/<image>; set dataset.root=<your folder>"
-            )
-    train, test = parts["train"], parts.get("test")
+    base = Path(root or data_root)
+    if not (base / "train").is_dir():
+        raise FileNotFoundError(
+            f"{base / 'train'} is not a folder: the dataset 'folder' reads "
+            f"root/train/<class>/<image> and, if it is there, root/test/<class>/<image>; set "
+            f"dataset.root=<your folder>"
+        )
+    train = ImageFolder(str(base / "train"))
+    test = ImageFolder(str(base / "test")) if (base / "test").is_dir() else None
     paths, targets = [path for path, _ in train.samples], torch.tensor(train.targets)
     if test is None:
-        splits = [
+        train_part, test_part = (
             Split([paths[row] for row in rows], targets[rows])
             for rows in split_off(targets, test_fraction)
-        ]
+        )
     elif train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
@@ -71,12 +65,11 @@ def folder(
             f"{', '.join(differing)}"
         )
     else:
-        splits = [
-            Split(paths, targets),
-            Split([path for path, _ in test.samples], torch.tensor(test.targets)),
-        ]
+        train_part = Split(paths, targets)
+        test_part = Split([path for path, _ in test.samples], torch.tensor(test.targets))
     return Dataset(
-        *splits,
+        train_part,
+        test_part,
         classes=train.classes,
         in_channels=3,
         image_size=image_size,

@@ -200,8 +200,8 @@ def make_loaders(
     if chunk_steps:
         train = Chunks(train, chunk_steps)
 
-    in_memory = isinstance(dataset.train.inputs, Tensor) and dataset.is_images
-    plain_size = EVALUATION_BATCH if in_memory else batch_size
+    images_in_memory = dataset.is_images and isinstance(dataset.train.inputs, Tensor)
+    plain_size = EVALUATION_BATCH if images_in_memory else batch_size
     evaluation = evaluation_loaders(dataset, source, parts, batch_size=plain_size, seed=seed)
     plain, recording = source.loader(given, rows, batch_size=plain_size), None
     if record_losses:

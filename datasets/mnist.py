@@ -8,11 +8,13 @@ from datasets.base import Dataset, Split, from_torchvision
 def mnist(data_root: str = "data", crop_padding: int = 0) -> Dataset:
     """60,000 training and 10,000 test digits of 28x28 pixels (LeCun et al. 1998).
 
-    ``crop_padding``: so many zeros are padded on each side before a random crop of the training
-    images; 0 leaves them. Raises FileNotFoundError where the files are neither under ``data_root``
-    nor to be downloaded.
+    Args:
+        crop_padding: so many zeros are padded on each side before a random crop of the training
+            images; 0 leaves them.
+
+    Raises FileNotFoundError if the files are neither under ``data_root`` nor to be downloaded.
     """
-    import torchvision  # torchvision takes seconds to import: only where it is used
+    import torchvision  # takes seconds: only if it is used
 
     files = "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte"
     parts = from_torchvision(torchvision.datasets.MNIST, Path(data_root), "MNIST/raw", files)

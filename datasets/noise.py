@@ -1,5 +1,4 @@
-"""Label noise: each kind is a pure function of (labels, fraction, seed, num_classes) that returns
-the given labels.
+"""Label noise: each kind is a pure function (labels, fraction, seed, num_classes) -> given labels.
 
 Labels are class numbers, or, in regression, the numbers to predict.
 
@@ -8,17 +7,21 @@ as itself, in whether the number of changes is exact, and in the random generato
 named, and every run states the rate that came out. ``r`` is the fraction, ``C`` the number of
 classes.
 
-    kind                  what happens                                                   wrong in the end
-    permute               images of the first floor(rN) samples permuted among them      about r (1 - 1/C)
-    label_permutation     labels of floor(rN) samples from anywhere permuted among them  the same
-    symmetric             round(rN) samples get another class, uniformly                 r, exactly
-    symmetric_inclusive   with probability r, any class, the true one included           about r (1 - 1/C)
-    pair                  with probability r, class c becomes c + 1 (mod C)              about r
-    asymmetric            round(r n_c) samples of class c move along a map of look-alikes  r x share of mapped classes
-    structured            with probability r, the CIFAR-10 map                           about r / 2
-    human:<name>          labels of CIFAR-N: worse, aggre, random1 to 3; noisy           as collected
-    file:<path>           labels from the user's own .npz or .csv                        as they are
-    none                  nothing
+    kind                 what happens                                       wrong in the end
+    permute              the images of the first floor(rN) samples are      about r (1 - 1/C)
+                         permuted among them
+    label_permutation    the labels of floor(rN) samples from anywhere are  about r (1 - 1/C)
+                         permuted among them
+    symmetric            round(rN) samples get another class, uniformly     r, exactly
+    symmetric_inclusive  with probability r, any class, also the true one   about r (1 - 1/C)
+    pair                 with probability r, class c becomes c + 1 (mod C)  about r
+    asymmetric           round(r n_c) samples of class c move along a map   r x share of the classes
+                         of look-alikes                                     in the map
+    structured           with probability r, the CIFAR-10 map               about r / 2
+    human:<name>         labels of CIFAR-N: worse, aggre, random1 to 3;     as collected
+                         noisy
+    file:<path>          labels from the user's own .npz or .csv            as they are
+    none                 nothing
 
 In regression the kinds are permute, label_permutation, file: and none.
 """
@@ -40,14 +43,14 @@ from utils.errors import UserError
 # <-> dog; and, for digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
 CIFAR10_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 DIGIT_MAP = {2: 7, 3: 8, 5: 6, 6: 5, 7: 1}
-CIFAR_N = {
+CIFAR_N = {  # what a params file calls them, and what the release does
     "worse": "worse_label",
     "aggre": "aggre_label",
     "random1": "random_label1",
     "random2": "random_label2",
     "random3": "random_label3",
     "noisy": "noisy_label",
-}  # what a params file calls them, and the release
+}
 CIFAR100_SUPERCLASSES = (  # the 5 fine classes of each of the 20 superclasses, in order
     (4, 30, 55, 72, 95),
     (1, 32, 67, 73, 91),
@@ -73,20 +76,17 @@ CIFAR100_SUPERCLASSES = (  # the 5 fine classes of each of the 20 superclasses, 
 
 
 def permutation_order(num_samples: int, fraction: float, seed: int) -> np.ndarray:
-    """P of the authors' ``images[:n] = images[:n][P]``, n = floor(fraction N), bit-exact with their
-    NumPy generator.
-    """
+    """P of the authors' ``images[:n] = images[:n][P]``, n = floor(fraction N), bit for bit."""
     return np.random.RandomState(seed).permutation(int(np.floor(num_samples * fraction)))
 
 
 def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples, labels
-    stay.
+    """DiscrimLoss and Data Parameters: permute the images of the first floor(rN) samples.
 
-    Here every image stays where it is and the labels move, which pairs the same images with the
-    same labels and keeps the index of an image what it is in the dataset: image P[i] is given the
-    label of position i. It takes a dataset in mixed order: of one that is sorted by class, it would
-    exchange labels between few classes, or within one.
+    Their labels stay. Here every image stays where it is and the labels move, which pairs the same
+    images with the same labels and keeps the index of an image what it is in the dataset: image
+    P[i] is given the label of position i. It takes a dataset in mixed order: of one that is sorted
+    by class, it would exchange labels between few classes, or within one.
     """
     order = permutation_order(len(labels), fraction, seed)
     given = labels.copy()
@@ -97,11 +97,10 @@ def permute(labels: np.ndarray, fraction: float, seed: int, num_classes: int) ->
 def label_permutation(
     labels: np.ndarray, fraction: float, seed: int, num_classes: int
 ) -> np.ndarray:
-    """DiscrimLoss on DigitSum: the labels of a random floor(rN) samples permuted among them;
-    bit-exact with its generator.
+    """DiscrimLoss on DigitSum: the labels of a random floor(rN) samples permuted among them.
 
-    The samples, in their order, get the labels of the same samples in the order in which Python's
-    random drew them.
+    Bit-exact with its generator: the samples, in their order, get the labels of the same samples in
+    the order in which Python's random drew them.
     """
     drawn = random.Random(seed).sample(range(len(labels)), int(np.floor(len(labels) * fraction)))
     given = labels.copy()
@@ -121,39 +120,30 @@ def symmetric(labels: np.ndarray, fraction: float, seed: int, num_classes: int) 
 def symmetric_inclusive(
     labels: np.ndarray, fraction: float, seed: int, num_classes: int
 ) -> np.ndarray:
-    """RSL's "uniform".
-
-    Each sample with probability r draws any of the C classes; bit-exact with its generator.
-    """
+    """RSL's "uniform": each sample with probability r draws any class; bit-exact with its code."""
     generator = np.random.RandomState(seed)
     given = labels.copy()
-    for i in range(len(labels)):
-        if (
-            generator.rand() <= fraction
-        ):  # the draws interleave, so this loop is what makes it bit-exact
+    for i in range(len(labels)):  # the draws interleave, so this loop is what makes it bit-exact
+        if generator.rand() <= fraction:
             given[i] = generator.randint(0, num_classes)
     return given
 
 
 def pair(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """RSL's "pairwise".
-
-    Each sample with probability r moves to the next class, c + 1 mod C; bit-exact with its
-    generator.
-    """
+    """RSL's "pairwise": each sample with probability r moves to class c + 1 mod C; bit-exact."""
     flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
     return np.where(flipped, (labels + 1) % num_classes, labels)
 
 
 def structured(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
-    """RSL's "structured".
+    """RSL's "structured": each sample with probability r moves along CIFAR10_MAP, if that has it.
 
-    Each sample with probability r moves along CIFAR10_MAP, if its class is in it. Ten classes only.
+    Raises UserError if there are not ten classes.
     """
     if num_classes != 10:
         raise UserError(
-            f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has {num_classes}. "
-            f"Use pair or symmetric"
+            f"noise kind structured is a map between the 10 classes of CIFAR-10; this dataset has "
+            f"{num_classes}. Use pair or symmetric"
         )
     flipped = np.random.RandomState(seed).rand(len(labels)) <= fraction
     return np.where(flipped, _lookup(CIFAR10_MAP, num_classes)[labels], labels)
@@ -171,8 +161,8 @@ def asymmetric(
     maps = {"cifar10": CIFAR10_MAP, "mnist": DIGIT_MAP, "digits": DIGIT_MAP, "cifar100": circle}
     if dataset not in maps:
         raise UserError(
-            f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for {dataset}. "
-            f"Use pair or symmetric"
+            f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for "
+            f"{dataset}. Use pair or symmetric"
         )
     generator = np.random.default_rng(seed)
     given = labels.copy()
@@ -197,23 +187,20 @@ FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
 
 @dataclass
 class Noise:
-    """Given and true labels [N] (true unknown.
+    """The labels of a training set, and what is worth stating about them."""
 
-    -1, or in regression NaN), and what is worth stating about them.
-    """
-
-    given: np.ndarray
-    true: np.ndarray
-    # [C, C]: row c is the distribution of the given label where the true one is c; C = 0 in
+    given: np.ndarray  # [N]
+    true: np.ndarray  # [N]; unknown: -1, or in regression NaN
+    # [C, C]: row c is the distribution of the given label of those whose true one is c; C = 0 in
     # regression
     transition: np.ndarray
-    sha256: str
+    sha256: str  # of the given labels
     kind: str  # as asked for, one of KIND_NAMES
     fraction: float  # as asked for, r
 
     @property
     def corrupted(self) -> np.ndarray | None:
-        """[N] bool: the given label is not the true one; None where the truth is unknown."""
+        """[N] bool: the given label is not the true one; None if the truth is unknown."""
         return wrong_labels(self.given, self.true)
 
     @property
@@ -223,10 +210,7 @@ class Noise:
 
     @property
     def groups(self) -> np.ndarray:
-        """[N].
-
-        Within which samples losses can be compared: those of a given class, in regression all.
-        """
+        """[N], within which losses can be compared: the given class, in regression one for all."""
         return self.given if self.num_classes else np.zeros(len(self.given), np.int64)
 
 
@@ -249,13 +233,13 @@ def inject(
         fraction: r, in [0, 1]; not read by human:, file: and none.
         num_classes: C; 0: the labels are numbers to predict.
         dataset: name of the dataset, for the kinds that are made for one.
-        trusted: whether ``labels`` are true before the noise; where they are not, none, file: and
+        trusted: whether ``labels`` are true before the noise; if they are not, none, file: and
             human: leave the truth unknown.
-        true: the true labels, where the dataset comes with both; then nothing can be injected.
+        true: the true labels, if the dataset comes with both; then nothing can be injected.
         data_root: where the files of human: lie.
 
     Raises:
-        ValueError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the
+        UserError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the
             dataset.
         FileNotFoundError: a file of labels that is not there.
     """
@@ -273,102 +257,82 @@ def inject(
         given = read_labels(kind.removeprefix("file:"), len(clean), num_classes)
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
-    elif kind in KINDS and true is not None:
+    elif kind not in KINDS:
+        raise UserError(unknown("noise.kind", kind, KIND_NAMES))
+    elif true is not None:
         raise UserError(
-            f"noise.kind={kind} would be injected into labels that are noisy as they are, and whose true ones are "
-            f"known: set noise.kind=none"
-        )
-    elif kind == "permute" and dataset == "digitsum":
-        raise UserError(
-            "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: use "
-            "label_permutation"
-        )
-    elif (
-        kind == "permute"
-        and num_classes
-        and clean.min() < clean.max()
-        and (np.diff(clean) >= 0).all()
-    ):
-        raise UserError(
-            "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: use symmetric"
-        )
-    elif kind in KINDS:
-        given = KINDS[kind](
-            clean,
-            fraction,
-            seed,
-            num_classes,
-            **({"dataset": dataset} if kind == "asymmetric" else {}),
+            f"noise.kind={kind} would be injected into labels that are noisy as they are, and "
+            f"whose true ones are known: set noise.kind=none"
         )
     else:
-        raise UserError(unknown("noise.kind", kind, KIND_NAMES))
-    known = trusted or kind in KINDS or true is not None
-    true = (
-        np.full_like(clean, -1 if num_classes else np.nan)
-        if not known
-        else clean
-        if true is None
-        else true.numpy().astype(clean.dtype)
-    )
+        if kind == "permute":
+            _check_mixed_order(clean, num_classes, dataset)
+        more = {"dataset": dataset} if kind == "asymmetric" else {}
+        given = KINDS[kind](clean, fraction, seed, num_classes, **more)
+    if true is not None:
+        truth = true.numpy().astype(clean.dtype)
+    elif trusted or kind in KINDS:
+        truth = clean
+    else:
+        truth = np.full_like(clean, -1 if num_classes else np.nan)
+    stored = given.astype("<i8" if num_classes else "<f4").tobytes()
+    sha256 = hashlib.sha256(stored).hexdigest()
+    return Noise(given, truth, _transition(given, truth, num_classes), sha256, kind, fraction)
+
+
+def _check_mixed_order(labels, num_classes, dataset):
+    """Raise UserError if permute would exchange labels between few classes."""
+    if dataset == "digitsum":
+        raise UserError(
+            "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: "
+            "use label_permutation"
+        )
+    if num_classes and labels.min() < labels.max() and (np.diff(labels) >= 0).all():
+        raise UserError(
+            "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: "
+            "use symmetric"
+        )
+
+
+def _transition(given, true, num_classes):
+    """As in Noise; zeros if the truth is unknown."""
     transition = np.zeros((num_classes, num_classes))
-    if known and num_classes:
+    if num_classes and wrong_labels(given, true) is not None:
         np.add.at(transition, (true, given), 1)
         transition /= np.maximum(transition.sum(1, keepdims=True), 1)
-    stored = given.astype("<i8" if num_classes else "<f4").tobytes()
-    return Noise(given, true, transition, hashlib.sha256(stored).hexdigest(), kind, fraction)
+    return transition
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
-    """Labels [num_samples] from a .npz (key ``given``, or another after a #) or a .csv (column
-    ``given``).
+    """Labels [num_samples] from a .npz or a .csv: its column ``given``, or another after a #.
 
     They are class numbers, or with num_classes = 0 any finite numbers. A csv may have a column
     ``index`` with the position of each row in the training set; otherwise rows are in order.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, a missing key, a wrong number of labels, a label that is no
+        UserError: another format, a missing key, a wrong number of labels, a label that is no
             class.
     """
     path, _, key = path.partition("#")
     key = key or "given"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
-    if path.endswith(".npz"):
-        try:
-            with (
-                open(path, "rb") as file,
-                np.load(file) as arrays,
-            ):  # allow_pickle is off: labels cannot run code
-                columns = dict(arrays)
-        except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
-            raise UserError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
-    elif path.endswith(".csv"):
-        try:
-            with open(
-                path, newline="", encoding="utf-8-sig"
-            ) as file:  # -sig: spreadsheets write a mark of the encoding
-                reader = csv.DictReader(file, skipinitialspace=True)
-                names, rows = reader.fieldnames or (), list(reader)
-        except (ValueError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as .csv ({error})") from None
-        columns = {name: np.array([row[name] for row in rows]) for name in names}
-    else:
-        raise UserError(f"labels are read from .npz or .csv, got {path}")
+    columns = _read_columns(path)
     if key not in columns:
         raise UserError(
-            f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with file:{path}#<key>"
+            f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with "
+            f"file:{path}#<key>"
         )
     given = (_whole_numbers if num_classes else _numbers)(columns[key], f"{path}, {key}")
     if given.shape != (num_samples,):
         raise UserError(
-            f"{path} must hold one label for each of the {num_samples} training samples, got {list(given.shape)}"
+            f"{path} must hold one label for each of the {num_samples} training samples, got "
+            f"{list(given.shape)}"
         )
     if num_classes and (given.min() < 0 or given.max() >= num_classes):
         bad = np.flatnonzero((given < 0) | (given >= num_classes))
         raise UserError(
-            f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at position {bad[0]} "
-            f"({len(bad)} such)"
+            f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at "
+            f"position {bad[0]} ({len(bad)} such)"
         )
     if path.endswith(".csv") and "index" in columns:
         index = _whole_numbers(columns["index"], f"{path}, index")
@@ -380,15 +344,39 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     return given
 
 
+def _read_columns(path):
+    """The arrays of a .npz or .csv file, by name."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
+    if path.endswith(".npz"):
+        try:  # allow_pickle is off: labels cannot run code
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return dict(arrays)
+        except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
+            raise UserError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
+    if path.endswith(".csv"):
+        try:  # -sig: spreadsheets write a mark of the encoding
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, skipinitialspace=True)
+                names, rows = reader.fieldnames or (), list(reader)
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{path} cannot be read as .csv ({error})") from None
+        return {name: np.array([row[name] for row in rows]) for name in names}
+    raise UserError(f"labels are read from .npz or .csv, got {path}")
+
+
 def human(
     name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str
 ) -> np.ndarray:
-    """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; noisy for
-    CIFAR-100.
+    """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; or noisy.
 
-    Read from the official ``data_root/CIFAR-10_human.pt`` (or CIFAR-100_human.pt), or from a .npz
-    of that name with the same arrays; whose clean_label must be the labels of the dataset, in the
-    same order.
+    The last one is for CIFAR-100. Read from the official ``data_root/CIFAR-10_human.pt`` (or
+    CIFAR-100_human.pt), or from a .npz of that name with the same arrays; whose clean_label must be
+    the labels of the dataset, in the same order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: another dataset or name; a file that cannot be read, or is of other labels.
     """
     if dataset not in ("cifar10", "cifar100"):
         raise UserError(
@@ -408,21 +396,20 @@ def human(
         raise UserError(
             f"{path} cannot be read as plain NumPy arrays: is it the file of the release?"
         ) from error
-    names = {
-        key: key for key in columns if key == "clean_label" or key in CIFAR_N.values()
-    }  # without coarse labels
+    # without coarse labels
+    names = {key: key for key in columns if key in ("clean_label", *CIFAR_N.values())}
     names |= {short: key for short, key in CIFAR_N.items() if key in columns}
     if name not in names:
         raise UserError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
     if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
         raise UserError(
-            f"clean_label of {path} differs from the labels of {dataset}: the files are not in the same order"
+            f"clean_label of {path} differs from the labels of {dataset}: the files are not in the "
+            f"same order"
         )
-    if np.shape(columns[names[name]]) != clean.shape:
-        raise UserError(
-            f"{path} must hold {len(clean)} labels, got {list(np.shape(columns[names[name]]))}"
-        )
-    return np.asarray(columns[names[name]]).astype(np.int64)
+    given = np.asarray(columns[names[name]])
+    if given.shape != clean.shape:
+        raise UserError(f"{path} must hold {len(clean)} labels, got {list(given.shape)}")
+    return given.astype(np.int64)
 
 
 def _read_release(path):
@@ -431,13 +418,10 @@ def _read_release(path):
             return dict(arrays)
     integers = [type(np.dtype(name)) for name in ("int64", "int32", "uint8")]
     reconstruct = np._core.multiarray._reconstruct
-    before_numpy2 = (
-        reconstruct,
-        "numpy.core.multiarray._reconstruct",
-    )  # its name in the released files
-    with torch.serialization.safe_globals(
-        [reconstruct, before_numpy2, np.ndarray, np.dtype, *integers]
-    ):
+    # its name in the released files, which are older than NumPy 2
+    released = (reconstruct, "numpy.core.multiarray._reconstruct")
+    allowed = [reconstruct, released, np.ndarray, np.dtype, *integers]
+    with torch.serialization.safe_globals(allowed):
         return torch.load(path, weights_only=True)
 
 
@@ -448,7 +432,7 @@ def _lookup(mapping, num_classes):
 def _numbers(column, what, kind="numbers"):
     try:
         numbers = column.astype(np.float64)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: a cell that is missing
         raise UserError(f"{what} must hold {kind}") from None
     if not np.isfinite(numbers).all():
         raise UserError(f"{what} must hold {kind}")

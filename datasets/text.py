@@ -1,8 +1,8 @@
 """The user's own texts with labels, in a table."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -10,6 +10,9 @@ from tqdm import tqdm
 from datasets.base import Dataset, Split, split_off
 from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def text(
@@ -33,7 +36,7 @@ def text(
     Args:
         file: the training part; relative to ``data_root``, unless it is there as it stands.
         test_file: the test part; without it, ``test_fraction`` of ``file`` is split off.
-        text_column, label_column: of both files; true_column: of ``file``, where you know the true
+        text_column, label_column: of both files; true_column: of ``file``, if you know the true
             labels.
         max_length: tokens of a text; what is longer is cut.
         features: the inputs are the texts' mean states in the encoder instead, [N, D], computed
@@ -43,7 +46,7 @@ def text(
 
     Raises:
         FileNotFoundError: a file, or a model of that name, that is not there.
-        ValueError: a missing column, text or label; a label of the test part that the training part
+        UserError: a missing column, text or label; a label of the test part that the training part
             does not have; arguments out of range; transformers is not installed.
     """
     if max_length < 3:
@@ -55,29 +58,23 @@ def text(
         )
     table = read("file", file, data_root, text_column, label_column, true_column)
     test = read("test_file", test_file, data_root, text_column, label_column) if test_file else None
-    columns = [label_column, *({true_column} & set(table.columns))]
-    classes = sorted(set(pd.concat([table[column] for column in columns])))
-    number = {name: position for position, name in enumerate(classes)}
-    strange = [] if test is None else sorted(set(test[label_column]) - set(classes))
+    names = set(table[label_column]).union(table.get(true_column, ()))
+    strange = [] if test is None else sorted(set(test[label_column]) - names)
     if strange:
         raise UserError(
             f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
         )
-    given = torch.tensor(table[label_column].map(number).to_numpy())
-    true = torch.tensor(table[true_column].map(number).to_numpy()) if true_column in table else None
+    classes = sorted(names)
+    given = _targets(table[label_column], classes)
+    true = _targets(table[true_column], classes) if true_column in table else None
     if test is None:
         rows, held_out = split_off(given, test_fraction)
-        test_texts, test_targets = (
-            table[text_column].iloc[held_out],
-            (given if true is None else true)[held_out],
-        )
+        test_texts = list(table[text_column].iloc[held_out])
+        test_targets = (given if true is None else true)[held_out]
     else:
         rows = list(range(len(table)))
-        test_texts, test_targets = (
-            test[text_column],
-            torch.tensor(test[label_column].map(number).to_numpy()),
-        )
-    texts, test_texts = list(table[text_column].iloc[rows]), list(test_texts)
+        test_texts, test_targets = list(test[text_column]), _targets(test[label_column], classes)
+    texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
     if features:
         inputs = embed(encoder, inputs, device)
@@ -93,20 +90,26 @@ def text(
     )
 
 
+def _targets(column, classes) -> Tensor:
+    number = {name: position for position, name in enumerate(classes)}
+    return torch.tensor([number[name] for name in column])
+
+
 def read(
     key: str, file: str, data_root: str, text_column: str, label_column: str, true_column: str = ""
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The table that the argument ``key`` names, as texts; raises as ``text``."""
+    import pandas as pd  # takes a second: only if it is used
+
     path = Path(file) if Path(file).is_file() else Path(data_root) / file
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must "
-            f"be a "
-            f"CSV file with a column of texts and one of labels"
+            f"be a CSV file with a column of texts and one of labels"
         )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # of pandas, or of what decompresses, as the damage may be
         raise UserError(f"{path} cannot be read as CSV ({error})") from None
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in table:
@@ -128,16 +131,16 @@ def read(
 def tokenize(
     encoder: str, first: list[str], second: list[str] | None = None, *, max_length: int
 ) -> Tensor:
-    """Token numbers and types [N, 2, L] of int32 of texts, or of pairs of them, cut to max_length
-    and padded to the longest.
+    """Token numbers and types [N, 2, L] of int32 of texts, or of pairs of them.
+
+    Cut to ``max_length`` and padded to the longest.
     """
     tokenizer = load_pretrained("AutoTokenizer", encoder)
     if tokenizer.pad_token_id is None:
         raise UserError(f"{encoder} has no padding token, by which a text's end is known")
     parts = []
-    for start in range(
-        0, len(first), 10_000
-    ):  # what the tokenizer returns takes a hundred times the room
+    # in parts, since what the tokenizer returns takes a hundred times the room
+    for start in range(0, len(first), 10_000):
         coded = tokenizer(
             first[start : start + 10_000],
             second and second[start : start + 10_000],
@@ -147,27 +150,25 @@ def tokenize(
             return_token_type_ids=True,
             return_tensors="pt",
         )
-        parts.append(
-            torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1).to(torch.int32)
-        )
+        both = torch.stack([coded["input_ids"], coded["token_type_ids"]], dim=1)
+        parts.append(both.to(torch.int32))
     tokens = torch.cat(parts)
     return tokens[:, :, (tokens[:, 0] != tokenizer.pad_token_id).any(0)]
 
 
 @torch.no_grad()
 def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Mean states [N, D] of the tokens [N, 2, L] of each text in the encoder, scaled to length 1."""
+    """Mean states [N, D] of texts in the encoder, scaled to length 1, from tokens [N, 2, L]."""
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
     used = tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
     features = torch.empty(len(tokens), model.config.hidden_size)
-    order = used.sum(1).argsort(
-        stable=True
-    )  # texts of about the same length together: less padding to compute
-    for rows in tqdm(
-        order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None
-    ):
+    # texts of about the same length together: less padding to compute
+    order = used.sum(1).argsort(stable=True)
+    batches = tqdm(order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None)
+    for rows in batches:
         columns = used[rows].any(0)
-        ids, mask = tokens[rows, 0][:, columns].long().to(device), used[rows][:, columns].to(device)
+        ids = tokens[rows, 0][:, columns].long().to(device)
+        mask = used[rows][:, columns].to(device)
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         features[rows] = torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu()
     return features

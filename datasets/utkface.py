@@ -21,12 +21,11 @@ def utkface(
     test_crop: Literal["centre", "authors"] = "centre",
     memory_limit: int = 2**32,
 ) -> Dataset:
-    """Aligned and cropped faces (Zhang et al., CVPR 2017), 23,708 files
-    ``age_gender_race_date.jpg.chip.jpg``; target: the age.
+    """Aligned and cropped faces (Zhang et al., CVPR 2017) and their age in years, 23,708 files.
 
-    They lie in ``data_root``/UTKFace, or in folders there. The target is in years, from the first
-    field of the name; files whose name does not begin with an age are left out and counted. The
-    files, in order of their paths, are shuffled with ``split_seed``, and the first
+    They lie in ``data_root``/UTKFace, or in folders there, and are called
+    ``age_gender_race_date.jpg.chip.jpg``; files whose name does not begin with an age are left out
+    and counted. The files, in order of their paths, are shuffled with ``split_seed``, and the first
     ``test_fraction`` is the test part: 21,337 and 2,371. The run says in split.csv which these are.
     Training images are cropped at random (``crop_scale`` as for ``folder``) and mirrored;
     normalised with the ImageNet statistics.
@@ -40,41 +39,32 @@ def utkface(
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: two files of one name, copies perhaps; an argument out of range.
+        UserError: two files of one name, copies perhaps; an argument out of range.
     """
     check_files(image_size, num_workers, crop_scale)
     if not 0 < test_fraction < 1 or memory_limit < 0:
         raise UserError(
-            f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got {test_fraction} "
-            f"and "
-            f"{memory_limit}"
+            f"test_fraction must lie in (0, 1) and memory_limit be at least 0, got "
+            f"{test_fraction} and {memory_limit}"
         )
     folder = Path(data_root, "UTKFace")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+    suffixes = (".jpg", ".jpeg", ".png")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     named = [path for path in files if age(path.name) is not None]
     if len(named) < 2:
         raise FileNotFoundError(
             f"there are no images with an age in their names, e.g. 26_1_0_20170116.jpg, in "
-            f"{folder}: put "
-            f"the aligned and cropped faces of UTKFace there, or set data_root=<folder with "
-            f"UTKFace/>"
+            f"{folder}: put the aligned and cropped faces of UTKFace there, or set "
+            f"data_root=<folder with UTKFace/>"
         )
     if len({path.name for path in named}) < len(named):
         raise UserError(
             f"{folder} holds files of the same name in different folders, copies that would be "
-            f"trained and tested "
-            f"on: leave one of each"
+            f"trained and tested on: leave one of each"
         )
     order = np.random.RandomState(split_seed).permutation(len(named))
     count = min(max(round(test_fraction * len(named)), 1), len(named) - 1)
-    test, train = (
-        Split(
-            [str(named[row]) for row in rows], torch.tensor([age(named[row].name) for row in rows])
-        )
-        for rows in (order[:count], order[count:])
-    )
+    test, train = (_split([named[row] for row in rows]) for rows in (order[:count], order[count:]))
     skipped = len(files) - len(named)
     return Dataset(
         train,
@@ -93,7 +83,12 @@ def utkface(
     )
 
 
+def _split(paths):
+    ages = torch.tensor([age(path.name) for path in paths])
+    return Split([str(path) for path in paths], ages)
+
+
 def age(name: str) -> float | None:
-    """The first field of a file's name, where that is an age in years, 0 to 120."""
+    """The first field of a file's name, if that is an age in years, 0 to 120."""
     match = re.match(r"(\d{1,3})_", name)
     return float(match[1]) if match and int(match[1]) <= 120 else None

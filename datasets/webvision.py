@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files
+from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, read_lines
 from utils.errors import UserError
 
 
@@ -16,14 +16,13 @@ def webvision(
     crop_scale: float = 0.08,
     cache: bool = False,
 ) -> Dataset:
-    """Mini-WebVision (Jiang et al., ICML 2018): the Google images of the first 50 classes, about
-    66,000; 2,500 to test.
+    """Mini-WebVision (Jiang et al., ICML 2018): Google's images of the first 50 classes.
 
-    Reads the release in ``data_root``/webvision: ``info/train_filelist_google.txt`` and
-    ``info/val_filelist.txt``, a path and a label a line, the latter's from ``val_images_256/``; and
-    ``info/synsets.txt``, which names the classes. The validation images of ImageNet of the same
-    classes, ``data_root``/imagenet/val/<synset>/*, are a second test part, "imagenet", where that
-    folder exists. Images are treated as those of ``folder``.
+    About 66,000 images to train and 2,500 to test. Reads the release in ``data_root``/webvision:
+    ``info/train_filelist_google.txt`` and ``info/val_filelist.txt``, a path and a label a line, the
+    latter's from ``val_images_256/``; and ``info/synsets.txt``, which names the classes. The
+    validation images of ImageNet of the same classes, ``data_root``/imagenet/val/<synset>/*, are a
+    second test part, "imagenet", if that folder exists. Images are treated as those of ``folder``.
 
     Args:
         num_classes: 50; 1000 is all of WebVision's Google part.
@@ -31,15 +30,14 @@ def webvision(
 
     Raises:
         FileNotFoundError: a list, or a class of ImageNet, that is not there.
-        ValueError: a line without a label; fewer classes than asked for; an argument out of range.
+        UserError: a line without a label; fewer classes than asked for; an argument out of range.
     """
     check_files(image_size, num_workers, crop_scale)
     if num_classes < 2:
         raise UserError(f"num_classes must be at least 2, got {num_classes}")
     folder = Path(data_root, "webvision")
-    synsets = [
-        line.split(maxsplit=1) for line in _read(folder / "info/synsets.txt") if line.strip()
-    ][:num_classes]
+    lines = _read(folder / "info/synsets.txt")
+    synsets = [line.split(maxsplit=1) for line in lines if line.strip()][:num_classes]
     if len(synsets) < num_classes:
         raise UserError(
             f"{folder}/info/synsets.txt names {len(synsets)} classes, fewer than "
@@ -48,11 +46,9 @@ def webvision(
     train = read(folder / "info/train_filelist_google.txt", folder, num_classes)
     test = read(folder / "info/val_filelist.txt", folder / "val_images_256", num_classes)
     imagenet = Path(data_root, "imagenet/val")
-    more = (
-        {"imagenet": _imagenet(imagenet, [synset[0] for synset in synsets])}
-        if imagenet.is_dir()
-        else {}
-    )
+    more = {}
+    if imagenet.is_dir():
+        more["imagenet"] = _imagenet(imagenet, [synset[0] for synset in synsets])
     return Dataset(
         train,
         test,
@@ -90,24 +86,24 @@ def read(path: Path, folder: Path, num_classes: int) -> Split:
 
 
 def _imagenet(folder, synsets):
-    files = [sorted((folder / synset).glob("*.*")) for synset in synsets]
-    missing = [synset for synset, found in zip(synsets, files, strict=True) if not found]
+    paths, targets, missing = [], [], []
+    for label, synset in enumerate(synsets):
+        files = sorted((folder / synset).glob("*.*"))
+        if not files:
+            missing.append(synset)
+        paths += [str(path) for path in files]
+        targets += [label] * len(files)
     if missing:
         raise FileNotFoundError(
             f"{folder} has no images of {', '.join(missing[:5])}: its layout must be "
             f"<synset>/<image>"
         )
-    return Split(
-        [str(path) for found in files for path in found],
-        torch.tensor([label for label, found in enumerate(files) for _ in found]),
-    )
+    return Split(paths, torch.tensor(targets))
 
 
 def _read(path):
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} was not found: it comes with WebVision 1.0 "
-            f"(data.vision.ee.ethz.ch/cvl/webvision); "
-            f"set data_root=<folder with webvision/>"
-        )
-    return path.read_text().splitlines()
+    return read_lines(
+        path,
+        "it comes with WebVision 1.0 (data.vision.ee.ethz.ch/cvl/webvision); set "
+        "data_root=<folder with webvision/>",
+    )

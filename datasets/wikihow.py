@@ -2,14 +2,16 @@
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 import torch
 
 from datasets.base import Dataset, Split
 from datasets.text import tokenize
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONTEXT, QUESTION, FIRST_ENDING = 4, 5, 7  # columns of SWAG's format; the label is the last one
 
@@ -22,8 +24,7 @@ def wikihow(
     max_length: int = 80,
     validation_fraction: float = 0.1,
 ) -> Dataset:
-    """The multiple-choice tasks of Zhang et al., EMNLP 2020 (arXiv 2009.07690), for the encoder
-    ``model.path``.
+    """Multiple-choice tasks (Zhang et al., EMNLP 2020, arXiv 2009.07690), for ``model.path``.
 
     Reads ``data_root/wikihow/<task>/train.csv`` and ``val.csv``, in SWAG's format: by position,
     column 4 is the context, 5 the question, 7 and on are the endings, four or two, and the last one
@@ -35,80 +36,81 @@ def wikihow(
 
     Raises:
         FileNotFoundError: a file, or a model of that name, that is not there.
-        ValueError: files of another format; validation_fraction outside (0, 1); transformers is not
+        UserError: files of another format; validation_fraction outside (0, 1); transformers is not
             installed.
     """
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction must lie in (0, 1), got {validation_fraction}")
     if encoder is None:
         raise UserError("texts are read by the tokenizer of an encoder: set model.path")
-    train, test = (
-        read(Path(data_root, "wikihow", task, name)) for name in ("train.csv", "val.csv")
-    )
-    if train.shape[1] != test.shape[1]:
+    folder = Path(data_root, "wikihow", task)
+    train, test = (read(folder / name) for name in ("train.csv", "val.csv"))
+    num_endings = _num_endings(train)
+    if _num_endings(test) != num_endings:
         raise UserError(
-            f"train.csv of {task} has {train.shape[1] - FIRST_ENDING - 1} endings, and val.csv "
-            f"{test.shape[1] - FIRST_ENDING - 1}"
+            f"train.csv of {task} has {num_endings} endings, and val.csv {_num_endings(test)}"
         )
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
     count = int(len(train) * (1 - validation_fraction))
-    parts = [
-        _split(table, encoder, max_length)
-        for table in (train.iloc[order[:count]], train.iloc[order[count:]], test)
-    ]
+    tables = (train.iloc[order[:count]], train.iloc[order[count:]], test)
+    training, validation, testing = (_split(table, encoder, max_length) for table in tables)
     return Dataset(
-        parts[0],
-        parts[2],
-        classes=[str(number) for number in range(train.shape[1] - FIRST_ENDING - 1)],
-        validation=parts[1],
+        training,
+        testing,
+        classes=[str(number) for number in range(num_endings)],
+        validation=validation,
     )
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path) -> "pd.DataFrame":
     """A CSV file of SWAG's format as texts, without endings that are empty in all its lines.
 
     Raises as ``wikihow``.
     """
+    import pandas as pd  # takes a second: only if it is used
+
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} was not found: the wikiHow goal-step data (github.com/zharry29/wikihow-goal-step) go "
-            f"to data_root/wikihow/<step, goal or order>/train.csv and val.csv, in SWAG's format"
+            f"{path} was not found: the wikiHow goal-step data "
+            f"(github.com/zharry29/wikihow-goal-step) go to data_root/wikihow/<step, goal or "
+            f"order>/train.csv and val.csv, in SWAG's format"
         )
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:
         raise UserError(f"{path} cannot be read as CSV ({error})") from None
-    endings = table.shape[1] - FIRST_ENDING - 1
-    if endings < 2 or table.empty:
+    if _num_endings(table) < 2 or table.empty:
         raise UserError(
-            f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in {QUESTION}, endings "
-            f"from {FIRST_ENDING} on and the label in the last; got {', '.join(table.columns)}"
+            f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in "
+            f"{QUESTION}, endings from {FIRST_ENDING} on and the label in the last; got "
+            f"{', '.join(table.columns)}"
         )
     unused = [name for name in table.columns[FIRST_ENDING:-1] if (table[name] == "").all()]
-    table, endings = table.drop(columns=unused), endings - len(unused)
-    strange = ~table.iloc[:, -1].isin([str(number) for number in range(endings)])
+    table = table.drop(columns=unused)
+    labels, endings = table.iloc[:, -1], _num_endings(table)
+    strange = ~labels.isin([str(number) for number in range(endings)])
     if strange.any():
         raise UserError(
-            f"{path}: the label in line {strange.argmax() + 2} must be the number of one of {endings} endings, "
-            f"got {table.iloc[strange.argmax(), -1]!r}"
+            f"{path}: the label in line {strange.argmax() + 2} must be the number of one of "
+            f"{endings} endings, got {labels.iloc[strange.argmax()]!r}"
         )
     return table
 
 
+def _num_endings(table):
+    return table.shape[1] - FIRST_ENDING - 1
+
+
 def _split(table, encoder, max_length):
-    contexts, questions = list(table.iloc[:, CONTEXT]), list(table.iloc[:, QUESTION])
     endings = [list(row) for row in table.iloc[:, FIRST_ENDING:-1].to_numpy()]
-    first = [context for context, choices in zip(contexts, endings, strict=True) for _ in choices]
-    second = [
-        question.replace("_", ending) if "_" in question else f"{question} {ending}"
-        for question, choices in zip(questions, endings, strict=True)
-        for ending in choices
-    ]
+    columns = zip(table.iloc[:, CONTEXT], table.iloc[:, QUESTION], endings, strict=True)
+    first, second, shown = [], [], []
+    for context, question, choices in columns:
+        template = question if "_" in question else f"{question} _"
+        first += [context] * len(choices)
+        second += [template.replace("_", ending) for ending in choices]
+        shown.append(" / ".join([f"{context} {question}".strip(), *choices]))
     tokens = tokenize(encoder, first, second, max_length=max_length)
     labels = torch.tensor(table.iloc[:, -1].astype(int).to_numpy())
-    shown = [
-        " / ".join([f"{context} {question}".strip(), *choices])
-        for context, question, choices in zip(contexts, questions, endings, strict=True)
-    ]
     return Split(tokens.unflatten(0, (len(table), -1)), labels, texts=shown)

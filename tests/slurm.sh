@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# A SLURM of one node with 2 CPUs for a test, as root on Debian or Ubuntu: slurm.sh start|stop DIRECTORY
-# DIRECTORY/slurm.conf is its configuration: export it as SLURM_CONF. Jobs in the partition "urgent" preempt those in "main".
+# A SLURM of one node with 2 CPUs for a test, as root on Debian or Ubuntu:
+#   slurm.sh start|stop DIRECTORY
+# DIRECTORY/slurm.conf is its configuration: export it as SLURM_CONF. Jobs in the partition "urgent"
+# preempt those in "main".
 #
-# Daemons and jobs live in a PID namespace of their own. Without cgroups slurmd finds the processes of a job by itself; should it
-# be mistaken, it signals nobody outside. It also lets one signal end them all.
+# Daemons and jobs live in a PID namespace of their own. Without cgroups slurmd finds the processes
+# of a job by itself; if it is mistaken, it signals nobody outside. And one signal ends them all.
 set -euo pipefail
 directory=$(realpath -m "$2")
 export SLURM_CONF=$directory/slurm.conf
@@ -15,8 +17,9 @@ again() {                                 # again SECONDS COMMAND...: until it s
 }
 
 stop() {
-  if [[ -s $directory/pid ]]; then kill -KILL "$(<"$directory/pid")" 2>/dev/null || true; rm -f "$directory/pid"; fi
-  if [[ -e $directory/munged ]]; then kill "$(</run/munge/munged.pid)" || true; rm -f "$directory/munged"; fi
+  if [[ -s $directory/pid ]]; then kill -KILL "$(<"$directory/pid")" 2>/dev/null || true; fi
+  if [[ -e $directory/munged ]]; then kill "$(</run/munge/munged.pid)" || true; fi
+  rm -f "$directory"/{pid,munged}
 }
 if [[ $1 == stop ]]; then stop; exit; fi
 
@@ -41,7 +44,8 @@ fi
 
 host=$(uname -n)
 host=${host%%.*}
-local_only=''                             # where the machine's name is 127.0.0.1; with Debian's 127.0.1.1 srun would hang
+# If the machine's name is 127.0.0.1. With Debian's 127.0.1.1 srun would hang.
+local_only=''
 if [[ $(getent ahostsv4 "$(uname -n)" | awk '{print $1; exit}') == 127.0.0.1 ]]; then
   local_only=CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 fi

@@ -21,6 +21,7 @@ from datasets.base import Batch
 from experiment import SCHEMAS
 from losses.base import SampleLoss
 from losses.task import get_task_loss
+from tests.toy_methods import ALL
 from utils import optimizers, schedules
 from utils.build import build
 from utils.config import Loader, load
@@ -33,38 +34,106 @@ PARAMS = sorted(
 README = (ROOT / "README.md").read_text()
 
 
-def imported(path):
-    """Our own packages that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        yield from (
-            name.split(".")[0] for name in names if name.split(".")[0] in PACKAGES | {"main"}
-        )
+SOURCES = {  # module name -> file, of everything that is not a test
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in (*sorted(PACKAGES), "benchmarks", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+} | {"main": ROOT / "main.py", "experiment": ROOT / "experiment.py"}
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES))
-def test_packages_import_only_themselves_and_utils(package):
-    files = list((ROOT / package).glob("*.py"))
-    assert len(files) > 3
-    for path in files:
-        assert set(imported(path)) <= {package, "utils"}, path
+def imported(path, only_at_the_top=False):
+    """The names of our own modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if only_at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            known = name if name in SOURCES else name.rpartition(".")[0]
+            if known in SOURCES:
+                yield known
+            elif name.split(".")[0] == "tests":
+                yield name
 
 
-def test_main_can_be_read_at_a_sitting():
-    lines = (ROOT / "main.py").read_text().splitlines()
-    assert len(lines) <= 150
-    loop = "\n".join(lines)
-    assert (
-        loop.index("run.objective(")
-        < loop.index("loss.backward()")
-        < loop.index("optimizers.step(run.optimizer")
+def within(module, package):
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_a_module_imports_only_what_lies_below_it(module):
+    """main -> experiment -> { datasets | models | losses } -> utils; report and sweep on top."""
+    allowed = {
+        "main": ("experiment", "utils"),
+        "experiment": ("datasets", "losses", "models", "utils"),
+        "benchmarks": (*SOURCES, "tests.fixtures"),
+        "examples": ("losses", "utils"),
+    }
+    package = module.split(".")[0]
+    for name in imported(SOURCES[module]):
+        assert any(within(name, other) for other in (package, "utils", *allowed.get(package, ())))
+        for part in ("utils.report", "utils.sweep"):
+            entry = module == "utils.search"  # which only starts the random search of utils.sweep
+            inside = within(module, part) or package in ("benchmarks", "main", "experiment")
+            assert inside or entry or not within(name, part), f"{module} imports {name}"
+        assert module in ("main", "experiment") or not within(name, "utils.report.__main__")
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    graph = {
+        module: set(imported(path, only_at_the_top=True)) - {module}
+        for module, path in SOURCES.items()
+    }
+    while graph:
+        free = [module for module, names in graph.items() if not names & graph.keys()]
+        assert free, f"in a circle: {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def test_tests_and_benchmarks_share_fixtures_and_nothing_else():
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        assert not any(within(name, "benchmarks") for name in imported(path)), path
+    for module, path in SOURCES.items():
+        if within(module, "benchmarks"):
+            shared = [name for name in imported(path) if within(name, "tests")]
+            assert all(within(name, "tests.fixtures") for name in shared), path
+
+
+UNCLEAR = {"of", "said", "told", "place", "beside", "one", "asked", "produce", "to", "wide"}
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_names_explain_themselves(module):
+    names = set()
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    assert not names & UNCLEAR
+
+
+def test_the_loop_fits_a_screen():
+    """Forward, backward and step stand one after another in main.py."""
+    text = (ROOT / "main.py").read_text()
+    functions = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert sum(functions[name] for name in ("train", "train_epoch", "end_epoch")) <= 100
+    assert max(len(line) for line in text.splitlines()) <= 100
+    forward, backward, step = (
+        text.index(call)
+        for call in ("run.objective(run.forward", "loss.backward()", "optimizers.step(run.optim")
     )
+    assert forward < backward < step < forward + 400
 
 
 def test_own_loop_is_short_runs_and_works():
@@ -160,7 +229,7 @@ def test_the_context_is_what_the_constructors_ask_for():
     """A fact that no constructor asks for would be a misspelling."""
     import inspect
 
-    for section, package in (("dataset", datasets), ("model", models), ("loss", losses)):
+    for section, package in (("dataset", datasets), ("model", models), ("loss", ALL)):
         taken = {
             name
             for public in package.__all__

@@ -1,7 +1,4 @@
-"""Image files.
-
-What is decoded is what Pillow decodes, and what is packed is what is in the files.
-"""
+"""Image files: decoded to what Pillow decodes, and packed as they are in the files."""
 
 import io
 import multiprocessing
@@ -19,9 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import datasets.images
 from datasets import folder
 from datasets.images import Decoded, decode, pack
-from datasets.loader import make_loaders
-from datasets.noise import inject
-from datasets.splits import split_rows
+from tests.test_loaders import loaders_of
 
 
 def picture(seed=0, size=(30, 40)):
@@ -48,11 +43,8 @@ def as_pillow(content):
 def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_gives(how, tmp_path):
     image = picture().convert(how if how in ("L", "CMYK", "YCbCr") else "RGB")
     image.getexif()[0x0112] = 6  # to be shown turned, which neither does
-    content = as_jpeg(
-        image,
-        progressive=how == "progressive",
-        **({"exif": image.getexif()} if how == "turned" else {}),
-    )
+    options = {"exif": image.getexif()} if how == "turned" else {}
+    content = as_jpeg(image, progressive=how == "progressive", **options)
     random, seen = np.random.default_rng(0), set()
     for number in range(60 if how == "damaged" else 1):
         changed = bytearray(content)
@@ -92,30 +84,19 @@ def tree(tmp_path):
 
 
 def loaders(tree, **options):
-    data = folder(str(tree), image_size=48, **options)
-    noise = inject(
-        data.train.targets,
-        kind="none",
-        fraction=0.0,
-        seed=0,
-        num_classes=len(data.classes),
-        dataset="",
-        trusted=False,
-    )
-    parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
-    return make_loaders(data, noise, parts, batch_size=5, device="cpu", seed=0)
+    return loaders_of(folder(str(tree), image_size=48, **options), batch_size=5)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_what_is_evaluated_out_of_the_cache_is_what_is_in_the_files(tree, num_workers):
     packed, read = (loaders(tree, cache=cache, num_workers=num_workers) for cache in (True, False))
-    for part in ("train_plain", "test"):
-        first, second = (
-            list(one.train_plain if part == "train_plain" else one.evaluation["test"])
-            for one in (packed, read)
-        )
-        for one, other in zip(first, second, strict=True):
-            assert torch.equal(one.input, other.input) and torch.equal(one.target, other.target)
+    for batches in (
+        zip(packed.train_plain, read.train_plain, strict=True),
+        zip(packed.evaluation["test"], read.evaluation["test"], strict=True),
+    ):
+        for batch, other in batches:
+            assert torch.equal(batch.input, other.input)
+            assert torch.equal(batch.target, other.target)
     for batch in packed.train:
         assert batch.input.shape[1:] == (3, 48, 48) and batch.input.std() > 0.1
     assert len(list((tree / "cache").glob("*.images"))) == 2
@@ -124,18 +105,16 @@ def test_what_is_evaluated_out_of_the_cache_is_what_is_in_the_files(tree, num_wo
 def test_the_cache_is_made_once_and_again_when_a_file_changes(tree, monkeypatch):
     paths = [str(path) for path in sorted((tree / "train").rglob("*.jpg"))]
     first = pack(paths, 55, tree / "cache")
-    assert [min(image.shape[1:]) for image in first] == [
-        min(*decode(path).shape[1:], 55) for path in paths
-    ]
+    shorter = [min(*decode(path).shape[1:], 55) for path in paths]
+    assert [min(image.shape[1:]) for image in first] == shorter
     monkeypatch.setattr(datasets.images, "decode", lambda path: pytest.fail("decoded again"))
     again = pack(paths, 55, tree / "cache")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     monkeypatch.undo()
     Image.new("RGB", (60, 60), (200, 0, 0)).save(paths[3], quality=100)
     assert torch.equal(pack(paths, 55, tree / "cache")[3][:, 0, 0], decode(paths[3])[:, 0, 0])
-    assert len(list((tree / "cache").glob("*.images"))) == 2 and not list(
-        (tree / "cache").glob(".*")
-    )
+    assert len(list((tree / "cache").glob("*.images"))) == 2
+    assert not list((tree / "cache").glob(".*"))  # nothing half written
 
 
 def test_an_image_that_cannot_be_read_when_it_is_packed_is_tried_again_later(tree):
@@ -170,44 +149,38 @@ def test_a_cache_that_is_there_needs_no_leave_to_write(tree, monkeypatch):
 
 
 def test_a_cache_may_be_larger_than_the_memory(tmp_path):
-    count = (
-        int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 1.5 / (3 * 20_000**2)) + 1
-    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    count = int(memory * 1.5 / (3 * 20_000**2)) + 1
     with open(tmp_path / "large.images", "wb") as file:
         file.truncate(count * 3 * 20_000**2)  # nothing but a hole
-    images = Decoded(
-        [""] * (count + 1),
-        np.array([[20_000, 20_000]] * (count - 1) + [[10, 12]] * 2),
-        tmp_path / "large.images",
-    )
+    shapes = np.array([[20_000, 20_000]] * (count - 1) + [[10, 12]] * 2)
+    images = Decoded([""] * (count + 1), shapes, tmp_path / "large.images")
     assert images[count].shape == (3, 10, 12)
     again = pickle.loads(pickle.dumps(images))
     assert again.map is None and torch.equal(again[count - 1], images[count - 1])
 
 
 def slow_pack(paths, cache, results):
-    made = []
+    decoded = []
 
-    def slowly(path):
-        made.append(path)
+    def slow_decode(path):
+        decoded.append(path)
         time.sleep(0.1)
         return decode(path)
 
-    datasets.images.decode = slowly
+    datasets.images.decode = slow_decode
     images = pack(paths, 55, cache)
-    results.put((len(made), int(images[0].sum())))
+    results.put((len(decoded), int(images[0].sum())))
 
 
 def test_of_two_processes_that_want_the_cache_one_makes_it(tmp_path):
-    paths = []
-    for number in range(5):
-        paths.append(str(tmp_path / f"{number}.png"))
-        write_png(torch.full((3, 10, 12), number + 1, dtype=torch.uint8), paths[-1])
+    paths = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for number, path in enumerate(paths):
+        write_png(torch.full((3, 10, 12), number + 1, dtype=torch.uint8), path)
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
-    both = [
-        fork.Process(target=slow_pack, args=(paths, tmp_path / "cache", results)) for _ in range(2)
-    ]
+    arguments = (paths, tmp_path / "cache", results)
+    both = [fork.Process(target=slow_pack, args=arguments) for _ in range(2)]
     for process in both:
         process.start()
     assert sorted(results.get(timeout=60) for _ in both) == [(0, 360), (5, 360)]

@@ -1,7 +1,4 @@
-"""UTKFace, Clothing1M and WebVision, from small files in the layout of their releases.
-
-And what only they need.
-"""
+"""UTKFace, Clothing1M and WebVision, from small files in the layout of their releases."""
 
 import json
 import math
@@ -18,8 +15,8 @@ from datasets import clothing1m, utkface, webvision
 from datasets.clothing1m import balanced
 from datasets.images import Decoded, decode_all
 from datasets.loader import make_loaders
-from datasets.noise import inject
 from datasets.splits import split_rows
+from tests.test_loaders import labels_of, loaders_of
 from utils import schedules
 
 
@@ -29,38 +26,25 @@ def photograph(path, shade, size=(40, 40)):
     write_jpeg((noise + shade).clamp(0, 255).to(torch.uint8), str(path), quality=95)
 
 
-def unknown_truth(data):
-    """The labels of the training part as they are."""
-    return inject(
-        data.train.targets,
-        kind="none",
-        fraction=0.0,
-        seed=0,
-        num_classes=len(data.classes),
-        dataset="",
-        trusted=False,
-    )
-
-
 # UTKFace: the brightness of a picture is the age
 
 
 @pytest.fixture
 def faces(tmp_path):
+    folder = tmp_path / "UTKFace"
     for number in range(60):
         age = 1 + 2 * number
-        photograph(
-            tmp_path
-            / "UTKFace"
-            / f"{age}_{number % 2}_{number % 5}_201701161745{number:05}.jpg.chip.jpg",
-            2 * age,
-        )
-    photograph(
-        tmp_path / "UTKFace/sub/61_1_20170109142408075.jpg.chip.jpg", 122
-    )  # without a race, as three of the release
-    photograph(tmp_path / "UTKFace" / "face.jpg", 0)
-    photograph(tmp_path / "UTKFace" / "400_1_1_2017.jpg", 0)
+        name = f"{age}_{number % 2}_{number % 5}_201701161745{number:05}.jpg.chip.jpg"
+        photograph(folder / name, 2 * age)
+    # without a race, as three of the release
+    photograph(folder / "sub/61_1_20170109142408075.jpg.chip.jpg", 122)
+    photograph(folder / "face.jpg", 0)
+    photograph(folder / "400_1_1_2017.jpg", 0)
     return tmp_path
+
+
+def ages_of(paths):
+    return [float(Path(path).name.split("_")[0]) for path in paths]
 
 
 def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
@@ -68,19 +52,13 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
     assert (len(data.train), len(data.test), data.task) == (55, 6, "regression")
     for split in (data.train, data.test):
         assert split.targets.dtype == torch.float32
-        assert [
-            float(path.rsplit("/", 1)[1].split("_")[0]) for path in split.inputs
-        ] == split.targets.tolist()
+        assert ages_of(split.inputs) == split.targets.tolist()
     assert data.note == "2 files without an age in their names left out" and data.note in str(data)
     assert set(data.train.inputs).isdisjoint(data.test.inputs)
-    assert (
-        utkface(str(faces)).test.inputs
-        == data.test.inputs
-        != utkface(str(faces), split_seed=1).test.inputs
-    )
-    assert (
-        len(data.train.targets.diff().sign().unique()) > 1
-    )  # in mixed order, as noise.kind=permute needs it
+    assert utkface(str(faces)).test.inputs == data.test.inputs
+    assert utkface(str(faces), split_seed=1).test.inputs != data.test.inputs
+    # in mixed order, as noise.kind=permute needs it
+    assert len(data.train.targets.diff().sign().unique()) > 1
     with pytest.raises(FileNotFoundError, match="no images with an age in their names"):
         utkface(str(faces / "nowhere"))
     photograph(faces / "UTKFace/copies" / Path(data.train.inputs[0]).name, 0)
@@ -90,21 +68,16 @@ def test_ages_come_from_the_names_and_the_split_from_its_seed(faces):
 
 def face_loaders(faces, **options):
     data = utkface(str(faces), num_workers=0, image_size=16, **options)
-    noise = unknown_truth(data)
-    parts = split_rows(noise, validation={"fraction": 0.0}, seed=0)
-    return make_loaders(data, noise, parts, batch_size=20, device="cpu", seed=0)
+    return loaders_of(data, batch_size=20)
 
 
 def test_decoded_images_give_the_batches_that_files_give(faces):
     kept, read = face_loaders(faces), face_loaders(faces, memory_limit=0)
-    assert isinstance(kept.train.files.images, Decoded) and isinstance(
-        read.train.files.images, list
-    )
-    for first, second in zip(
-        [*kept.train, *kept.evaluation["test"]],
-        [*read.train, *read.evaluation["test"]],
-        strict=True,
-    ):
+    assert isinstance(kept.train.files.images, Decoded)
+    assert isinstance(read.train.files.images, list)
+    batches = [*kept.train, *kept.evaluation["test"]]
+    others = [*read.train, *read.evaluation["test"]]
+    for first, second in zip(batches, others, strict=True):
         assert torch.equal(first.input, second.input) and torch.equal(first.target, second.target)
     size = 3 * 40 * 40 * 61
     paths = [*kept.train.files.paths, *kept.evaluation["test"].files.paths]
@@ -132,29 +105,21 @@ SMALL = [
 
 @pytest.mark.parametrize("method", ["discrimloss", "discrimloss_l2", "plain", "superloss"])
 def test_a_run_on_faces(run, faces, method):
-    code, directory, printed, complaints = run(
-        f"data_root={faces}",
-        *SMALL,
-        "epochs=2",
-        "optimizer.lr=0.01",
-        name=method,
-        params=f"params/utkface/{method}.yaml",
-    )
+    options = [f"data_root={faces}", *SMALL, "epochs=2", "optimizer.lr=0.01"]
+    params = f"params/utkface/{method}.yaml"
+    code, directory, printed, complaints = run(*options, name=method, params=params)
     assert code == 0, complaints
     assert "55 training, 6 test samples; 2 files without an age in their names left out" in printed
     split = pd.read_csv(directory / "split.csv")
     assert split.part.value_counts().to_dict() == {"train": 55, "test": 6}
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(
-        0.4, abs=0.04
-    )
+    assert summary["metric"] == "mae"
+    assert summary["noise"]["realised"] == pytest.approx(0.4, abs=0.04)
     files = {"targets.png", "suspects.png", "suspects.csv", "samples.npz"}
     assert files <= {path.name for path in directory.iterdir()}
     suspects = pd.read_csv(directory / "suspects.csv")
-    ages = suspects.path.str.rsplit("/", n=1).str[1].str.split("_").str[0].astype(float)
-    assert (ages == suspects.true_label).all() and (
-        suspects.given_label != suspects.true_label
-    ).sum() > 15
+    assert ages_of(suspects.path) == suspects.true_label.tolist()
+    assert (suspects.given_label != suspects.true_label).sum() > 15
 
 
 def test_a_network_learns_ages_from_faces(run, faces):
@@ -171,15 +136,10 @@ def test_a_network_learns_ages_from_faces(run, faces):
         params="params/utkface/plain.yaml",
     )
     rows = pd.read_csv(directory / "metrics.csv")
-    assert (
-        code == 0 and rows.test_metric.min() < 20 < rows.test_metric[0]
-    )  # the mean age is 60, guessed from 0
-    assert (
-        json.loads((directory / "summary.json").read_text())["at_the_same_epochs"]["test_r2"][
-            "best"
-        ]
-        > 0
-    )
+    assert code == 0
+    assert rows.test_metric.min() < 20 < rows.test_metric[0]  # the mean age is 60, guessed from 0
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["at_the_same_epochs"]["test_r2"]["best"] > 0
 
 
 def test_a_changed_folder_is_noticed_and_a_moved_one_is_not(run, faces):
@@ -203,7 +163,7 @@ def test_a_changed_folder_is_noticed_and_a_moved_one_is_not(run, faces):
 def test_a_table_of_numbers_is_a_regression(run, faces):
     """Ages of one's own in a CSV file, some of them known to be wrong."""
     names = sorted(path.name for path in (faces / "UTKFace").glob("*_*_*_*.chip.jpg"))
-    ages = [float(name.split("_")[0]) for name in names]
+    ages = ages_of(names)
     labels = [age + 40 * (row % 5 == 0) for row, age in enumerate(ages)]
     table = pd.DataFrame({"path": names, "label": labels, "true_label": ages})
     table.to_csv(faces / "ages.csv", index=False)
@@ -219,24 +179,17 @@ def test_a_table_of_numbers_is_a_regression(run, faces):
     task = ["dataset.task=regression", "task=regression", "task_loss=smooth_l1"]
     code, directory, _, complaints = run(*options, *task, params="params/csv/discrimloss.yaml")
     assert code == 0, complaints
-    summary, suspects = (
-        json.loads((directory / "summary.json").read_text()),
-        pd.read_csv(directory / "suspects.csv"),
-    )
-    assert summary["metric"] == "mae" and summary["noise"]["realised"] == pytest.approx(
-        0.2, abs=0.07
-    )
+    summary = json.loads((directory / "summary.json").read_text())
+    suspects = pd.read_csv(directory / "suspects.csv")
+    assert summary["metric"] == "mae"
+    assert summary["noise"]["realised"] == pytest.approx(0.2, abs=0.07)
     assert set((suspects.given_label - suspects.true_label).unique()) == {0, 40}
     assert "mean_change" in summary["noise"] and (directory / "suspects.png").exists()
     table.assign(label=["young", *table.label[1:]]).to_csv(faces / "ages.csv", index=False)
-    code, _, _, complaints = run(
-        *options, *task, params="params/csv/discrimloss.yaml", name="other"
-    )
-    assert (
-        code == 2
-        and "must have numbers as labels for dataset.task=regression, got 'young' in line 2"
-        in complaints
-    )
+    params = "params/csv/discrimloss.yaml"
+    code, _, _, complaints = run(*options, *task, params=params, name="other")
+    message = "must have numbers as labels for dataset.task=regression, got 'young' in line 2"
+    assert code == 2 and message in complaints
 
 
 # Schedules by the batch
@@ -260,18 +213,16 @@ def test_the_rate_of_utkface_is_a_saw_tooth():
     falling = rates(
         lambda optimizer: schedules.ExponentialPerBatch(optimizer, 167, restart="never"), 3 * 167
     )
-    assert falling[167] == pytest.approx(0.0188, abs=1e-4) and falling[334] == pytest.approx(
-        0.0035, abs=1e-4
-    )
+    assert falling[167] == pytest.approx(0.0188, abs=1e-4)
+    assert falling[334] == pytest.approx(0.0035, abs=1e-4)
 
 
 def test_the_rate_of_fine_tuning_rises_and_falls_in_straight_lines():
     line = rates(lambda optimizer: schedules.LinearPerBatch(optimizer, 10, 4), 40)
     assert line == pytest.approx([0.1 * (40 - step) / 40 for step in range(40)])
     warm = rates(lambda optimizer: schedules.LinearPerBatch(optimizer, 10, 4, warmup=0.1), 40)
-    assert warm[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1]) and warm[-1] == pytest.approx(
-        0.1 / 36
-    )
+    assert warm[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    assert warm[-1] == pytest.approx(0.1 / 36)
     with pytest.raises(ValueError, match="warmup"):
         schedules.LinearPerBatch(torch.optim.SGD([torch.zeros(1)]), 10, 4, warmup=1.0)
 
@@ -280,49 +231,34 @@ def test_the_rate_of_fine_tuning_rises_and_falls_in_straight_lines():
 
 
 def write_clothing(data_root, train=140, lists="annotations", inside="images/"):
-    def image(number):
-        return f"images/{number % 10}/{number}.jpg"
-
+    """A release of ``train`` noisy images, the n-th of class n % 14 and of a shade to match."""
     root = data_root / "clothing1m"
     (root / lists).mkdir(parents=True, exist_ok=True)
-    names, first = {"noisy_train": train, "clean_val": 28, "clean_test": 14}, 0
-    noisy, clean = [], []
-    for name, count in names.items():
-        numbers = range(first, first + count)
+    labels, first = {"noisy": "", "clean": ""}, 0
+    for name, count in {"noisy_train": train, "clean_val": 28, "clean_test": 14}.items():
+        paths = ""
+        for number in range(first, first + count):
+            path = f"images/{number % 10}/{number}.jpg"
+            paths += f"{path}\n"
+            labels[name.split("_")[0]] += f"{path} {number % 14}\n"
+            file = root / path.replace("images/", inside)
+            photograph(file, 17 * (number % 14), size=(20, 24))
+        (root / lists / f"{name}_key_list.txt").write_text(paths)
         first += count
-        (root / lists / f"{name}_key_list.txt").write_text(
-            "".join(f"{image(number)}\n" for number in numbers)
-        )
-        (noisy if name == "noisy_train" else clean).extend(
-            f"{image(number)} {number % 14}\n" for number in numbers
-        )
-        for number in numbers:
-            photograph(
-                root / image(number).replace("images/", inside), 17 * (number % 14), size=(20, 24)
-            )
-    (root / lists / "noisy_label_kv.txt").write_text("".join(noisy))
-    (root / lists / "clean_label_kv.txt").write_text("".join(clean))
+    for kind, lines in labels.items():
+        (root / lists / f"{kind}_label_kv.txt").write_text(lines)
 
 
 @pytest.mark.parametrize("lists, inside", [("annotations", "images/"), (".", "")])
 def test_clothing1m_is_read_from_its_lists(tmp_path, lists, inside):
     write_clothing(tmp_path, lists=lists, inside=inside)
     data = clothing1m(str(tmp_path), per_class=6, seed=5)
-    assert (len(data.train), len(data.validation), len(data.test), len(data.classes)) == (
-        84,
-        28,
-        14,
-        14,
-    )
-    assert (
-        torch.bincount(data.train.targets).tolist() == [6] * 14
-        and len(set(data.train.inputs)) == 84
-        and not data.trusted
-    )
+    assert (len(data.train), len(data.validation), len(data.test)) == (84, 28, 14)
+    assert torch.bincount(data.train.targets).tolist() == [6] * len(data.classes) == [6] * 14
+    assert len(set(data.train.inputs)) == 84 and not data.trusted
     for split in (data.train, data.validation, data.test):
-        assert [
-            int(path.rsplit("/", 1)[1][:-4]) % 14 for path in split.inputs
-        ] == split.targets.tolist()
+        labels = [int(Path(path).stem) % 14 for path in split.inputs]
+        assert labels == split.targets.tolist()
     assert all(Path(path).is_file() for path in data.train.inputs)
     assert len(clothing1m(str(tmp_path), per_class=None).train) == 140
     with pytest.raises(ValueError, match="per_class=11, but T-Shirt has only 10 images"):
@@ -344,14 +280,11 @@ def test_clothes_that_people_have_checked_are_the_verified_part(tmp_path):
     assert data.verified.inputs == [str(tmp_path / "clothing1m" / path) for path in images]
     assert "28 verified, 28 validation" in str(data) and len(data.train) == 84
 
-    noise = unknown_truth(data)
+    noise = labels_of(data)
     for count in (0, 14):
+        trusted, validation = {"count": count}, {"fraction": 0.0}
         parts = split_rows(
-            noise,
-            validation={"fraction": 0.0},
-            trusted={"count": count},
-            seed=0,
-            verified=data.verified,
+            noise, validation=validation, trusted=trusted, seed=0, verified=data.verified
         )
         loaders = make_loaders(
             data, noise, parts, batch_size=40, trusted_batch_size=10, device="cpu", seed=0
@@ -376,19 +309,17 @@ def test_the_balanced_part_is_what_the_authors_take():
 
 def test_lists_with_labels_of_their_own_and_without_any(tmp_path):
     write_clothing(tmp_path, lists=".")
-    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text(
-        "images/0/0.jpg 3\nimages/1/1.jpg 13\n"
-    )
+    listing = tmp_path / "clothing1m/clean_val_key_list.txt"
+    listing.write_text("images/0/0.jpg 3\nimages/1/1.jpg 13\n")
     assert clothing1m(str(tmp_path), per_class=2).validation.targets.tolist() == [3, 13]
-    (tmp_path / "clothing1m/clean_val_key_list.txt").write_text(
-        "images/0/0.jpg 3\nimages/1/1.jpg 14\n"
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"clean_val_key_list.txt, line 2: images/1/1.jpg has no label from 0 to 13",
-    ):
+    listing.write_text("images/0/0.jpg 3\nimages/1/1.jpg 14\n")
+    message = r"clean_val_key_list.txt, line 2: images/1/1.jpg has no label from 0 to 13"
+    with pytest.raises(ValueError, match=message):
         clothing1m(str(tmp_path), per_class=2)
-    (tmp_path / "clothing1m/clean_val_key_list.txt").unlink()
+    listing.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"clean_val_key_list.txt cannot be read as text"):
+        clothing1m(str(tmp_path), per_class=2)
+    listing.unlink()
     with pytest.raises(FileNotFoundError, match=r"clean_val_key_list.txt was not found.*data_root"):
         clothing1m(str(tmp_path), per_class=2)
 
@@ -405,16 +336,13 @@ def test_a_run_on_clothes_with_a_damaged_one(run, tmp_path):
         "epochs=1",
         "batch_size=44",
     ]
-    code, directory, printed, complaints = run(
-        *options, params="params/clothing1m/discrimloss.yaml"
-    )
+    params = "params/clothing1m/discrimloss.yaml"
+    code, directory, printed, complaints = run(*options, params=params)
     assert code == 0 and "154 training, 28 validation, 14 test samples in 14 classes" in printed
     assert "13.jpg cannot be read as an image and is left out" in complaints
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["unreadable_images"] == {
-        "count": 1,
-        "paths": [str(tmp_path / "clothing1m/images/3/13.jpg")],
-    }
+    paths = [str(tmp_path / "clothing1m/images/3/13.jpg")]
+    assert summary["unreadable_images"] == {"count": 1, "paths": paths}
     assert summary["test"]["validated"] is not None and summary["noise"]["realised"] is None
     with np.load(directory / "samples.npz") as samples:
         assert len(samples["index"]) == 153
@@ -445,11 +373,12 @@ def test_a_resumed_run_with_a_damaged_image_is_as_if_nothing_had_happened(
         "batch_size=10",
         "record_losses=true",
     ]
-    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="whole")[0] == 0
+    params = "params/clothing1m/discrimloss.yaml"
+    assert run(*options, params=params, name="whole")[0] == 0
     interrupt_at(monkeypatch, 29)  # in the last but one step of the second epoch
-    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="again")[0] == 75
+    assert run(*options, params=params, name="again")[0] == 75
     monkeypatch.undo()
-    assert run(*options, params="params/clothing1m/discrimloss.yaml", name="again")[0] == 0
+    assert run(*options, params=params, name="again")[0] == 0
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert equal(weights(whole), weights(again))
     np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(again / "losses.npy"))
@@ -470,17 +399,12 @@ def test_a_selection_leaves_out_what_could_not_be_read(run, tmp_path):
         "epochs=1",
         "batch_size=44",
     ]
-    code, first, *_ = run(
-        *options, "record_losses=true", params="params/clothing1m/plain.yaml", name="first"
-    )
+    params = "params/clothing1m/plain.yaml"
+    code, first, *_ = run(*options, "record_losses=true", params=params, name="first")
     losses = np.load(first / "losses.npy")
     assert code == 0 and np.isnan(losses).sum() == 1
-    code, second, _, complaints = run(
-        *options,
-        f"dataset.selection={{history: {first}/losses.npy, keep_fraction: 0.5}}",
-        params="params/clothing1m/plain.yaml",
-        name="second",
-    )
+    selection = f"dataset.selection={{history: {first}/losses.npy, keep_fraction: 0.5}}"
+    code, second, _, complaints = run(*options, selection, params=params, name="second")
     assert code == 0, complaints
     with np.load(second / "selection.npz") as stored:
         assert not np.isnan(losses[0, stored["index"]]).any() and len(stored["index"]) == 14 * 5
@@ -490,41 +414,35 @@ def test_a_selection_leaves_out_what_could_not_be_read(run, tmp_path):
 
 
 def write_webvision(data_root, classes=3):
+    """Images of these classes and of another one, the shade of each class its own."""
     root = data_root / "webvision"
     (root / "info").mkdir(parents=True)
-    train, test = [], []
+    train, test, synsets = "", "", ""
     for label in range(classes + 1):
-        for number in range(6):
-            path = f"google/q{label:04}/{label}_{number}.jpg"
-            train.append(f"{path} {label}\n")
-            photograph(root / path, 60 * label, size=(20, 24))
-        test.append(f"val{label:06}.jpg {label}\n")
-        photograph(root / "val_images_256" / f"val{label:06}.jpg", 60 * label, size=(20, 24))
-        for number in range(2):
-            photograph(
-                data_root / "imagenet/val" / f"n{label:08}" / f"ILSVRC2012_val_{number}.JPEG",
-                60 * label,
-                size=(20, 24),
-            )
-    (root / "info/synsets.txt").write_text(
-        "".join(f"n{label:08} thing {label}, other name\n" for label in range(classes + 1))
-    )
-    (root / "info/train_filelist_google.txt").write_text("".join(train))
-    (root / "info/val_filelist.txt").write_text("".join(test))
+        paths = [f"google/q{label:04}/{label}_{number}.jpg" for number in range(6)]
+        train += "".join(f"{path} {label}\n" for path in paths)
+        test += f"val{label:06}.jpg {label}\n"
+        synsets += f"n{label:08} thing {label}, other name\n"
+        imagenet = data_root / "imagenet/val" / f"n{label:08}"
+        for path in (
+            *(root / path for path in paths),
+            root / "val_images_256" / f"val{label:06}.jpg",
+            *(imagenet / f"ILSVRC2012_val_{number}.JPEG" for number in range(2)),
+        ):
+            photograph(path, 60 * label, size=(20, 24))
+    (root / "info/synsets.txt").write_text(synsets)
+    (root / "info/train_filelist_google.txt").write_text(train)
+    (root / "info/val_filelist.txt").write_text(test)
 
 
 def test_webvision_is_read_from_its_lists(tmp_path):
     write_webvision(tmp_path)
     data = webvision(str(tmp_path), num_classes=3)
-    assert data.classes == ["thing 0", "thing 1", "thing 2"] and (
-        len(data.train),
-        len(data.test),
-    ) == (18, 3)
+    assert data.classes == ["thing 0", "thing 1", "thing 2"]
+    assert (len(data.train), len(data.test)) == (18, 3)
     assert data.more_tests["imagenet"].targets.tolist() == [0, 0, 1, 1, 2, 2]
-    assert (
-        data.train.inputs[6] == str(tmp_path / "webvision/google/q0001/1_0.jpg")
-        and data.train.targets[6] == 1
-    )
+    assert data.train.inputs[6] == str(tmp_path / "webvision/google/q0001/1_0.jpg")
+    assert data.train.targets[6] == 1
     with pytest.raises(ValueError, match="names 4 classes, fewer than num_classes=50"):
         webvision(str(tmp_path))
     (tmp_path / "imagenet/val/n00000003").rename(tmp_path / "imagenet/val/other")
@@ -547,11 +465,8 @@ def test_a_run_on_webvision_is_tested_on_both(run, tmp_path):
     code, directory, printed, complaints = run(*options, params="params/webvision/plain.yaml")
     assert code == 0, complaints
     assert "18 training, 3 test, 6 imagenet samples in 3 classes" in printed
-    rows, summary = (
-        pd.read_csv(directory / "metrics.csv"),
-        json.loads((directory / "summary.json").read_text()),
-    )
-    best = summary["test"]["best_epoch"]
-    assert summary["at_the_same_epochs"]["imagenet_metric"]["best"] == pytest.approx(
-        rows.imagenet_metric[best], rel=1e-5
-    )
+    rows = pd.read_csv(directory / "metrics.csv")
+    summary = json.loads((directory / "summary.json").read_text())
+    expected = rows.imagenet_metric[summary["test"]["best_epoch"]]
+    got = summary["at_the_same_epochs"]["imagenet_metric"]["best"]
+    assert got == pytest.approx(expected, rel=1e-5)

@@ -11,9 +11,9 @@ import pytest
 import losses
 import models
 from datasets import noise
-from utils import published
-from utils.collect import method_name
 from utils.config import DEFAULTS, merge
+from utils.report import published
+from utils.report.identity import method_name
 
 ROOT = Path(__file__).parents[1]
 RULES = {"last", "best", "validated", "mean_last_5", "epoch 84", "not stated"}

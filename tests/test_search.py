@@ -1,7 +1,4 @@
-"""The search for hyper-parameters.
-
-Drawn alike for all, and judged on noisy held-out labels alone.
-"""
+"""The search for hyper-parameters: drawn alike for all, judged on noisy held-out labels alone."""
 
 import json
 import shlex
@@ -11,37 +8,38 @@ import pandas as pd
 import pytest
 
 import main
-from utils import figures, search
+from utils.errors import UserError
+from utils.sweep import search
+from utils.sweep.figure import draw_trials
 
 ROOT = Path(__file__).parents[1]
+
+
+def as_dict(overrides):
+    return dict(text.split("=") for text in overrides)
 
 
 @pytest.mark.parametrize("method", search.SPACES)
 def test_trials_are_drawn_in_their_ranges_and_stay_as_they_are(method):
     drawn = [search.draw("mnist", method, trial) for trial in range(40)]
     assert drawn == [search.draw("mnist", method, trial) for trial in range(40)]
-    assert len({" ".join(one) for one in drawn}) == 40
-    values = [dict(text.split("=") for text in one) for one in drawn]
-    rates = [float(one["optimizer.lr"]) for one in values]
+    assert len({" ".join(overrides) for overrides in drawn}) == 40
+    values = [as_dict(overrides) for overrides in drawn]
+    rates = [float(value["optimizer.lr"]) for value in values]
     low, high = (1e-4, 0.03) if method == "gradient_rescaling" else (0.001, 0.3)
     assert low <= min(rates) < 10 * low and high / 10 < max(rates) <= high
-    decays = [one["optimizer.weight_decay"] for one in values]
-    assert decays == [
-        dict(text.split("=") for text in search.draw("mnist", "plain", trial))[
-            "optimizer.weight_decay"
-        ]
-        for trial in range(40)
-    ]
+    for trial, value in enumerate(values):
+        plain = as_dict(search.draw("mnist", "plain", trial))
+        assert value["optimizer.weight_decay"] == plain["optimizer.weight_decay"]
     if method == "discrimloss":
-        switches = [int(one["loss.q"]) for one in values]
+        switches = [int(value["loss.q"]) for value in values]
         assert 2 <= min(switches) < 6 and 14 < max(switches) <= 18
 
 
 def test_methods_with_different_protocols_are_not_compared():
-    with pytest.raises(
-        ValueError, match="rsl of params/cifar10 differ from plain in model, epochs"
-    ):
-        search.cells("trials", "cifar10", "pair", ["0.4"], ["plain", "rsl"], 1)
+    message = "rsl of params/cifar10 differ from plain in model, epochs"
+    with pytest.raises(UserError, match=message):
+        search.cells_of_stage("trials", "cifar10", "pair", ["0.4"], ["plain", "rsl"], 1)
 
 
 def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, monkeypatch):
@@ -50,7 +48,8 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     quick = ["model=mlp", "model.hidden=[8]", "epochs=2", "threads=1", "device=cpu"]
 
     def cells(stage, methods="plain rsl", trials=2, seeds=()):
-        return search.cells(stage, "digits", "symmetric", ["0.4"], methods.split(), trials, seeds)
+        fixed = (stage, "digits", "symmetric", ["0.4"])
+        return search.cells_of_stage(*fixed, methods.split(), trials, seeds)
 
     def run(lines):
         for line in lines:
@@ -58,45 +57,32 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
                 assert main.main([*shlex.split(part), *quick]) == 0
         return lines
 
-    with pytest.raises(ValueError, match="no finished trial in runs/search/digits"):
+    with pytest.raises(UserError, match="no finished trial in runs/search/digits"):
         cells("chosen", seeds=[11])
     assert len(run(cells("trials"))) == 4
-    found = search.table(Path("runs/search/digits"))
-    assert (
-        found.method.tolist() == ["plain"] * 2 + ["rsl"] * 2
-        and found.noisy_validation.between(1, 100).all()
-    )
-    assert found.groupby("method").chosen.sum().eq(1).all() and (found.seconds > 0).all()
-    assert (
-        found.noisy_validation[found.chosen].tolist()
-        == found.groupby("method").noisy_validation.max().tolist()
-    )
-    figures.save(figures.trials(found), tmp_path / "trials.png", ("png",))
+    table = search.trials_table(Path("runs/search/digits"))
+    assert table.method.tolist() == ["plain"] * 2 + ["rsl"] * 2
+    assert table.noisy_validation.between(1, 100).all() and (table.seconds > 0).all()
+    assert table.groupby("method").chosen.sum().eq(1).all()
+    highest = table.groupby("method").noisy_validation.max()
+    assert table.noisy_validation[table.chosen].tolist() == highest.tolist()
+    draw_trials(table, tmp_path / "trials.png")
     assert (tmp_path / "trials.png").stat().st_size > 10_000
     run_dir = Path("runs/search/digits/plain/symmetric-0.4/trial1")
-    assert (
-        found.noisy_validation[1] == pd.read_csv(run_dir / "metrics.csv").validation_metric.iloc[-1]
-    )
-    assert json.loads((run_dir / "summary.json").read_text())["validation"] == {
-        "fraction": 0.1,
-        "labels": "given",
-    }
-    with pytest.raises(
-        ValueError,
-        match=r"2 of 3 trials of plain under symmetric-0\.4 are over, 0 of them diverged",
-    ):
+    metrics = pd.read_csv(run_dir / "metrics.csv")
+    assert table.noisy_validation[1] == metrics.validation_metric.iloc[-1]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["validation"] == {"fraction": 0.1, "labels": "given"}
+    message = r"2 of 3 trials of plain under symmetric-0\.4 are over, 0 of them diverged"
+    with pytest.raises(UserError, match=message):
         cells("chosen", trials=3, seeds=[11])
-    better = found[found.method == "plain"].noisy_validation.argmax()
+    best = table[table.method == "plain"].noisy_validation.argmax()
     lines = run(cells("chosen", seeds=[11, 12]))
-    assert len(lines) == 4 and all(
-        text in lines[0] for text in search.draw("digits", "plain", better)
-    )
+    assert len(lines) == 4
+    assert all(text in lines[0] for text in search.draw("digits", "plain", best))
     last = json.loads(Path("runs/chosen/digits/rsl/symmetric-0.4/seed12/summary.json").read_text())
-    assert (
-        last["validation"] is None
-        and last["seed"] == 12
-        and last["selection"]["noise_rate"] != "known"
-    )
+    assert last["validation"] is None and last["seed"] == 12
+    assert last["selection"]["noise_rate"] != "known"
 
 
 def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, monkeypatch):
@@ -104,29 +90,45 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
     monkeypatch.chdir(tmp_path)
     for method, last in (("gce", "gce"), ("rsl", "rsl_recording")):
         for trial, accuracy in enumerate([40.0, 55.0, None, 50.0]):
-            run = Path(
-                "runs/search/mnist", method if accuracy else last, f"permute-0.4/trial{trial}"
-            )
+            folder = method if accuracy else last
+            run = Path("runs/search/mnist", folder, f"permute-0.4/trial{trial}")
             run.mkdir(parents=True)
             if accuracy is None:
-                (run / "failed.txt").write_text(
-                    "error: the loss is not finite in epoch 1, step 4\n"
-                )
+                reason = "error: the loss is not finite in epoch 1, step 4\n"
+                (run / "failed.txt").write_text(reason)
             else:
                 (run / "summary.json").write_text('{"finished": true}')
                 (run / "metrics.csv").write_text(
                     f"epoch,validation_metric,test_metric\n0,99,99\n1,{accuracy},90\n"
                 )
         root = Path("runs/search/mnist")
-        assert search.best(root, method, "permute-0.4", 4) == 1
-        found = search.table(root)
-        assert found[found.method == method].state.tolist() == [
-            "finished",
-            "finished",
-            "diverged",
-            "finished",
-        ]
-        assert found.chosen[found.method == method].tolist() == [False, True, False, False]
+        assert search.best_trial(root, method, "permute-0.4", 4) == 1
+        table = search.trials_table(root)
+        table = table[table.method == method]
+        assert table.state.tolist() == ["finished", "finished", "diverged", "finished"]
+        assert table.chosen.tolist() == [False, True, False, False]
         (root / last / "permute-0.4/trial2/failed.txt").write_text("killed by SIGKILL\n")
-        with pytest.raises(ValueError, match="3 of 4 trials"):
-            search.best(root, method, "permute-0.4", 4)
+        with pytest.raises(UserError, match="3 of 4 trials"):
+            search.best_trial(root, method, "permute-0.4", 4)
+
+
+def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    monkeypatch.chdir(tmp_path)
+    Path("empty.csv").touch()
+    Path("other.csv").write_text("a,b\n1,2\n")
+    strange = Path("runs/search/digits/plain/symmetric-0.4/trial1-old")
+    strange.mkdir(parents=True)
+    (strange / "summary.json").write_text('{"finished": true}')
+    for arguments, message in (
+        ("table empty.csv", "empty.csv: No columns to parse"),
+        ("table other.csv --figure trials.png", "with the column chosen"),
+        ("table runs/search/digits", "is named like a trial, trial<number>, and is none"),
+        ("table nowhere", "there is no finished trial in nowhere"),
+        ("trials digits none 0 nothing 1", "there is no params file params/digits/nothing.yaml"),
+        ("trials digits none 0 rsl_mixmatch 1", "no search space for 'rsl_mixmatch'"),
+    ):
+        assert search.main(arguments.split()) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith("error: ") and complaint.count("\n") == 1
+        assert message in complaint

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from utils.epoch_rules import apply_rules
-from utils.statistics import ALPHA, TOO_FEW, compare, ranks, reversals
+from utils.report.statistics import ALPHA, TOO_FEW, compare, ranks, reversals
 
 SEEDS = {
     "near": [98.61, 98.70, 98.66, 98.59, 98.72],

@@ -1,7 +1,4 @@
-"""What a practitioner comes for.
-
-Errors planted among digits written out as image files are at the head of suspects.csv.
-"""
+"""What a practitioner comes for: errors planted among images are at the head of suspects.csv."""
 
 import json
 
@@ -9,25 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.suspects import OPTIONS, write_digits
 from datasets import digits
+from tests.fixtures import SUSPECTS_OPTIONS, write_digits
 
-SHORT = [*OPTIONS, "model.width=16", "epochs=12", "batch_size=32"]
+SHORT = [*SUSPECTS_OPTIONS, "model.width=16", "epochs=12", "batch_size=32"]
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """A folder with the first 600 training digits, 5 % of them under another class.
-
-    (root, planted).
-    """
+    """A folder of the first 600 training digits, 5 % of them under another class; and these."""
     source = digits()
-    source.train.inputs, source.train.targets = (
-        source.train.inputs[:600],
-        source.train.targets[:600],
-    )
-    source.test.inputs, source.test.targets = source.test.inputs[:50], source.test.targets[:50]
-    monkeypatch.setattr("benchmarks.suspects.digits", lambda: source)
+    for split, size in ((source.train, 600), (source.test, 50)):
+        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
+    monkeypatch.setattr("tests.fixtures.digits", lambda: source)
     return tmp_path / "images", write_digits(tmp_path / "images", 0.05, seed=0)
 
 
@@ -68,10 +59,8 @@ def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_kno
         params="params/csv/discrimloss.yaml",
     )
     assert code == 0
-    summary, suspects = (
-        json.loads((directory / "summary.json").read_text()),
-        pd.read_csv(directory / "suspects.csv"),
-    )
+    summary = json.loads((directory / "summary.json").read_text())
+    suspects = pd.read_csv(directory / "suspects.csv")
     assert summary["detection"]["auroc"] > 0.95 and summary["noise"]["kind"] == "none"
     assert summary["noise"]["realised"] == pytest.approx(0.05, abs=0.02)
     wrong = suspects.given_label != suspects.true_label

@@ -1,4 +1,4 @@
-"""Sweeps: what the launchers list, what has become of each cell, and the loop under bash."""
+"""Sweeps: what the launchers list and submit, the state of each cell, and the loop under bash."""
 
 import fcntl
 import io
@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from experiment import SCHEMAS
-from utils import sweep
 from utils.config import load
 from utils.run_state import run_state
+from utils.sweep.cells import Cell, choose, ranges
+from utils.sweep.runner import CellRunner, failure_reason, python_command
+from utils.sweep.slurm import LAUNCHER_VARIABLES
+from utils.sweep.status import relaunch
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
@@ -40,7 +43,7 @@ QUICK = ["model=mlp", "model.hidden=[8]", "threads=1", "device=cpu"]
 
 def launch(*arguments, cwd=ROOT, **environment):
     """Exit code, output and complaints of a launcher under bash."""
-    clean = {key: value for key, value in os.environ.items() if key not in sweep.LISTED}
+    clean = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     done = subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=cwd,
@@ -57,7 +60,7 @@ def test_every_launcher_is_here():
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launcher_lists_what_its_array_numbers(name):
+def test_a_launcher_lists_and_submits_its_cells(name):
     code, listed, complaints = launch(f"examples/{name}", "--dry-run", "data_root=/data")
     assert code == 0 and not complaints
     lines = listed.splitlines()
@@ -67,30 +70,24 @@ def test_a_launcher_lists_what_its_array_numbers(name):
         assert int(start) == number
         for command in commands.split(" && "):
             python, script, params, *overrides = shlex.split(command)
-            assert (python, script) == (sys.executable, "main.py") and overrides[
-                -1
-            ] == "data_root=/data"
+            assert (python, script) == (sys.executable, "main.py")
+            assert overrides[-1] == "data_root=/data"
             assert load(params, overrides, SCHEMAS)["data_root"] == "/data"
+    code, command, _ = launch(f"examples/{name}", "--submit", "--dry-run", "data_root=/data")
+    assert code == 0
+    assert command == f"sbatch --array=0-{len(lines) - 1}%8 examples/{name} data_root=/data\n"
 
-    header = re.findall(r"^#SBATCH (\S+)", (ROOT / "examples" / name).read_text(), re.MULTILINE)
-    assert {
-        "--requeue",
-        "--signal=B:USR1@120",
-        "--open-mode=append",
-        "--output=logs/%x_%A_%a.out",
-    } <= set(header)
-    (array,) = (option for option in header if option.startswith("--array="))
-    assert re.fullmatch(rf"--array=0-{len(lines) - 1}%\d+", array)
-    assert not re.search(
-        r"--(partition|account|gres|gpus|qos|constraint)|^-[pAqC]", "\n".join(header)
-    )
-    code, said, _ = launch(f"examples/{name}", "--help")
-    assert (
-        code == 0
-        and f"examples/{name}" in said
-        and "--cells 3-7,9" in said
-        and "source" not in said
-    )
+    script = (ROOT / "examples" / name).read_text()
+    options = " ".join(re.findall(r"^#SBATCH ([^#\n]+)", script, re.MULTILINE)).split()
+    common = "--signal=B:USR1@120 --requeue --open-mode=append --output=logs/%x_%A_%a.out"
+    own = {"--job-name", "--cpus-per-task", "--time"}
+    several_nodes = {"--nodes", "--ntasks-per-node"} if name == "multi_node.sbatch" else set()
+    assert f"#SBATCH {common}\n" in script and f"--job-name={Path(name).stem}" in options
+    differing = {option.split("=")[0] for option in options if option not in common}
+    assert differing == own | several_nodes
+    code, manual, _ = launch(f"examples/{name}", "--help")
+    assert code == 0 and f"examples/{name}" in manual and "--cells 3-7,9" in manual
+    assert "source" not in manual and "set -euo" not in manual
 
 
 def test_a_launcher_may_be_called_from_anywhere(tmp_path):
@@ -98,26 +95,17 @@ def test_a_launcher_may_be_called_from_anywhere(tmp_path):
         (ROOT / "examples", "sweep.sbatch"),
         (tmp_path, ROOT / "examples/sweep.sbatch"),
     ):
-        code, said, _ = launch(
-            path, "--status", "run_dir=", cwd=cwd, METHODS="plain", FRACTIONS="0.123", SEEDS="1"
-        )
-        assert code == 0 and "bash examples/sweep.sbatch --only missing" in said
+        chosen = {"METHODS": "plain", "FRACTIONS": "0.123", "SEEDS": "1"}
+        code, status, _ = launch(path, "--status", "run_dir=", cwd=cwd, **chosen)
+        assert code == 0 and "bash examples/sweep.sbatch --only missing" in status
         assert launch(path, "--help", cwd=cwd)[0] == 0
 
 
 def test_what_the_environment_chooses():
-    _, listed, _ = launch(
-        "examples/sweep.sbatch",
-        "--dry-run",
-        "--cells",
-        "1,3-4",
-        "loss.q=0.5",
-        DATASET="mnist",
-        METHODS="gce",
-        KIND="pair",
-        FRACTIONS="0.1 0.3",
-        SEEDS="4 5 6",
-    )
+    arguments = ["--dry-run", "--cells", "1,3-4", "loss.q=0.5"]
+    chosen = {"DATASET": "mnist", "METHODS": "gce", "KIND": "pair"}
+    chosen |= {"FRACTIONS": "0.1 0.3", "SEEDS": "4 5 6"}
+    _, listed, _ = launch("examples/sweep.sbatch", *arguments, **chosen)
     assert [line.split("main.py ")[1] for line in listed.splitlines()] == [
         f"params/mnist/gce.yaml noise.kind=pair noise.fraction={fraction} seed={seed} loss.q=0.5"
         for fraction, seed in (("0.3", 4), ("0.3", 5), ("0.1", 6))
@@ -146,6 +134,9 @@ def test_what_the_environment_chooses():
         (["--cells", "3-"], {}, "cells are written 3-7,9"),
         (["--cells", "5-3"], {}, "there is no cell 5-3"),
         (["--array=3"], {}, "not known: --array=3; a launcher takes --cells"),
+        (["--submit", "gpu"], {}, "not known: gpu; a launcher takes --cells"),
+        (["--submit", "--array=0-3%2"], {}, "--submit numbers the array itself"),
+        (["--submit", "--jobs", "2"], {}, "--jobs is for a loop"),
         (["--jobs", "0"], {}, "--jobs must be at least 1"),
         (
             ["--jobs", "2"],
@@ -176,15 +167,18 @@ def test_what_the_environment_chooses():
             "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet",
         ),
         ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
+        ([], {"SLURM_ARRAY_TASK_ID": "1", "OFFSET": "x"}, "OFFSET must be a whole number, got 'x'"),
+        ([], {"MAX_RESTARTS": "-1"}, "MAX_RESTARTS must be a whole number, got '-1'"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(arguments, environment, message):
-    code, said, complaints = launch("examples/sweep.sbatch", *arguments, **environment)
-    assert code == 2 and not said and complaints.startswith("error: ") and message in complaints
+    code, printed, complaints = launch("examples/sweep.sbatch", *arguments, **environment)
+    assert code == 2 and not printed
+    assert complaints.startswith("error: ") and message in complaints
 
 
 def test_several_nodes_meet_by_torchrun_under_srun():
-    command = sweep.python_command(
+    command = python_command(
         {
             "PROCESSES": "4",
             "SLURM_JOB_NUM_NODES": "2",
@@ -203,28 +197,74 @@ def test_several_nodes_meet_by_torchrun_under_srun():
 
 
 def test_numbers_and_relaunching(monkeypatch, tmp_path):
-    assert sweep.choose("3-5,1", 6) == [3, 4, 5, 1] and sweep.choose(None, 2) == [0, 1]
-    assert sweep.ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert choose("3-5,1", 6) == [3, 4, 5, 1] and choose(None, 2) == [0, 1]
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     monkeypatch.setenv("SEEDS", "1 2")
-    for name in set(sweep.LISTED) - {"SEEDS"}:
+    for name in set(LAUNCHER_VARIABLES) - {"SEEDS"}:
         monkeypatch.delenv(name, raising=False)
     launcher = tmp_path / "x.sbatch"
-    launcher.write_text("#SBATCH --array=0-9%3   # all\n")
-    assert sweep.relaunch(
-        [4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000
-    ) == [
+    assert relaunch([4, 5, 1001, 2003], "missing", str(launcher), ["a=b c"], largest=1000) == [
         f"SEEDS='1 2' bash {launcher} --only missing 'a=b c'",
-        f"SEEDS='1 2' sbatch --array=4-5%3 {launcher} 'a=b c'",
-        f"OFFSET=1001 SEEDS='1 2' sbatch --array=0%3 {launcher} 'a=b c'",
-        f"OFFSET=2002 SEEDS='1 2' sbatch --array=1%3 {launcher} 'a=b c'",
+        f"SEEDS='1 2' sbatch --array=4-5%8 {launcher} 'a=b c'",
+        f"OFFSET=1001 SEEDS='1 2' sbatch --array=0%8 {launcher} 'a=b c'",
+        f"OFFSET=2002 SEEDS='1 2' sbatch --array=1%8 {launcher} 'a=b c'",
     ]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A PATH with an sbatch that writes down how it was called, and arrays of up to ten tasks."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    calls = tmp_path / "calls"
+    for name, script in (
+        ("sbatch", f'echo "OFFSET=$OFFSET SEEDS=$SEEDS ${{*@Q}}" >> {calls}; exit ${{CODE:-0}}'),
+        ("scontrol", "echo 'MaxArraySize            = 10'"),
+    ):
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (programs / name).chmod(0o755)
+    return f"{programs}:{os.environ['PATH']}", calls
+
+
+def test_a_launcher_submits_itself_in_as_many_arrays_as_it_takes(cluster):
+    path, calls = cluster
+    options = ["--gres=gpu:1", "--comment=a b", "data_root=/my data", "--array=%4"]
+    # fractions that nobody has run
+    chosen = {"FRACTIONS": "0.121 0.122 0.123 0.124", "SEEDS": "1 2 3"}
+
+    def submit(*arguments, **environment):
+        environment |= chosen | {"PATH": path}
+        call = ["examples/sweep.sbatch", "--submit", *arguments]
+        code, printed, complaints = launch(*call, **environment)
+        assert not complaints
+        made = calls.read_text().splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return code, printed.splitlines(), made
+
+    tail = "'--gres=gpu:1' '--comment=a b' 'examples/sweep.sbatch' 'data_root=/my data'"
+    code, _, made = submit(*options)
+    assert code == 0 and made == [
+        f"OFFSET=0 SEEDS=1 2 3 '--array=0-9%4' {tail}",
+        f"OFFSET=10 SEEDS=1 2 3 '--array=0-9%4' {tail}",
+        f"OFFSET=20 SEEDS=1 2 3 '--array=0-3%4' {tail}",
+    ]
+    code, printed, made = submit("--cells", "3,1,22", "--only", "missing", "--dry-run")
+    variables = "FRACTIONS='0.121 0.122 0.123 0.124' SEEDS='1 2 3'"
+    assert code == 0 and not made
+    assert printed == [
+        f"{variables} sbatch --array=1,3%8 examples/sweep.sbatch",
+        f"OFFSET=20 {variables} sbatch --array=2%8 examples/sweep.sbatch",
+    ]
+    assert submit("--only", "failed") == (0, ["nothing to run"], [])
+    code, _, made = submit(CODE="1")  # sbatch has said why
+    assert code == 1 and len(made) == 1
 
 
 def test_the_states_of_a_run(tmp_path):
     assert run_state(tmp_path / "none") == ("missing", "")
     (tmp_path / "config.yaml").write_text("")
     assert run_state(tmp_path) == ("interrupted", "after 0 epochs")
-    said = {
+    summary = {
         "finished": False,
         "epochs": 3,
         "interrupted": "SIGUSR1",
@@ -232,9 +272,9 @@ def test_the_states_of_a_run(tmp_path):
         "metric": "mae",
         "test": {"last": 2.0, "best": 1.0, "validated": None},
     }
-    (tmp_path / "summary.json").write_text(json.dumps(said))
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert run_state(tmp_path) == ("interrupted", "after 3 epochs by SIGUSR1")
-    (tmp_path / "summary.json").write_text(json.dumps(said | {"error": "OSError: disk\nfull"}))
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"error": "OSError: disk\nfull"}))
     assert run_state(tmp_path) == ("failed", "OSError: disk")
     (tmp_path / "failed.txt").write_text("killed by SIGKILL\n")
     assert run_state(tmp_path) == ("failed", "killed by SIGKILL")
@@ -243,40 +283,37 @@ def test_the_states_of_a_run(tmp_path):
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_state(tmp_path) == ("running", "process 7 on here")
-    (tmp_path / "summary.json").write_text(json.dumps(said | {"finished": True}))
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"finished": True}))
     assert run_state(tmp_path) == ("done", "mae last 2.00 best 1.00")
 
 
 @pytest.fixture
 def runner():
-    """A Runner, whose handlers of signals go with it."""
+    """A CellRunner, whose handlers of signals go with it."""
     former = {
         number: signal.getsignal(number)
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     }
-    yield sweep.Runner({"CUDA_VISIBLE_DEVICES": "4,6"})
+    yield CellRunner({"CUDA_VISIBLE_DEVICES": "4,6"})
     for number, handler in former.items():
         signal.signal(number, handler)
 
 
 def test_each_job_gets_a_device_of_its_own(runner):
-    assert [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)] == [
-        "4",
-        "6",
-        "4",
-    ]
+    devices = [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (1, 2, 3)]
+    assert devices == ["4", "6", "4"]
     assert runner._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
 def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "summary.json").write_text('{"finished": false, "interrupted": "SIGUSR1"}')
-    cell = sweep.Cell(0, [["x"]], [tmp_path])
-    told = f'echo \'{{"interrupted": "SIGTERM"}}\' > {tmp_path}/summary.json; exit 1'
+    cell = Cell(0, [["x"]], [tmp_path])
+    saved = f'echo \'{{"interrupted": "SIGTERM"}}\' > {tmp_path}/summary.json; exit 1'
     for script, expected in (
         ("echo error: no such key; exit 1", ("failed", "exit code 1: no such key")),
         ("exit 75", ("interrupted",)),
-        (told, ("interrupted",)),
+        (saved, ("interrupted",)),
         ("kill -9 $$", ("failed", "killed by SIGKILL")),
     ):
         runner.command = ["bash", "-c", script]
@@ -286,31 +323,26 @@ def test_an_interruption_of_old_does_not_hide_a_failure(runner, tmp_path):
 
 
 def test_the_reason_is_the_line_that_tells_most():
-    assert sweep.why(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
-    assert (
-        sweep.why(
-            [
-                "[rank1]: torch.OutOfMemoryError: CUDA",
-                "[rank1]:   at",
-                "x.ChildFailedError: ",
-                "=====",
-            ]
-        )
-        == "[rank1]: torch.OutOfMemoryError: CUDA"
-    )
-    assert sweep.why(["a", "b", ""]) == "b" and sweep.why([]) == ""
+    assert failure_reason(["a", "error: disk full", "", "error: later", "Traceback"]) == "disk full"
+    lines = [
+        "[rank1]: torch.OutOfMemoryError: CUDA",
+        "[rank1]:   at",
+        "x.ChildFailedError: ",
+        "===",
+    ]
+    assert failure_reason(lines) == "[rank1]: torch.OutOfMemoryError: CUDA"
+    assert failure_reason(["a", "b", ""]) == "b" and failure_reason([]) == ""
 
 
 @pytest.fixture
 def custom(tmp_path):
-    """A launcher of one's own, beside those of examples/, that lists cells of digits in tmp_path."""
+    """A launcher outside examples/ that lists these cells."""
 
     def make(*lines):
         launcher = tmp_path / "mine.sbatch"
         listed = "\n".join(f"echo '{line}'" for line in lines)
         launcher.write_text(
-            f"#SBATCH --array=0-{len(lines) - 1}%2\nroot={ROOT}\nsource {ROOT}/examples/common.sh\n"
-            f'mine() {{\n{listed}\n}}\nsweep mine "$@"\n'
+            f'source {ROOT}/examples/common.sh\nmine() {{\n{listed}\n}}\nsweep mine "$@"\n'
         )
         return launcher
 
@@ -324,29 +356,22 @@ def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
         f"params/digits/rsl.yaml "
         f"run_dir={tmp_path}/2b epochs=2 dataset.selection.history={tmp_path}/2a/losses.npy",
     )
-    code, said, _ = launch(launcher, *QUICK)
-    assert code == 1 and said.splitlines()[-1] == "1 done, 1 failed"
-    assert "cell 0: failed in" in said and "exit code 2: GCE: q must lie in (0, 1], got 7" in said
-    code, said, _ = launch(launcher, "--status", *QUICK)
-    assert code == 0 and re.findall(r"^ *\d+  (\w+)", said, re.MULTILINE) == ["failed", "done"]
-    assert (
-        "exit code 2: GCE: q must lie in (0, 1], got 7" in said
-        and "2 cells: 1 done, 1 failed; 0.00 hours" in said
-    )
-    assert f"bash {launcher} --only failed {shlex.join(QUICK)}" in said
-    assert f"sbatch --array=0%2 {launcher} {shlex.join(QUICK)}" in said
+    reason = "exit code 2: GCE: q must lie in (0, 1], got 7"
+    code, printed, _ = launch(launcher, *QUICK)
+    assert code == 1 and printed.splitlines()[-1] == "1 done, 1 failed"
+    assert "cell 0: failed in" in printed and reason in printed
+    code, status, _ = launch(launcher, "--status", *QUICK)
+    assert code == 0 and re.findall(r"^ *\d+  (\w+)", status, re.MULTILINE) == ["failed", "done"]
+    assert reason in status and "2 cells: 1 done, 1 failed; 0.00 hours" in status
+    assert f"bash {launcher} --only failed {shlex.join(QUICK)}" in status
+    assert f"sbatch --array=0%8 {launcher} {shlex.join(QUICK)}" in status
     assert launch(launcher, "--only", "missing", *QUICK)[1] == "nothing to run\n"
-    listed = subprocess.run(
-        [sys.executable, "-m", "utils.sweep", "status", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "utils.sweep", "status", tmp_path]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "3 cells: 2 done, 1 failed" in listed.stdout
-    code, said, _ = launch(launcher, "--only", "failed", *QUICK, "loss.q=0.5")  # mended
-    assert (
-        code == 0 and said.startswith("cell 0: done") and not (tmp_path / "1/failed.txt").exists()
-    )
+    code, printed, _ = launch(launcher, "--only", "failed", *QUICK, "loss.q=0.5")  # mended
+    assert code == 0 and printed.startswith("cell 0: done")
+    assert not (tmp_path / "1/failed.txt").exists()
     assert "error: GCE: q must lie" in (ROOT / "logs/mine_bash_0.out").read_text()
     for path in (ROOT / "logs").glob("mine_bash_*.out"):
         path.unlink()
@@ -366,17 +391,11 @@ def test_a_signal_to_the_loop_reaches_the_run(custom, tmp_path, processes, numbe
         assert time.monotonic() < end and loop.poll() is None
         time.sleep(0.05)
     loop.send_signal(number)
-    said, _ = loop.communicate(timeout=120)
-    assert (
-        loop.returncode == 75
-        and said.splitlines()[-1] == "2 interrupted"
-        and "cell 0: interrupted in" in said
-    )
+    printed, _ = loop.communicate(timeout=120)
+    assert loop.returncode == 75 and printed.splitlines()[-1] == "2 interrupted"
+    assert "cell 0: interrupted in" in printed
     summary = json.loads((tmp_path / "0/summary.json").read_text())
-    assert (
-        summary["interrupted"] == "SIGTERM"
-        and summary["error"] is None
-        and summary["processes"] == int(processes)
-    )
+    assert summary["interrupted"] == "SIGTERM" and summary["error"] is None
+    assert summary["processes"] == int(processes)
     assert not (tmp_path / "1").exists() and not (tmp_path / "0/failed.txt").exists()
     (ROOT / "logs/mine_bash_0.out").unlink()

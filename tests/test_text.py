@@ -1,8 +1,4 @@
-"""Texts.
-
-Classes from a CSV file and wikiHow's multiple choice, with an encoder of the real format that the
-tests make.
-"""
+"""Texts: classes from a CSV file and wikiHow's multiple choice, with a tiny encoder."""
 
 import json
 import random
@@ -43,10 +39,11 @@ def washing(tmp_path):
 
 
 def test_transformers_imports_beside_our_folder_of_datasets():
-    """It takes ours for Hugging Face's package of that name, which must not keep it from being
-    imported.
-    """
-    code = "import datasets, transformers; from transformers import AutoModel, AutoTokenizer; assert datasets.digits"
+    """It takes ours for Hugging Face's package of that name."""
+    code = (
+        "import datasets, transformers; from transformers import AutoModel, AutoTokenizer; "
+        "assert datasets.digits"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -59,29 +56,22 @@ def test_transformers_is_imported_where_texts_are_and_nowhere_else():
 
 
 def test_tokens_are_those_of_the_tokenizer(washing, tiny_bert):
-    data = text(
-        "train.csv", encoder=tiny_bert, data_root=str(washing), test_file=str(washing / "test.csv")
-    )
-    assert (
-        data.classes == ["Cutting", "Washing"]
-        and data.train.targets.tolist() == [0, 1] * 30
-        and not data.trusted
-    )
+    test_file = str(washing / "test.csv")
+    data = text("train.csv", encoder=tiny_bert, data_root=str(washing), test_file=test_file)
+    assert data.classes == ["Cutting", "Washing"] and not data.trusted
+    assert data.train.targets.tolist() == [0, 1] * 30
     assert len(data.train) == 60 and len(data.test) == 20 and data.train.inputs.dtype == torch.int32
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for row in range(60):
         expected = tokenizer(data.train.texts[row])["input_ids"]
-        assert data.train.inputs[row, 0, : len(expected)].tolist() == expected
-        assert (
-            not data.train.inputs[row, 0, len(expected) :].any()
-            and not data.train.inputs[row, 1].any()
-        )
+        numbers, types = data.train.inputs[row]
+        assert numbers[: len(expected)].tolist() == expected
+        assert not numbers[len(expected) :].any() and not types.any()
 
 
 def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path, tiny_bert):
-    pd.DataFrame(
-        {"step": ["a b c d e f"] * 10, "cat": list("xy") * 5, "other": 0, "truth": ["x"] * 10}
-    ).to_csv(tmp_path / "steps.csv.gz", index=False)
+    columns = {"step": ["a b c d e f"] * 10, "cat": list("xy") * 5, "truth": ["x"] * 10}
+    write(tmp_path / "steps.csv.gz", other=[0] * 10, **columns)
     data = text(
         "steps.csv.gz",
         encoder=tiny_bert,
@@ -93,10 +83,11 @@ def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path
         test_fraction=0.2,
     )
     assert data.train.inputs.shape == (8, 2, 5) and len(data.test) == 2
-    assert data.true.tolist() == [0] * 8 and data.test.targets.tolist() == [
-        0,
-        0,
-    ]  # tested on what is true
+    assert data.true.tolist() == [0] * 8
+    assert data.test.targets.tolist() == [0, 0]  # tested on what is true
+    (tmp_path / "steps.csv.gz").write_bytes((tmp_path / "steps.csv.gz").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"steps\.csv\.gz cannot be read as CSV"):
+        text("steps.csv.gz", encoder=tiny_bert, data_root=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +127,8 @@ def test_a_model_that_is_nowhere_is_said(monkeypatch, tmp_path):
         raise OSError("cannot connect")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", offline)
-    with pytest.raises(
-        FileNotFoundError, match=r"model.path=bert-base-cased is neither a folder .*cannot connect"
-    ):
+    message = r"model.path=bert-base-cased is neither a folder .*cannot connect"
+    with pytest.raises(FileNotFoundError, match=message):
         load_pretrained("AutoModel", "bert-base-cased")
 
 
@@ -146,46 +136,41 @@ def test_a_model_that_is_nowhere_is_said(monkeypatch, tmp_path):
 def test_the_encoder_is_that_of_transformers(tiny_bert, pooling):
     """Each text by itself, unpadded, through the encoder and the head."""
     torch.manual_seed(0)
-    model, encoder = (
-        text_encoder(3, path=tiny_bert, pooling=pooling).eval(),
-        AutoModel.from_pretrained(tiny_bert).eval(),
-    )
+    model = text_encoder(3, path=tiny_bert, pooling=pooling).eval()
+    encoder = AutoModel.from_pretrained(tiny_bert).eval()
     texts = ["cut the a", "wash", "a b c d e f g"]
     output = model(tokenize(tiny_bert, texts, max_length=20))
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for row, words in enumerate(texts):
-        said = encoder(**tokenizer(words, return_tensors="pt"))
-        pooled = {
-            "pooler": said.pooler_output[0],
-            "first": said.last_hidden_state[0, 0],
-            "mean": said.last_hidden_state[0].mean(0),
-        }[pooling]
+        states = encoder(**tokenizer(words, return_tensors="pt"))
+        by_pooling = {
+            "pooler": states.pooler_output[0],
+            "first": states.last_hidden_state[0, 0],
+            "mean": states.last_hidden_state[0].mean(0),
+        }
+        pooled = by_pooling[pooling]
         torch.testing.assert_close(output[row], model.head(pooled), rtol=1e-4, atol=1e-5)
 
 
 def test_padding_changes_nothing(tiny_bert):
-    model, tokens = (
-        text_encoder(3, path=tiny_bert).eval(),
-        tokenize(tiny_bert, ["cut the a", "wash"], max_length=20),
-    )
+    model = text_encoder(3, path=tiny_bert).eval()
+    tokens = tokenize(tiny_bert, ["cut the a", "wash"], max_length=20)
     encoder = model.encoder.forward
-    model.encoder.forward = lambda input_ids, attention_mask, **types: (
-        encoder(  # which _score has cut to the longest text
-            input_ids=torch.nn.functional.pad(input_ids, (0, 9)),
-            attention_mask=torch.nn.functional.pad(attention_mask, (0, 9)),
-        )
-    )
-    wider = model(tokens)
+    pad = torch.nn.functional.pad
+
+    def padded(input_ids, attention_mask, **types):  # which _score has cut to the longest text
+        return encoder(input_ids=pad(input_ids, (0, 9)), attention_mask=pad(attention_mask, (0, 9)))
+
+    model.encoder.forward = padded
+    longer = model(tokens)
     model.encoder.forward = encoder
-    torch.testing.assert_close(wider, model(tokens))
+    torch.testing.assert_close(longer, model(tokens))
 
 
 def test_features_are_the_mean_states_of_length_one(tiny_bert):
     texts = ["cut the a", "wash"]
-    encoder, tokenizer = (
-        AutoModel.from_pretrained(tiny_bert).eval(),
-        AutoTokenizer.from_pretrained(tiny_bert),
-    )
+    encoder = AutoModel.from_pretrained(tiny_bert).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     features = embed(tiny_bert, tokenize(tiny_bert, texts, max_length=20))
     for row, words in enumerate(texts):
         mean = encoder(**tokenizer(words, return_tensors="pt")).last_hidden_state[0].mean(0)
@@ -207,22 +192,17 @@ def test_fine_tuning_with_wrong_labels(run, washing, tiny_bert):
     ]
     code, directory, _, complaints = run(*options, params="params/text/discrimloss.yaml")
     assert code == 0, complaints
-    summary, suspects = (
-        json.loads((directory / "summary.json").read_text()),
-        pd.read_csv(directory / "suspects.csv"),
-    )
+    summary = json.loads((directory / "summary.json").read_text())
+    suspects = pd.read_csv(directory / "suspects.csv")
     assert summary["test"]["best"] == 100 and summary["noise"]["realised"] == 0.2
     assert list(suspects)[2] == "text" and set(suspects.given_label) == {"Cutting", "Washing"}
     wrong = suspects.given_label != suspects.true_label
-    assert (
-        wrong[:12].mean() > 0.7
-        and (suspects.text.str.startswith("wash") == (suspects.true_label == "Washing")).all()
-    )
+    assert wrong[:12].mean() > 0.7
+    about_washing = suspects.text.str.startswith("wash")
+    assert (about_washing == (suspects.true_label == "Washing")).all()
     rows = pd.read_csv(directory / "metrics.csv")
-    expected = [
-        0,
-        *(3e-3 * (10 - epoch) / 9 for epoch in range(1, 10)),
-    ]  # a tenth of warm-up, then in a straight line to 0
+    # a tenth of warm-up, then in a straight line to 0
+    expected = [0, *(3e-3 * (10 - epoch) / 9 for epoch in range(1, 10))]
     assert rows.lr.tolist() == pytest.approx(expected, rel=1e-4)
 
 
@@ -247,6 +227,9 @@ def test_a_frozen_encoder_with_a_trained_head(run, washing, tiny_bert):
 # Multiple choice
 
 
+SWAG = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source"]
+
+
 def write_wikihow(root, endings=4, count=40, empty=0):
     """Questions of which the ending with the word of the context is right."""
     generator = random.Random(0)
@@ -255,72 +238,41 @@ def write_wikihow(root, endings=4, count=40, empty=0):
         for number in range(count):
             word, right = generator.choice(["cut", "wash"]), generator.randrange(endings)
             other = "wash" if word == "cut" else "cut"
-            choices = [
-                f"{word if position == right else other} {chr(97 + number % 26)}"
-                for position in range(endings)
-            ]
-            rows.append(
-                [
-                    number,
-                    "video",
-                    number,
-                    f"{word}",
-                    word,
-                    "the _" if number % 3 else "the",
-                    "gold",
-                    *choices,
-                    *[""] * empty,
-                    right,
-                ]
-            )
-        header = [
-            "",
-            "video-id",
-            "fold-ind",
-            "startphrase",
-            "sent1",
-            "sent2",
-            "gold-source",
-            *(f"ending{position}" for position in range(endings + empty)),
-            "label",
-        ]
+            words = [other] * endings
+            words[right] = word
+            choices = [f"{word} {chr(97 + number % 26)}" for word in words] + [""] * empty
+            question = "the _" if number % 3 else "the"
+            rows.append([number, "video", number, word, word, question, "gold", *choices, right])
+        ending_names = [f"ending{position}" for position in range(endings + empty)]
+        table = pd.DataFrame(rows, columns=[*SWAG, *ending_names, "label"])
         (root / "wikihow" / "goal").mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows, columns=header).to_csv(
-            root / "wikihow" / "goal" / f"{name}.csv", index=False
-        )
+        table.to_csv(root / "wikihow" / "goal" / f"{name}.csv", index=False)
 
 
 def test_a_question_is_as_many_pairs_as_it_has_endings(tmp_path, tiny_bert):
     write_wikihow(tmp_path)
     data = wikihow("goal", encoder=tiny_bert, data_root=str(tmp_path), seed=3)
-    assert (len(data.train), len(data.validation), len(data.test)) == (
-        36,
-        4,
-        40,
-    ) and data.classes == list("0123")
+    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 40)
+    assert data.classes == list("0123")
     table = pd.read_csv(tmp_path / "wikihow/goal/train.csv")
     order = list(range(40))
     random.Random(3).shuffle(order)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    for split, rows in ((data.train, order[:36]), (data.validation, order[36:])):
-        assert split.targets.tolist() == table.label[rows].tolist()
-        for place, row in enumerate(rows):
-            line = table.iloc[row]
-            for choice in range(4):
-                ending = line[f"ending{choice}"]
-                question = (
-                    line.sent2.replace("_", ending)
-                    if "_" in line.sent2
-                    else f"{line.sent2} {ending}"
-                )
-                expected = tokenizer(line.sent1, question, return_token_type_ids=True)
-                length = len(expected["input_ids"])
-                tokens = split.inputs[place, choice]
-                assert (
-                    tokens[0, :length].tolist() == expected["input_ids"]
-                    and not tokens[:, length:].any()
-                )
-                assert tokens[1, :length].tolist() == expected["token_type_ids"] and tokens[1].any()
+    assert data.train.targets.tolist() == table.label[order[:36]].tolist()
+    assert data.validation.targets.tolist() == table.label[order[36:]].tolist()
+    inputs = [*data.train.inputs, *data.validation.inputs]
+    for row, choices in zip(order, inputs, strict=True):
+        line = table.iloc[row]
+        for choice, (numbers, types) in enumerate(choices):
+            ending = line[f"ending{choice}"]
+            question = f"{line.sent2} {ending}"
+            if "_" in line.sent2:
+                question = line.sent2.replace("_", ending)
+            expected = tokenizer(line.sent1, question, return_token_type_ids=True)
+            length = len(expected["input_ids"])
+            assert numbers[:length].tolist() == expected["input_ids"]
+            assert types[:length].tolist() == expected["token_type_ids"] and types.any()
+            assert not numbers[length:].any() and not types[length:].any()
 
 
 def test_two_endings_and_endings_that_are_empty(tmp_path, tiny_bert):
@@ -332,9 +284,8 @@ def test_two_endings_and_endings_that_are_empty(tmp_path, tiny_bert):
 def test_each_choice_is_scored_by_itself(tiny_bert):
     torch.manual_seed(0)
     model = text_encoder(4, path=tiny_bert, choices=True).eval()
-    tokens = tokenize(
-        tiny_bert, ["cut"] * 8, [f"the {letter}" for letter in "abcdefgh"], max_length=20
-    ).unflatten(0, (2, 4))
+    endings = [f"the {letter}" for letter in "abcdefgh"]
+    tokens = tokenize(tiny_bert, ["cut"] * 8, endings, max_length=20).unflatten(0, (2, 4))
     output = model(tokens)
     assert output.shape == (2, 4) and model.head.out_features == 1
     swapped = model(tokens[:, [1, 0, 2, 3]])
@@ -381,21 +332,18 @@ def test_a_run_of_multiple_choice_in_chunks_that_is_resumed(run, tmp_path, tiny_
         "noise.kind=symmetric",
         "noise.fraction=0.25",
     ]
-    code, whole, _, complaints = run(
-        *options, params="params/wikihow/discrimloss.yaml", name="whole"
-    )
+    params = "params/wikihow/discrimloss.yaml"
+    code, whole, _, complaints = run(*options, params=params, name="whole")
     assert code == 0, complaints
-    rows, summary = (
-        pd.read_csv(whole / "metrics.csv"),
-        json.loads((whole / "summary.json").read_text()),
-    )
+    rows = pd.read_csv(whole / "metrics.csv")
+    summary = json.loads((whole / "summary.json").read_text())
     assert rows.epoch.tolist() == list(range(6)) and rows.validation_metric.notna().all()
     assert np.load(whole / "losses.npy").shape == (6, 36) and summary["noise"]["realised"] == 0.25
     assert (rows.images_per_second * rows.seconds).round().tolist() == [16, 16, 4] * 2
     assert rows.lr[0] == pytest.approx(5e-5) and (rows.lr.diff()[1:] < 0).all()
     interrupt_at(monkeypatch, 11)
-    code, again, *_ = run(*options, params="params/wikihow/discrimloss.yaml", name="again")
+    code, again, *_ = run(*options, params=params, name="again")
     assert code == 75
     monkeypatch.undo()
-    assert run(*options, params="params/wikihow/discrimloss.yaml", name="again")[0] == 0
+    assert run(*options, params=params, name="again")[0] == 0
     assert equal(weights(whole), weights(again))

@@ -1,7 +1,4 @@
-"""What runs say, without PyTorch.
-
-Which labels are wrong, the rules for the epoch, verdicts, the order of methods.
-"""
+"""Verdicts on published numbers, the order of methods, and where it depends on the rule."""
 
 import itertools
 import math
@@ -17,10 +14,7 @@ TOO_FEW = "too few seeds to tell"
 
 
 class Comparison(NamedTuple):
-    """Reproduced minus published.
-
-    The difference of the means, its interval of confidence 1 - 2 ALPHA, and the verdict.
-    """
+    """Reproduced minus published: the means, the interval of confidence 1 - 2 ALPHA, a verdict."""
 
     difference: float
     low: float
@@ -37,19 +31,21 @@ def compare(
 ) -> Comparison:
     """Hold the runs of some seeds against a published number.
 
-    Two one-sided t tests (TOST): "reproduced" where both reject that the difference is ``margin``
-    or more, up or down, at ALPHA. Otherwise "above" or "below" where the difference is not zero (0
+    Two one-sided t tests (TOST): "reproduced" if both reject that the difference is ``margin`` or
+    more, up or down, at ALPHA. Otherwise "above" or "below" if the difference is not zero (0
     outside the interval), else "too few seeds to tell", as with fewer than three. A difference may
     be both other than zero and within the margin: that is reproduced.
 
-    The published number is taken as exact, or, where its own ``std`` (ddof 1) and ``n`` > 1 are
-    given, as the mean of a sample: Welch's degrees of freedom.
+    The published number is taken as exact, or, if its own ``std`` (ddof 1) and ``n`` > 1 are given,
+    as the mean of a sample: Welch's degrees of freedom.
 
-    Raises ValueError where there are no values, or the margin is not positive.
+    Raises:
+        ValueError: there are no values, or the margin is not positive.
     """
     if not len(values) or not margin > 0:
         raise ValueError(
-            f"compare needs at least one value and a margin greater than 0, got {values} and {margin}"
+            "compare needs at least one value and a margin greater than 0, "
+            f"got {values} and {margin}"
         )
     difference = float(np.mean(values) - published)
     if len(values) < 2:
@@ -68,18 +64,14 @@ def compare(
 def half_interval(
     std: float, n: int, other_std: float | None = None, other_n: int | None = None
 ) -> float:
-    """Half the interval of confidence 1 - 2 ALPHA of the difference of two means (Welch), or of one
-    mean and an exact number.
+    """Half the interval of confidence 1 - 2 ALPHA of the difference of two means (Welch).
 
-    The other mean counts as exact where its standard deviation (ddof 1) is not known, or its n not
+    The other mean counts as exact if its standard deviation (ddof 1) is not known, or its n is not
     above 1.
     """
-    own = std**2 / n
-    other = (
-        other_std**2 / other_n
-        if other_std is not None and other_n is not None and other_n > 1
-        else 0.0
-    )
+    own, other = std**2 / n, 0.0
+    if other_std is not None and other_n is not None and other_n > 1:
+        other = other_std**2 / other_n
     if own + other == 0:
         return 0.0
     freedom = (own + other) ** 2 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
@@ -87,38 +79,37 @@ def half_interval(
 
 
 def ranks(means: Mapping[str, float], higher_is_better: bool) -> dict[str, int]:
-    """Name -> place, 1 the best.
+    """Name -> rank, 1 the best.
 
-    Equal means share the better place. Names whose mean is NaN have none.
+    Equal means share the better rank. Names whose mean is NaN have none.
     """
-    known = {name: value for name, value in means.items() if not math.isnan(value)}
-    better = (lambda a, b: a > b) if higher_is_better else (lambda a, b: a < b)
+    sign = 1 if higher_is_better else -1
+    signed = {name: sign * value for name, value in means.items() if not math.isnan(value)}
     return {
-        name: 1 + sum(better(other, value) for other in known.values())
-        for name, value in known.items()
+        name: 1 + sum(other > value for other in signed.values()) for name, value in signed.items()
     }
 
 
 def reversals(
     means: Mapping[str, Mapping[str, float]], higher_is_better: bool
 ) -> list[tuple[str, str, str, str]]:
-    """The pairs whose order depends on the rule: (first, second, rule, other rule), first the
-    better one under ``rule``.
+    """The pairs whose order depends on the rule: (better, worse, rule, other rule), as by ``rule``.
 
     ``means``: rule -> name -> mean. Of each pair the first two rules, in their order, that
     contradict each other.
     """
-    places = {rule: ranks(values, higher_is_better) for rule, values in means.items()}
-    names = dict.fromkeys(itertools.chain.from_iterable(places.values()))
-    found = []
-    for one, two in itertools.combinations(names, 2):
+    ranked = {rule: ranks(values, higher_is_better) for rule, values in means.items()}
+    names = dict.fromkeys(itertools.chain.from_iterable(ranked.values()))
+    pairs = []
+    for first, second in itertools.combinations(names, 2):
         signs = [
-            (rule, np.sign(place[two] - place[one]))
-            for rule, place in places.items()
-            if one in place and two in place
+            (rule, np.sign(rank[second] - rank[first]))
+            for rule, rank in ranked.items()
+            if first in rank and second in rank
         ]
         for (rule, sign), (other, opposite) in itertools.combinations(signs, 2):
             if sign * opposite < 0:
-                found.append((one, two, rule, other) if sign > 0 else (two, one, rule, other))
+                ordered = (first, second) if sign > 0 else (second, first)
+                pairs.append((*ordered, rule, other))
                 break
-    return found
+    return pairs

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from utils import figures, published, report
-from utils.collect import CELL, Runs
 from utils.epoch_rules import RULES
 from utils.files import atomic_write
+from utils.report import figures, published, tables
+from utils.report.collect import Results, left_out
+from utils.report.comparison import compare_all
+from utils.report.identity import CELL, TABLE
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #222; }
@@ -58,10 +60,10 @@ open_target();
 FILTERS = ("dataset", "noise", "method")
 
 
-def write(runs: Runs, path: Path, margins: dict):
+def write(runs: Results, path: Path, margins: dict | None = None):
     """Write the page of these runs, as a whole or not at all."""
     numbers = published.load()
-    table = report.compare_all(runs, numbers, margins)
+    table = compare_all(runs, numbers, margins)
     with tempfile.TemporaryDirectory() as folder:
         pictures = [
             (picture, base64.b64encode(picture.path.read_bytes()).decode())
@@ -101,7 +103,7 @@ def write(runs: Runs, path: Path, margins: dict):
                 for name, label in _named(runs.table).items()
             ),
         ),
-        ("Not counted", "", f"<pre>{escape(report.left_out(runs))}</pre>"),
+        ("Not counted", "", f"<pre>{escape(left_out(runs))}</pre>"),
     ]
     choices = "".join(
         f'<label>{name} <select data-filter="{name}"><option value="">all</option>'
@@ -187,14 +189,14 @@ def _results(table: pd.DataFrame) -> str:
             place = f" (#{int(of['rank'][rule])})" if known else ""
             cells.append(
                 _cell(
-                    report.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
+                    tables.spread(of["mean"][rule], of["std"][rule]) + place if known else "-",
                     of["mean"][rule] if known else None,
                     config,
                 )
             )
         one, shown = (
             compared.iloc[0] if len(compared) else None,
-            report.wide(cell, whole=True).iloc[0],
+            tables.side_by_side(cell, whole=True).iloc[0],
         )
         cells.append(_cell(shown["gap"], first.gap, config))
         cells += (
@@ -220,19 +222,19 @@ def _results(table: pd.DataFrame) -> str:
 
 def _orders(table: pd.DataFrame) -> str:
     items = []
-    for (dataset, noise, _), part in table.groupby(report.TABLE, sort=False):
+    for (dataset, noise, _), part in table.groupby(TABLE, sort=False):
         items += [
             f'<li data-dataset="{escape(dataset)}" data-noise="{escape(noise)}">{escape(dataset)}, {escape(noise)}: '
             f"{escape(note)}</li>\n"
-            for note in report.order_notes(part)
+            for note in tables.order_notes(part)
         ]
     return f"<ul>\n{''.join(items)}</ul>" if items else ""
 
 
-def _hard(runs: Runs) -> str:
+def _hard(runs: Results) -> str:
     rows, heads = [], []
-    for (dataset, noise, _), part in runs.measured.groupby(report.TABLE, sort=False):
-        part = report.hard_table(part)
+    for (dataset, noise, _), part in runs.measured.groupby(TABLE, sort=False):
+        part = tables.hard_table(part)
         heads = ["dataset", "noise", "method", "fraction", "n", *list(part)[3:-1]]
         for _, row in part.iterrows():
             row = {"dataset": dataset, "noise": noise, **row}
@@ -246,7 +248,7 @@ def _number(text: str) -> str | None:
     return text.split()[0] if text != "-" else None
 
 
-def _numbers(runs: Runs, numbers: pd.DataFrame) -> str:
+def _numbers(runs: Results, numbers: pd.DataFrame) -> str:
     rows = []
     for (dataset, noise, fraction, config), cell in runs.table.groupby(CELL, sort=False):
         first = cell.iloc[0]
@@ -268,7 +270,7 @@ def _numbers(runs: Runs, numbers: pd.DataFrame) -> str:
                         _text(noise),
                         _text(first.label),
                         _cell(f"{fraction:g}", fraction, config),
-                        _cell(report.spread(row.value, row["std"]), row.value, config),
+                        _cell(tables.spread(row.value, row["std"]), row.value, config),
                         _cell("" if np.isnan(row.n) else int(row.n)),
                         _text(row["rule"]),
                         *(
@@ -300,7 +302,7 @@ def _numbers(runs: Runs, numbers: pd.DataFrame) -> str:
     )
 
 
-def _runs(runs: Runs) -> str:
+def _runs(runs: Results) -> str:
     rows = []
     for _, row in runs.table.iterrows():
         shown = {"dataset": row.dataset, "noise": row.noise, "method": row.label}

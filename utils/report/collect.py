@@ -1,0 +1,195 @@
+"""All finished runs in and under folders as one table, and which of them are wanted."""
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from utils.epoch_rules import RULES
+from utils.errors import UserError
+from utils.report.compact_log import read_log
+from utils.report.hardness import add_hardness, add_mass
+from utils.report.identity import KEY, labels
+from utils.report.run_files import OPTIONAL, LoggedRun, Unfinished, read_run
+from utils.run_state import FAILED
+
+FILES_OF_A_LOG = {"runs.csv", "configs.yaml"}
+FILES_OF_A_RUN = {"config.yaml", "summary.json", "metrics.csv", FAILED}
+FOREIGN = (  # what files may raise that are not ours, or damaged
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    yaml.YAMLError,
+)
+SHOWN = 20  # lines of what was not counted
+
+
+@dataclass
+class Results:
+    """What was found.
+
+    ``table``: a row per run; ``configs``: by hash, without seeds and what says only where a run is
+    executed; ``directories``, ``epochs_by_run``: by (config, seed), as far as they are there;
+    ``unfinished`` and ``skipped``: path -> why.
+    """
+
+    table: pd.DataFrame
+    configs: dict[str, dict]
+    directories: dict[tuple[str, int], Path] = field(default_factory=dict)
+    epochs_by_run: dict[tuple[str, int], pd.DataFrame] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row per run of the table and epoch: config, seed, and the columns of metrics.csv."""
+        keys = zip(self.table.config, self.table.seed, strict=True)
+        known = {key: self.epochs_by_run[key] for key in keys if key in self.epochs_by_run}
+        if not known:
+            return pd.DataFrame(columns=[*KEY, "epoch", "test_metric"])
+        return pd.concat(known, names=KEY).reset_index(KEY).reset_index(drop=True)
+
+    @functools.cached_property
+    def measured(self) -> pd.DataFrame:
+        """The table with what epochs and test samples say besides: mass_incorrect, hard_test."""
+        table = add_mass(self.table, self.epochs)
+        return add_hardness(table, self.configs, self.directories, self.skipped)
+
+
+def collect(paths: list[Path]) -> Results:
+    """All finished runs in and under these folders, each configuration and seed once.
+
+    Never raises over what a folder holds: what is no finished run is named in ``unfinished`` or
+    ``skipped``.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    results, rows, counted = Results(pd.DataFrame(), {}), [], {}
+    for folder, files in _folders(paths, results.skipped):
+        for run in _read(folder, files, results):
+            key, path = (run.row["config"], run.row["seed"]), run.row["path"]
+            if key in counted:
+                results.skipped[path] = (
+                    f"the same configuration and seed as {counted[key]}, which is counted"
+                )
+            elif run.epochs is None and all(pd.isna(run.row.get(rule)) for rule in RULES):
+                results.skipped[path] = "neither its epochs nor its numbers by any rule are there"
+            else:
+                counted[key] = path
+                rows.append(run.row)
+                results.configs.setdefault(key[0], run.config)
+                if run.directory is not None:
+                    results.directories[key] = run.directory
+                if run.epochs is not None:
+                    results.epochs_by_run[key] = run.epochs
+    if rows:
+        table = pd.DataFrame(rows)
+        table = table.assign(**{name: np.nan for name in OPTIONAL if name not in table})
+        table["label"] = labels(table, results.configs)
+        order = ["dataset", "noise", "fraction", "label", *KEY]
+        results.table = table.sort_values(order, ignore_index=True)
+    return results
+
+
+def _folders(paths: list[Path], skipped: dict[str, str]) -> Iterator[tuple[Path, set[str]]]:
+    """Each folder in and under these once, with the names of its files; links are followed."""
+
+    def unreadable(error):
+        skipped[str(error.filename)] = f"cannot be read: {error.strerror}"
+
+    visited = set()
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no folder {path}")
+        for folder, names, files in os.walk(path, followlinks=True, onerror=unreadable):
+            if os.path.realpath(folder) in visited:  # a link, or a folder that was named twice
+                names.clear()
+                continue
+            visited.add(os.path.realpath(folder))
+            names.sort()
+            yield Path(folder), set(files)
+
+
+def _read(folder: Path, files: set[str], results: Results) -> list[LoggedRun]:
+    """The finished runs that the files of a folder hold; none, if it is noted why not."""
+    try:
+        if files >= FILES_OF_A_LOG:
+            return read_log(folder, results.skipped)
+        if files & FILES_OF_A_RUN:
+            return [read_run(folder, results.skipped)]
+    except Unfinished as error:
+        results.unfinished[str(folder)] = str(error)
+    except FOREIGN as error:
+        if isinstance(error, KeyError):
+            reason = f"{error} is missing"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        results.skipped[str(folder)] = f"not the files of a run: {reason}"
+    return []
+
+
+def choose(results: Results, name: str | None, condition: str | None = None) -> Results:
+    """The runs of one table: those of a dataset, or, for "rsl", all on data that was selected from.
+
+    The latter are those with the dataset, noise and fraction of any run on a selection. Of these,
+    the ones for which a condition holds.
+
+    Raises:
+        UserError: there are none; the message names the tables that there are.
+    """
+    table = results.table
+    if name is not None and not table.empty:
+        selecting = table.method.str.contains(r"^(?:RSL|small-loss)")
+        noises = table[["dataset", "noise", "fraction"]].apply(tuple, axis=1)
+        chosen = noises.isin(noises[selecting]) if name == "rsl" else table.dataset == name
+        if not chosen.any():
+            names = [*dict.fromkeys(table.dataset), *(["rsl"] if selecting.any() else [])]
+            raise UserError(
+                f"there is no finished run for the table {name!r}; "
+                f"there are some for {', '.join(names)}"
+            )
+        table = table[chosen]
+    return replace(results, table=where(table, condition))
+
+
+def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
+    """The rows for which a condition on columns holds, as pandas' ``eval`` reads it.
+
+    Raises:
+        UserError: it cannot be read, or no row is left.
+    """
+    if condition is None or table.empty:
+        return table
+    try:
+        mask = table.eval(condition)
+    except Exception as error:  # whatever a text in the place of an expression may raise
+        raise UserError(
+            f"--where {condition!r}: {error}; the columns are {', '.join(table)}"
+        ) from error
+    if not isinstance(mask, pd.Series) or mask.dtype != bool:
+        raise UserError(
+            f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\""
+        )
+    if not mask.any():
+        raise UserError(f"--where {condition!r}: there is no such row")
+    return table[mask]
+
+
+def left_out(results: Results) -> str:
+    """What was not counted, and why, in lines; the last one says how many were."""
+    unfinished, skipped = results.unfinished, results.skipped
+    lines = [f"not finished, not counted: {path} ({why})" for path, why in unfinished.items()]
+    lines += [f"skipped: {path} ({why})" for path, why in skipped.items()]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"... and {len(lines) - SHOWN} more"]
+    counts = f"{len(unfinished)} not finished, {len(skipped)} skipped"
+    return "\n".join([*lines, f"{len(results.table)} finished runs, {counts}\n"])

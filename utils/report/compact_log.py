@@ -1,0 +1,113 @@
+"""Many finished runs in three small files: the compact logs that results/ holds.
+
+A compact log is a folder with ``runs.csv``, a line per run; ``epochs.csv``, a line per run and
+epoch; and ``configs.yaml``, each configuration by the hash under which the other two name it. All
+runs of one hash differ in nothing but their seed.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from utils.epoch_rules import RULES
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.report.identity import CELL, KEY, without_execution
+from utils.report.run_files import (
+    YAML,
+    LoggedRun,
+    check,
+    check_number,
+    read_epochs,
+)
+
+TEXTS = ("config", "dataset", "noise", "method")
+FILES = ("runs.csv", "epochs.csv", "configs.yaml")
+
+
+def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
+    """The runs of a compact log. If their epochs cannot be read, ``skipped`` says why.
+
+    Raises an Exception if these are not the files of one; of many kinds, by what is wrong.
+    """
+    table = pd.read_csv(folder / "runs.csv", dtype=dict.fromkeys(TEXTS, str))
+    configs = yaml.load((folder / "configs.yaml").read_text(), YAML)
+    missing = {*TEXTS, "seed", "fraction", "metric", *RULES} - set(table)
+    if missing:
+        raise UserError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
+    unknown = set(table.config) - set(configs)
+    if unknown:
+        raise UserError(f"configs.yaml lacks {', '.join(sorted(unknown))}")
+    epochs, runs = _read_epochs(folder / "epochs.csv", skipped), []
+    for row in table.to_dict("records"):
+        check(row, configs[row["config"]])
+        name = f"{row['config']} seed {row['seed']}"
+        own = epochs.get((row["config"], row["seed"]))
+        if own is not None:
+            try:
+                check_number(own, row.get("epochs", float("nan")), "runs.csv")
+            except ValueError as error:
+                own = None
+                skipped[f"{folder}/epochs.csv, {name}"] = (
+                    f"cannot be read, its epochs are left out: {error}"
+                )
+        row["path"] = f"{folder}/runs.csv, {name}"
+        # what says only where a run is executed may be more now than when the log was written
+        runs.append(LoggedRun(row, without_execution(configs[row["config"]]), own))
+    return runs
+
+
+def _read_epochs(path, skipped):
+    """(config, seed) -> its epochs in their order."""
+    if not path.exists():
+        return {}
+    try:
+        epochs = read_epochs(path).sort_values("epoch", kind="stable")
+        return dict(iter(epochs.drop(columns=KEY).groupby([epochs[key] for key in KEY])))
+    except (OSError, ValueError, KeyError) as error:
+        skipped[str(path)] = f"cannot be read, its epochs are left out: {error}"
+        return {}
+
+
+def write_log(
+    folder: Path, table: pd.DataFrame, epochs: pd.DataFrame, configs: dict[str, dict]
+) -> list[Path]:
+    """Write runs as a compact log, over one that is there; returns the files.
+
+    Raises:
+        UserError: the log that is there has runs that would be lost.
+    """
+    table = table.drop(columns=["path", "label"]).sort_values([*CELL, "seed"])
+    _check_nothing_is_lost(folder, table)
+    epochs = epochs.sort_values([*KEY, "epoch"])
+    epochs = epochs.drop(columns=["seconds", "images_per_second"], errors="ignore")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("runs.csv", table), ("epochs.csv", epochs)):
+        kept = [name for name in content if name in RULES or content[name].notna().any()]
+        with atomic_write(folder / name) as file:
+            content[kept].to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    with atomic_write(folder / "configs.yaml") as file:
+        kept = {name: configs[name] for name in sorted(set(table.config))}
+        yaml.safe_dump(kept, file, sort_keys=False)
+    return [folder / name for name in FILES]
+
+
+def _check_nothing_is_lost(folder, table):
+    path = folder / "runs.csv"
+    if not path.exists():
+        return
+    try:
+        old = pd.read_csv(path, dtype={"config": str})[KEY]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is no log that can be written over, remove it: {error}") from error
+    lost = len(_keys(old) - _keys(table))
+    if lost:
+        raise UserError(
+            f"{path} has {lost} runs that would be lost: "
+            f"name {folder} too among the folders to read, or remove it"
+        )
+
+
+def _keys(table):
+    return set(zip(table.config, table.seed, strict=True))

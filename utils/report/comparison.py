@@ -1,0 +1,131 @@
+"""Every rule for the epoch beside the published number, with a verdict: a row per cell and rule."""
+
+import numpy as np
+import pandas as pd
+
+from utils.epoch_rules import RULES
+from utils.metrics import METRICS, Metric
+from utils.report import published
+from utils.report.collect import Results
+from utils.report.identity import CELL, TABLE
+from utils.report.statistics import compare, ranks
+
+COLUMNS = (
+    "dataset",
+    "noise",
+    "fraction",
+    "method",
+    "rule",
+    "n",
+    "mean",
+    "std",
+    "published",
+    "published_rule",
+    "source",
+    "difference",
+    "verdict",
+    "low",
+    "high",
+    "rank",
+    "gap",
+    "realised",
+    "hours",
+    "device",
+    "metric",
+    "margin",
+    "config",
+    "convention",
+    "selected",
+    "confidence",
+)
+
+
+def compare_all(
+    results: Results, numbers: pd.DataFrame, margins: dict[str, float | str] | None = None
+) -> pd.DataFrame:
+    """A row per cell and rule, with the columns COLUMNS; a cell is what differs only in the seed.
+
+    Cells of it are empty if a rule has no number, there is none to compare with, or the published
+    one is of another rule. ``margins``: by the name of a metric, instead of its own.
+    """
+    rows = []
+    for (*_, config), runs in results.table.groupby(CELL, sort=False):
+        metric = METRICS[runs.metric.iloc[0]]
+        margin = (margins or {}).get(metric.name, metric.margin)
+        alike = published.matches(numbers, cell_of(runs), results.configs[config])
+        shared = _shared(runs, metric)
+        for rule in RULES:
+            values = runs[rule].dropna().astype(float).tolist()
+            if values:
+                spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
+                row = {"rule": rule, "n": len(values), "mean": np.mean(values), "std": spread}
+                rows.append(shared | row | _verdict(rule, values, alike, margin))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    for (*_, metric, _, _), group in table.groupby([*TABLE, "fraction", "rule"], sort=False):
+        means = dict(zip(group.index, group["mean"], strict=True))
+        order = ranks(means, METRICS[metric].higher_is_better)
+        table.loc[group.index, "rank"] = [order[index] for index in group.index]
+    return table
+
+
+def cell_of(runs: pd.DataFrame) -> dict:
+    """By what the published numbers of a cell are looked up, from its runs."""
+    return runs.iloc[0][["dataset", "noise", "fraction", "method", "metric"]].to_dict()
+
+
+def _shared(runs: pd.DataFrame, metric: Metric) -> dict:
+    """What the rows of all rules have in common."""
+    return cell_of(runs) | {
+        "method": runs.label.iloc[0],
+        "config": runs.config.iloc[0],
+        "gap": metric.sign * (runs.best - runs["last"]).mean(),
+        "realised": runs.realised.astype(float).mean(),
+        **_cost(runs),
+    }
+
+
+def _cost(runs: pd.DataFrame) -> dict:
+    """The hours of training of all runs together, and of what device they are.
+
+    The device is "" if that is not known, or not the same for all.
+    """
+    hours, devices = runs.seconds * runs.processes / 3600, set(runs.device)
+    if len(devices) > 1 or not all(isinstance(name, str) for name in devices):
+        return {"hours": hours.sum(), "device": ""}
+    if devices != {"cpu"}:
+        return {"hours": hours.sum(), "device": "GPU"}
+    if runs.threads.isna().any():
+        return {"hours": hours.sum(), "device": ""}
+    return {"hours": (hours * runs.threads.astype(float)).sum(), "device": "CPU"}
+
+
+def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float | str) -> dict:
+    """What the first published number of this rule, or of an unknown one, says of these values.
+
+    Numbers of the same protocol are preferred; without any, the most alike one is shown alone.
+    """
+    same = [(number, different) for number, different in matches if not different]
+    for number, different in same or matches[:1]:
+        if rule not in published.COMPARED.get(number["rule"], ()):
+            continue
+        row = {
+            "published": number.value,
+            "published_rule": number["rule"],
+            "source": f"{number.paper}; {number.source}",
+            "convention": number.convention,
+            "selected": number.selected,
+            "confidence": number.confidence,
+        }
+        if different:
+            return row | {"verdict": f"not compared: there {', '.join(different)}"}
+        margin = absolute(margin, number.value)
+        sample = (number["std"], int(number.n)) if published.is_sample(number) else ()
+        difference, low, high, verdict = compare(values, number.value, margin, *sample)
+        row |= {"difference": difference, "low": low, "high": high}
+        return row | {"verdict": verdict, "margin": margin}
+    return {}
+
+
+def absolute(margin: float | str, value: float) -> float:
+    """A margin in units of the metric: "5%" is of the published value."""
+    return abs(value) * float(margin[:-1]) / 100 if isinstance(margin, str) else margin

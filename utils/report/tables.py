@@ -1,0 +1,284 @@
+"""Tables of texts: methods under every rule, by noise fraction, hard against incorrect; and notes.
+
+The tables are made from those of ``comparison.compare_all`` and ``collect.Results.measured``.
+"""
+
+import numpy as np
+import pandas as pd
+
+from utils.epoch_rules import RULES
+from utils.errors import UserError
+from utils.metrics import METRICS
+from utils.report import published
+from utils.report.collect import Results
+from utils.report.comparison import compare_all
+from utils.report.identity import CELL, TABLE
+from utils.report.render import Block, render, render_blocks
+from utils.report.statistics import ALPHA, half_interval, ranks, reversals
+
+LISTED = 8  # methods: the order of more is that of the table
+NAMED = 3  # pairs of methods: of more, only those whose order surely depends on the rule
+HARD_COLUMNS = {  # column of Results.measured: heading, digits, whether it is shown in percent
+    "auroc": ("AUROC", 4, False),
+    "hard_vs_incorrect_auroc": ("AUROC, large losses", 4, False),
+    "average_precision": ("average precision", 3, False),
+    "mass_incorrect": ("gradient of incorrect", 1, True),
+    "memorised_fraction": ("memorised", 1, True),
+    "hard_test": ("hard test samples", 1, False),
+}
+NO_HARDNESS = (
+    "Which test samples are hard is not known: that takes a finished run of Plain on the same "
+    "dataset with the same network without noise among those that are read, e.g. "
+    "main.py params/<dataset>/plain.yaml noise.kind=none"
+)
+
+
+def tables(
+    results: Results,
+    form: str,
+    *,
+    margins: dict[str, float | str] | None = None,
+    hard: bool = False,
+    grid_rule: str | None = None,
+    against: str | None = None,
+) -> str:
+    """Everything that is printed of some runs.
+
+    ``margins``: see ``compare_all``; ``hard``: hard against incorrect samples; ``grid_rule``: a
+    column per noise fraction, by this rule; ``against``: see ``side_by_side``.
+    """
+    if hard:
+        return render_blocks(_hard_blocks(results), form)
+    table = compare_all(results, published.load(), margins)
+    if form == "csv":
+        return render(table, form)
+    if against is not None and against not in set(table.method):
+        raise UserError(
+            f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}"
+        )
+    blocks = []
+    for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
+        title = f"{dataset}, {METRICS[metric].heading}"
+        if grid_rule is None:
+            notes = order_notes(rows) + source_notes(rows)
+            blocks.append(Block(title, noise, side_by_side(rows, against=against), notes))
+        elif (rows["rule"] == grid_rule).any():
+            blocks.append(Block(f"{title}, {grid_rule}", noise, grid(rows, grid_rule), []))
+    if grid_rule is not None and not blocks:
+        raise UserError(f"--grid {grid_rule}: no run has it")
+    return render_blocks(blocks, form)
+
+
+def side_by_side(
+    table: pd.DataFrame, whole: bool = False, against: str | None = None
+) -> pd.DataFrame:
+    """A row per cell: the rules side by side, the gap, the published number; best ``last`` first.
+
+    Columns that say nothing here are left out, unless the ``whole`` is wanted. If there is a method
+    to hold the others ``against``, the difference of ``last`` to it at the same noise, and its
+    interval of confidence (Welch).
+    """
+    bases = table[(table.method == against) & (table["rule"] == "last")].set_index("fraction")
+    rows = []
+    for (fraction, _), cell in table.groupby(["fraction", "config"], sort=True):
+        rank = cell.set_index("rule")["rank"].get("last", np.inf)
+        rows.append((fraction, rank, _row(cell, bases, against)))
+    rows.sort(key=lambda entry: entry[:2])
+    shown = pd.DataFrame([row for *_, row in rows]).fillna("-")
+    if whole:
+        return shown
+    sparse = {"validated", f"last, to {against}", "published", "difference", "verdict"}
+    return shown[[name for name in shown if name not in sparse or (shown[name] != "-").any()]]
+
+
+def _row(cell: pd.DataFrame, bases: pd.DataFrame, against: str | None) -> dict[str, str]:
+    by_rule, first = cell.set_index("rule"), cell.iloc[0]
+    row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max())}
+    for rule in RULES:
+        known = rule in by_rule.index
+        row[rule] = spread(by_rule["mean"][rule], by_rule["std"][rule]) if known else "-"
+    row["gap"] = f"{first.gap:.2f}".replace("-0.00", "0.00")
+    if against is not None:
+        row[f"last, to {against}"] = "-"
+        both = first.fraction in bases.index and "last" in by_rule.index
+        if both and first.method != against:
+            difference = _difference(by_rule.loc["last"], bases.loc[first.fraction])
+            row[f"last, to {against}"] = difference
+    row |= _published(cell[cell.published.notna()])
+    wrong = first.realised
+    row["wrong labels"] = "unknown" if np.isnan(wrong) else f"{100 * wrong:.1f} %"
+    row[f"{first.device}-hours" if first.device else "hours"] = f"{first.hours:.2f}"
+    return row
+
+
+def _published(compared: pd.DataFrame) -> dict[str, str]:
+    """The published numbers of a cell, and what they say of it."""
+    if compared.empty:
+        return {"published": "-", "difference": "-", "verdict": "-"}
+    numbers = zip(compared.published, compared.published_rule, strict=True)
+    differences = list(map(interval, compared.difference, compared.low, compared.high))
+    return {
+        "published": "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in numbers)),
+        "difference": _joined(compared["rule"], differences),
+        "verdict": _joined(compared["rule"], compared.verdict),
+    }
+
+
+def _joined(rules, texts) -> str:
+    """ "last: below; best: reproduced", or the text alone if it is the same for all rules."""
+    if len(set(texts)) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{rule}: {text}" for rule, text in zip(rules, texts, strict=True))
+
+
+def _difference(own: pd.Series, other: pd.Series) -> str:
+    """The difference of two means, each of ``n`` seeds with a ``std``; if known, its interval."""
+    difference, half = own["mean"] - other["mean"], np.nan
+    if min(own.n, other.n) > 1:
+        half = half_interval(own["std"], own.n, other["std"], other.n)
+    return interval(difference, difference - half, difference + half)
+
+
+def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """A row per method, a column per noise fraction: mean +- standard deviation (n seeds), or "-".
+
+    The methods are in the order of their ranks at the fraction at which most were run.
+    """
+    chosen = table[table["rule"] == rule]
+    most = chosen.groupby("fraction").method.nunique().idxmax()
+    order = chosen[chosen.fraction == most].set_index("method")["rank"].to_dict()
+    rows = []
+    for method in sorted(dict.fromkeys(table.method), key=lambda name: order.get(name, np.inf)):
+        cells = chosen[chosen.method == method].set_index("fraction")
+        row = {"method": method}
+        for fraction in sorted(set(chosen.fraction)):
+            text = "-"
+            if fraction in cells.index:
+                cell = cells.loc[fraction]
+                text = f"{spread(cell['mean'], cell['std'])} ({cell.n})"
+            row[f"{100 * fraction:g} %"] = text
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def spread(mean: float, std: float, digits: int = 2) -> str:
+    """ "98.45 +- 0.12", or the number alone if there is one seed, "-" if there is none."""
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" +- {std:.{digits}f}")
+
+
+def interval(difference: float, low: float, high: float) -> str:
+    """The difference with its interval of confidence, as far as there is one."""
+    if np.isnan(difference):
+        return "-"
+    if np.isnan(low):
+        return _signed(difference)
+    return f"{_signed(difference)} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value):
+    return f"{round(value, 2) + 0:+.2f}"  # + 0: no -0.00
+
+
+def order_notes(table: pd.DataFrame) -> list[str]:
+    """The methods by rank under each rule at each noise fraction, and the pairs that change."""
+    notes = []
+    for fraction, rows in table.groupby("fraction"):
+        if rows.method.nunique() < 2:
+            continue
+        higher_is_better = METRICS[rows.metric.iloc[0]].higher_is_better
+        means = {
+            rule: dict(zip(part.method, part["mean"], strict=True))
+            for rule, part in rows.groupby("rule", sort=False)
+        }
+        if rows.method.nunique() <= LISTED:
+            notes.append(f"Order at {fraction:g} {_orders(means, higher_is_better)}")
+        changes = _changes(rows, means, higher_is_better)
+        if changes:
+            notes.append(f"Depends on the rule at {fraction:g}: {'; '.join(changes)}")
+    return notes
+
+
+def _orders(means, higher_is_better) -> str:
+    """ "by last, mean_last_5: GCE > Plain; by best: Plain > GCE"."""
+    rules_of_order = {}
+    for rule, values in means.items():
+        rank = ranks(values, higher_is_better)
+        rules_of_order.setdefault(" > ".join(sorted(rank, key=rank.get)), []).append(rule)
+    return "; ".join(f"by {', '.join(rules)}: {order}" for order, rules in rules_of_order.items())
+
+
+def _changes(rows, means, higher_is_better) -> list[str]:
+    """The pairs of methods whose order depends on the rule, and how many are not worth a name."""
+    pairs = reversals(means, higher_is_better)
+    texts = []
+    for first, second, rule, other in pairs:
+        doubt = _doubt(rows, first, second, (rule, other))
+        if not doubt or len(pairs) <= NAMED:
+            before = f"{means[rule][first]:.2f}, {means[rule][second]:.2f}"
+            after = f"{means[other][first]:.2f}, {means[other][second]:.2f}"
+            texts.append(
+                f"{first} before {second} by {rule} ({before}), "
+                f"after it by {other} ({after}){doubt}"
+            )
+    unnamed = len(pairs) - len(texts)
+    if unnamed:
+        texts.append(f"{unnamed} pairs, within the spread of the seeds or of too few")
+    return texts
+
+
+def _doubt(rows, first, second, rules) -> str:
+    """ "" if the two differ under both rules by more than their seeds let expect (Welch)."""
+    by_method = rows.set_index(["rule", "method"])
+    for rule in rules:
+        own, other = by_method.loc[(rule, first)], by_method.loc[(rule, second)]
+        if min(own.n, other.n) < 2:
+            return ", of too few seeds"
+        half = half_interval(own["std"], own.n, other["std"], other.n)
+        if abs(own["mean"] - other["mean"]) <= half:
+            return ", within the spread of the seeds"
+    return ""
+
+
+def source_notes(table: pd.DataFrame) -> list[str]:
+    """Where the published numbers are from, and what the verdicts mean."""
+    compared = table[table.published.notna()]
+    sources = compared[["source", "convention", "selected", "confidence"]].drop_duplicates()
+    notes = []
+    for source, convention, selected, confidence in sources.itertuples(index=False, name=None):
+        parts = (f"noise: {convention}", selected, confidence)
+        notes.append(f"Published: {source}; {'; '.join(part for part in parts if part)}")
+    margins = sorted(set(compared.margin.dropna()))
+    if margins:
+        several = f" to {margins[-1]:.3g}" if len(margins) > 1 else ""
+        notes.append(
+            f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}{several}; "
+            f"in brackets the {100 - 200 * ALPHA:g} % interval of the difference"
+        )
+    return notes
+
+
+def hard_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell: how far hard and incorrect samples are told apart; README has the columns.
+
+    The last column is the hash of its configuration.
+    """
+    rows = []
+    for (_, _, fraction, config), cell in measured.groupby(CELL, sort=False):
+        row = {"fraction": f"{fraction:g}", "method": cell.label.iloc[0], "n": str(len(cell))}
+        for column, (heading, digits, percent) in HARD_COLUMNS.items():
+            values, factor = cell[column].dropna().astype(float), 100 if percent else 1
+            row[heading] = spread(factor * values.mean(), factor * values.std(), digits)
+            if percent and not values.empty:
+                row[heading] += " %"
+        rows.append((fraction, row | {"config": config}))
+    return pd.DataFrame([row for _, row in sorted(rows, key=lambda entry: entry[0])])
+
+
+def _hard_blocks(results):
+    blocks = []
+    for (dataset, noise, _), part in results.measured.groupby(TABLE, sort=False):
+        notes = [] if part.hard_test.notna().any() else [NO_HARDNESS]
+        blocks.append(Block(dataset, noise, hard_table(part).drop(columns="config"), notes))
+    return blocks

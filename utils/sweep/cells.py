@@ -1,0 +1,99 @@
+"""The cells of a sweep: what each runs, where it writes, and which of them are chosen."""
+
+import itertools
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.config import run_dir
+from utils.errors import UserError
+from utils.run_state import read_summary, run_state
+
+# What each value of --only chooses: states of cells.
+ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}
+
+
+@dataclass
+class Cell:
+    """One line of the list: the arguments of one run after another, and where each writes."""
+
+    number: int
+    runs: list[list[str]]
+    directories: list[Path]
+
+    def state(self) -> tuple[str, str]:
+        """The state of its first run that is not done, and the reason or the progress."""
+        previous = None
+        for directory in self.directories:
+            state, detail = run_state(directory)
+            if state == "missing" and previous:
+                return "interrupted", f"{previous} is done, {directory} not begun"
+            if state != "done":
+                break
+            previous = directory
+        return state, detail
+
+    def seconds(self) -> float:
+        """Spent on training so far."""
+        return sum(read_summary(directory).get("seconds") or 0 for directory in self.directories)
+
+
+def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
+    """The cells of a list, with further overrides for every run.
+
+    Raises:
+        UserError: the list is empty, or a line is wrong, or two runs would write one directory.
+        FileNotFoundError: a line names no params file.
+    """
+    if not lines:
+        raise UserError("the list of cells is empty: look at METHODS, FRACTIONS and SEEDS")
+    cells, writers = [], {}
+    for number, line in enumerate(lines):
+        try:
+            runs = [[*shlex.split(part), *overrides] for part in line.split(" && ")]
+        except ValueError as error:  # a quotation mark without its partner
+            raise UserError(f"cell {number}, {line}: {error}") from None
+        directories = [_directory(number, arguments) for arguments in runs]
+        for directory in directories:
+            if directory in writers:
+                raise UserError(
+                    f"cells {writers[directory]} and {number} would both write {directory}: "
+                    f"give one of them a run_dir= of its own"
+                )
+            writers[directory] = number
+        cells.append(Cell(number, runs, directories))
+    return cells
+
+
+def _directory(number: int, arguments: list[str]) -> Path:
+    try:
+        return Path(run_dir(arguments[0], arguments[1:]))
+    # The arguments are merged but not checked here: values of wrong types raise anything.
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"cell {number}, {shlex.join(arguments)}: {error}") from None
+
+
+def choose(text: str | None, count: int) -> list[int]:
+    """The numbers that "3-7,9" names, each below ``count``; all of them if it is None."""
+    if text is None:
+        return list(range(count))
+    numbers = []
+    for part in text.split(","):
+        if not re.fullmatch(r"\d+(-\d+)?", part):
+            raise UserError(f"cells are written 3-7,9; got {text!r}")
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    if not numbers or max(numbers) >= count:
+        raise UserError(f"there is no cell {text}: the list has {count}, 0 to {count - 1}")
+    return numbers
+
+
+def ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "0-2,5"."""
+    parts = []
+    # The difference between a number and its position is the same within a row of neighbours.
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        row = [number for _, number in group]
+        parts.append(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}")
+    return ",".join(parts)

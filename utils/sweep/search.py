@@ -1,0 +1,301 @@
+"""Random search for hyper-parameters, which no test image takes part in: as many trials a method.
+
+    python -m utils.search trials mnist permute 0.4 "plain gce" 8
+        the cells of a sweep: 8 trials of each method
+    python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"
+        the best of each, on all training samples, 2 seeds
+    python -m utils.search table runs/search/mnist --out trials.csv --figure trials.png
+        every trial
+
+examples/search.sbatch runs the first two. A trial trains on 90 % of the training samples. It is
+judged after the last epoch by its accuracy on the other 10 %, with their labels as they are, noise
+and all. It is drawn from its number and the name of each key alone: all methods try the same
+learning rates and weight decays, and more trials leave the first ones as they are. Nothing of what
+a search on test images has put into a params file is tried.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from utils.config import resolve
+from utils.errors import UserError
+from utils.run_state import FAILED, read_summary
+
+# Of all trials: labels, split and initialisation are the same. It is not one of the reported seeds.
+SEED = 101
+RECORDING = "rsl_recording"  # the folder of the runs whose losses RSL selects by
+COLUMNS = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "seconds"]
+COLUMNS += ["chosen", "overrides"]
+
+
+def log_uniform(low: float, high: float) -> Callable:
+    """Draws uniformly on a logarithmic scale, to three digits."""
+    return lambda generator, epochs: float(f"{low * (high / low) ** generator.random():.3g}")
+
+
+def uniform(low: float, high: float) -> Callable:
+    """Draws uniformly, to three digits."""
+    return lambda generator, epochs: float(f"{generator.uniform(low, high):.3g}")
+
+
+def choice(*values) -> Callable:
+    """Draws one of the values."""
+    return lambda generator, epochs: generator.choice(values)
+
+
+def epoch(low: float, high: float) -> Callable:
+    """Draws a whole epoch between these fractions of a run."""
+    return lambda generator, epochs: generator.randint(round(low * epochs), round(high * epochs))
+
+
+COMMON = {
+    "optimizer.lr": log_uniform(0.001, 0.3),
+    "optimizer.weight_decay": log_uniform(1e-5, 1e-2),
+}
+# by the name of the params file; DiscrimLoss's are the ranges that its authors searched, widened
+SPACES = {
+    "plain": {},
+    "discrimloss": {
+        "loss.a": uniform(0.1, 0.5),
+        "loss.p": uniform(0.2, 2),
+        "loss.q": epoch(0.1, 0.9),
+        "loss.suppression_epochs": choice(0, 1, 2, 3),
+        "loss.sigma_lr": log_uniform(0.01, 10),
+        "loss.sigma_decay": choice(0.0),
+        "loss.log_sigma_low": choice(-3.0, 0.05, 0.1, 0.2, 0.4, 0.7),
+    },
+    "superloss": {"loss.tau": choice("null", "ema"), "loss.lam": log_uniform(0.1, 10)},
+    "data_parameters": {
+        "loss.level": choice("instance", "class", "both"),
+        "loss.instance_lr": log_uniform(0.01, 10),
+        "loss.class_lr": log_uniform(0.01, 10),
+    },
+    # its gradients do not shrink as the network fits, so that it diverges at the others' rates
+    # where there is no BatchNorm
+    "gradient_rescaling": {
+        "optimizer.lr": log_uniform(1e-4, 0.03),
+        "loss.beta": log_uniform(0.5, 16),
+        "loss.lam": choice(0.0, 0.5, 1.0, 2.0),
+    },
+    "gce": {"loss.q": uniform(0.1, 1)},
+    "rsl": {"dataset.selection.beta": uniform(0, 0.4)},
+}
+
+
+def draw(dataset: str, method: str, trial: int) -> list[str]:
+    """The overrides of a trial."""
+    if method not in SPACES:
+        raise UserError(f"there is no search space for {method!r}; choose from {', '.join(SPACES)}")
+    epochs = resolve(f"params/{dataset}/{method}.yaml", [])["epochs"]
+    space = COMMON | SPACES[method]
+    return [f"{key}={space[key](random.Random(f'{key} {trial}'), epochs)}" for key in space]
+
+
+def cell(dataset: str, method: str, trial: int, directory: Path, common: list[str]) -> str:
+    """A line of a sweep: the arguments of main.py, which writes a trial to ``directory``.
+
+    Before a run of RSL is its recording run, at the same rates.
+    """
+    overrides = draw(dataset, method, trial)
+    if method != "rsl":
+        run = [f"params/{dataset}/{method}.yaml", *common, *overrides, f"run_dir={directory}"]
+        return " ".join(run)
+    recording = recording_of(directory)
+    rates = [text for text in overrides if text.startswith("optimizer.")]
+    record = [f"params/{dataset}/plain.yaml", *common, *rates]
+    record += ["record_losses=true", f"run_dir={recording}"]
+    select = [f"params/{dataset}/rsl.yaml", *common, *overrides]
+    select += ["dataset.selection.noise_rate=estimate"]
+    select += [f"dataset.selection.history={recording}/losses.npy", f"run_dir={directory}"]
+    return f"{' '.join(record)} && {' '.join(select)}"
+
+
+def recording_of(directory: Path) -> Path:
+    """Where the losses are recorded for a run of RSL in <folder>/rsl/<noise>/<name>."""
+    return directory.parents[2] / RECORDING / directory.parent.name / directory.name
+
+
+def trial_state(directory: Path) -> str:
+    """What has become of a trial: "finished"; "diverged", the worst; "" if it is to be run."""
+    if read_summary(directory).get("finished"):
+        return "finished"
+    reasons = [path / FAILED for path in (directory, recording_of(directory))]
+    diverged = any(path.exists() and "not finite" in path.read_text() for path in reasons)
+    return "diverged" if diverged else ""
+
+
+def trials_table(root: Path) -> pd.DataFrame:
+    """A row for each trial in a folder that is over, by the last epoch.
+
+    One that diverged has no accuracies. ``chosen``: the best of its method under its noise, of all
+    trials in the folder, by the held-out labels. ``seconds``: of training, of both runs of RSL.
+
+    Raises:
+        UserError: there is no such trial.
+    """
+    rows = [_row(root, directory) for directory in _trial_directories(root)]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise UserError(f"there is no finished trial in {root}")
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table = table.sort_values(["noise", "method", "trial"], ignore_index=True)
+    judged = table.dropna(subset="noisy_validation")
+    best = judged.groupby(["noise", "method"]).noisy_validation.idxmax()
+    table["chosen"] = table.index.isin(best)
+    return table
+
+
+def _trial_directories(root: Path) -> set[Path]:
+    """<root>/<method>/<noise>/trial<number>; that of RSL also if only its recording was begun."""
+    directories = set()
+    for name in ("summary.json", FAILED):
+        for path in root.glob(f"*/*/trial*/{name}"):
+            method, noise, trial = path.parent.parts[-3:]
+            directories.add(root / ("rsl" if method == RECORDING else method) / noise / trial)
+    return directories
+
+
+def _row(root: Path, directory: Path) -> dict | None:
+    """Of a trial that is over; None of another."""
+    state = trial_state(directory)
+    if not state:
+        return None
+    method, noise, name = directory.parts[-3:]
+    number = name.removeprefix("trial")
+    if not number.isdecimal():
+        raise UserError(f"{directory} is named like a trial, trial<number>, and is none")
+    row = {"method": method, "noise": noise, "trial": int(number), "state": state}
+    if state == "finished":
+        last = read_csv(directory / "metrics.csv").iloc[-1]
+        runs = (directory, recording_of(directory)) if method == "rsl" else (directory,)
+        row["noisy_validation"] = last["validation_metric"]
+        row["test_last"] = last["test_metric"]
+        row["seconds"] = sum(read_summary(run).get("seconds", float("nan")) for run in runs)
+    return row | {"overrides": " ".join(draw(root.name, method, row["trial"]))}
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Raises UserError if the file is no table."""
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def best_trial(root: Path, method: str, noise: str, trials: int) -> int:
+    """The trial with the highest accuracy on the held-out labels.
+
+    Raises:
+        UserError: one of them is not over.
+    """
+    rows = trials_table(root)
+    rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
+    if len(rows) < trials or rows.noisy_validation.isna().all():
+        raise UserError(
+            f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
+            f"{(rows.state == 'diverged').sum()} of them diverged: run the others first, with "
+            f"--only missing and --only failed"
+        )
+    return int(rows.loc[rows.noisy_validation.idxmax(), "trial"])
+
+
+def cells_of_stage(
+    stage: str,
+    dataset: str,
+    kind: str,
+    fractions: list[str],
+    methods: list[str],
+    trials: int,
+    seeds: list[int] = (),
+) -> list[str]:
+    """The lines of a sweep of one stage, "trials" or "chosen".
+
+    Raises:
+        UserError: the methods do not share one protocol; or, of "chosen", a trial is not over.
+    """
+    check_protocols(dataset, methods)
+    lines = []
+    for fraction in fractions:
+        noise = [f"noise.kind={kind}", f"noise.fraction={fraction}", "noise.seed=null"]
+        noise.append("validation.clean=false")
+        folder = f"{kind}-{fraction}"
+        searched, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
+        if stage == "trials":
+            common = [*noise, f"seed={SEED}", "validation.fraction=0.1"]
+            lines += [
+                cell(dataset, method, trial, searched / method / folder / f"trial{trial}", common)
+                for trial in range(trials)
+                for method in methods
+            ]
+            continue
+        best = {method: best_trial(searched, method, folder, trials) for method in methods}
+        for seed in seeds:
+            common = [*noise, f"seed={seed}", "validation.fraction=0"]
+            for method in methods:
+                directory = repeated / method / folder / f"seed{seed}"
+                lines.append(cell(dataset, method, best[method], directory, common))
+    return lines
+
+
+def check_protocols(dataset: str, methods: list[str]):
+    """Raises UserError if the methods differ in what all must share to be compared."""
+    protocols = {}
+    for method in methods:
+        config = resolve(f"params/{dataset}/{method}.yaml", [])
+        protocols[method] = {
+            key: config[key] for key in ("model", "epochs", "batch_size", "schedule")
+        }
+    different = [method for method in methods if protocols[method] != protocols[methods[0]]]
+    if different:
+        raise UserError(
+            f"{', '.join(different)} of params/{dataset} differ from {methods[0]} in model, "
+            f"epochs, batch_size or schedule: there is nothing to compare"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for stage in ("trials", "chosen"):
+        command = commands.add_parser(stage)
+        command.add_argument("dataset")
+        command.add_argument("kind", help="of noise")
+        command.add_argument("fractions", type=str.split)
+        command.add_argument("methods", type=str.split)
+        command.add_argument("trials", type=int)
+        if stage == "chosen":
+            command.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
+    command = commands.add_parser("table")
+    command.add_argument(
+        "root", type=Path, help="runs/search/<dataset>, or a file that --out wrote"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE")
+    command.add_argument("--figure", type=Path, metavar="FILE.png")
+    options = vars(parser.parse_args(arguments))
+    try:
+        if options["command"] == "table":
+            write_table(options["root"], options["out"], options["figure"])
+        else:
+            print("\n".join(cells_of_stage(options.pop("command"), **options)))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_table(root: Path, out: Path | None, figure: Path | None):
+    table = read_csv(root) if root.is_file() else trials_table(root)
+    print(table.to_string(index=False))
+    if out:
+        table.to_csv(out, index=False, float_format="%.6g")
+    if figure:
+        from utils.sweep.figure import draw_trials  # matplotlib takes its time
+
+        draw_trials(table, figure)
