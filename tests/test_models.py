@@ -287,12 +287,12 @@ def assert_he_over_the_fan_out(convolution):
 
 def test_he_initialisation():
     preact = build("preact_resnet18")[0]
-    wide = models.wide_resnet(10, depth=10, width=2)
-    halving = wide.group3[0]
-    convolutions = [wide.group2[0].conv1, halving.conv2, halving.shortcut]
+    wide_net = models.wide_resnet(10, depth=10, width=2)
+    halving = wide_net.group3[0]
+    convolutions = [wide_net.group2[0].conv1, halving.conv2, halving.shortcut]
     for convolution in (*convolutions, preact.stem, preact.group1[0].conv1):
         assert_he_over_the_fan_out(convolution)
-    assert not wide.head.bias.any() and not preact.head.bias.any()
+    assert not wide_net.head.bias.any() and not preact.head.bias.any()
     assert_he_over_the_fan_out(build("resnet18")[0].conv1)
 
 
