@@ -272,8 +272,8 @@ class Experiment:
             networks,
             self.config["evaluate_networks"],
         )
-        last = self.config["channels_last"]
-        memory_format = torch.channels_last if last else torch.preserve_format
+        channels_last = self.config["channels_last"]
+        memory_format = torch.channels_last if channels_last else torch.preserve_format
         model.to(self.device, memory_format=memory_format)
         example, targets = self.data.example(), self.data.train.targets[:2]
         check_fit(model, self.task_loss, example, targets, self.device)

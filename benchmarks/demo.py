@@ -1,12 +1,11 @@
-"""The time of a whole run of the demo, against that of a script that trains the same model and does
-nothing else.
+"""The time of a whole run of the demo, against a script that trains the same model and no more.
 
     python -m benchmarks.demo --out results/speed/demo.csv
 
-Both are processes of their own, from the start of Python to its end, and take turns. A run of ours:
-configuration, noise, 60 epochs of DiscrimLoss, the test set after each, metrics.csv, checkpoints,
-detection, tables and pictures in the end. The bare script: ``bare`` below, cross-entropy on the
-same digits, as many steps, no evaluation.
+Both are processes of their own, timed from the start of Python to its end, and take turns. A run of
+ours: configuration, noise, 60 epochs of DiscrimLoss, the test set after each, metrics.csv,
+checkpoints, detection, tables and pictures at the end. The bare script: ``bare`` below, with
+cross-entropy on the same digits and as many steps, but no evaluation.
 """
 
 import argparse
@@ -41,10 +40,42 @@ def bare(threads: int):
 
 
 def seconds(*arguments: str) -> float:
-    """How long such a process of Python takes."""
+    """How long Python takes with these arguments."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
+
+
+def measure(threads: int, directory: str) -> dict[str, float]:
+    """Seconds of a run of ours, of the bare script, and of the imports that both need."""
+    run = ["main.py", "params/digits/discrimloss.yaml", f"epochs={EPOCHS}", "device=cpu"]
+    ours = seconds(*run, f"threads={threads}", f"run_dir={directory}")
+    bare_script = seconds("-m", "benchmarks.demo", "--bare", f"--threads={threads}")
+    start = seconds("-c", "import torch, sklearn.datasets")
+    return {
+        "ours": ours,
+        "bare": bare_script,
+        "start of Python and PyTorch": start,
+        "ours/bare": ours / bare_script,
+    }
+
+
+def main(rounds: int, threads: int, out: Path | None):
+    import pandas as pd
+    import torch
+
+    from utils.epoch_log import commit
+
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        rows = [measure(threads, f"{directory}/{number}") for number in range(rounds + 1)]
+    table = pd.DataFrame(rows[1:])  # the first fills the file cache
+    print(table.agg(["min", "median", "max"]).round(2).to_string())
+    if out:
+        machine = {"threads": threads, "cores": os.cpu_count()}
+        code = {"torch": torch.__version__, "commit": commit()}
+        table.round(3).assign(**machine, **code).to_csv(out, index=False)
 
 
 if __name__ == "__main__":
@@ -58,39 +89,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.bare:
         bare(arguments.threads)
-        sys.exit()
-    import pandas as pd
-    import torch
-
-    from utils.epoch_log import commit
-
-    rows = []
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as directory:
-        for number in range(arguments.rounds + 1):
-            row = {
-                "ours": seconds(
-                    "main.py",
-                    "params/digits/discrimloss.yaml",
-                    f"epochs={EPOCHS}",
-                    "device=cpu",
-                    f"threads={arguments.threads}",
-                    f"run_dir={directory}/{number}",
-                ),
-                "bare": seconds(
-                    "-m", "benchmarks.demo", "--bare", f"--threads={arguments.threads}"
-                ),
-                "start of Python and PyTorch": seconds("-c", "import torch, sklearn.datasets"),
-            }
-            if number:  # the first fills the file cache
-                rows.append(row | {"ours/bare": row["ours"] / row["bare"]})
-    table = pd.DataFrame(rows)
-    print(table.agg(["min", "median", "max"]).round(2).to_string())
-    if arguments.out:
-        table.round(3).assign(
-            threads=arguments.threads,
-            cores=os.cpu_count(),
-            torch=torch.__version__,
-            commit=commit(),
-        ).to_csv(arguments.out, index=False)
+    else:
+        main(arguments.rounds, arguments.threads, arguments.out)

@@ -25,5 +25,5 @@ for epoch in range(60):
 
 suspects = loss_function.sample_score().topk(int(wrong.sum())).indices
 correct = (model(images).argmax(1) == labels).float().mean()
-print(f"the true label is predicted of {100 * correct:.1f} % of the images")
+print(f"the true label is predicted for {100 * correct:.1f} % of the images")
 print(f"{100 * wrong[suspects].float().mean():.1f} % of the top suspects have a wrong label")

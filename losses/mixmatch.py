@@ -23,9 +23,9 @@ class MixMatch(Objective):
     1. Guess: q is the mean of softmax(f(u_k)) over the views, sharpened to q^(1/T) / sum q^(1/T).
        It has no gradient. The model is in training mode, so a BatchNorm normalises by each batch
        and moves its running statistics.
-    2. Mix X = [x; u_1; ..; u_K] and Y = [one-hot labels; q; ..; q] with permutations of themselves:
-       lambda X + (1 - lambda) X_pi, and the same for Y. One permutation pi and one
-       lambda ~ Beta(alpha, alpha), folded to [1/2, 1], are drawn per step.
+    2. Mix: X = [x; u_1; ..; u_K] becomes lambda X + (1 - lambda) X_pi, and Y = [one-hot labels; q;
+       ..; q] likewise. Each step draws one permutation pi, and one lambda ~ Beta(alpha, alpha),
+       which is folded to [1/2, 1].
     3. Run the model on 1 + K batches that are interleaved, so that for the sake of BatchNorm each
        has samples of all kinds.
     4. L_x is the cross-entropy with the mixed labels on the first B samples. L_u is the mean
@@ -34,8 +34,8 @@ class MixMatch(Objective):
     5. After the step of the optimiser, the average moves, and then all parameters shrink by
        ``parameter_decay``.
 
-    The weights of the samples lie in how often the loader draws them, not in the loss. Evaluated is
-    the average of the parameters, with the model's own buffers (running statistics).
+    The weights of the samples lie in how often the loader draws them, not in the loss. What is
+    evaluated is the average of the parameters, with the model's own buffers (running statistics).
 
     Args:
         task_loss: cross_entropy.

@@ -1,6 +1,6 @@
 """Every loss against numeric traces of the reference implementations, which are in tests/golden.
 
-A trace holds logits, targets and indices of 48 steps of 16 out of 64 samples, and what the authors'
+A trace is 48 steps of 16 out of 64 samples: logits, targets and indices, and what the authors'
 code, their SparseSGD and their clamp made of them. tests/golden/README.md says where each file
 comes from.
 """
@@ -48,11 +48,9 @@ def test_discrimloss_trace(name):
 def test_suppression_and_gamma_tables():
     table = json.loads((GOLDEN / "es_table.json").read_text())
     for shape, rows in table.items():
-        for suppression_epochs, values in rows.items():
-            got = [
-                suppression_factor(shape, epoch, float(suppression_epochs))
-                for epoch in range(len(values))
-            ]
+        for key, values in rows.items():
+            length = float(key)
+            got = [suppression_factor(shape, epoch, length) for epoch in range(len(values))]
             np.testing.assert_allclose(got, values, rtol=1e-12)
     for key, values in json.loads((GOLDEN / "gamma_table.json").read_text()).items():
         a, p, q = (float(part) for part in key.split(","))
@@ -76,9 +74,7 @@ def test_sparse_sgd_trace():
     table.value.copy_(arrays["p0"])
     for step, grad in enumerate(arrays["grads"]):
         drawn = torch.randperm(16)[: 12 if step % 2 else 16]
-        drawn = torch.cat(
-            [drawn, grad.nonzero().squeeze(1)]
-        ).unique()  # entries not drawn have gradient 0
+        drawn = torch.cat([drawn, grad.nonzero().squeeze(1)]).unique()  # the others have gradient 0
         table.step(drawn, grad[drawn])
         close(table.value, arrays["params"][step], "value")
         close(table.velocity, arrays["momentum_buf"][step], "velocity")

@@ -1,7 +1,4 @@
-"""The optimisers.
-
-In the fused form they do what they do without it, whatever the layout of parameters and state.
-"""
+"""The fused optimisers do what others do, whatever the layout of parameters and state."""
 
 import pytest
 import torch
@@ -18,14 +15,14 @@ SPECS = [
 
 def model(channels_last=False):
     torch.manual_seed(0)
-    made = torch.nn.Sequential(
+    network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3),
         torch.nn.ReLU(),
         torch.nn.Conv2d(8, 4, 3),
         torch.nn.Flatten(),
         torch.nn.Linear(16, 5),
     )
-    return made.to(memory_format=torch.channels_last) if channels_last else made
+    return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
 def train(network, optimizer, steps, frozen=()):
@@ -33,8 +30,9 @@ def train(network, optimizer, steps, frozen=()):
         inputs = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         network(inputs).square().mean().backward()
-        for parameter in network[0].parameters() if step in frozen else ():
-            parameter.grad = None
+        if step in frozen:
+            for parameter in network[0].parameters():
+                parameter.grad = None
         optimizers.step(optimizer, None)
 
 
@@ -47,10 +45,11 @@ def weights(network):
 @pytest.mark.parametrize("spec", SPECS)
 def test_fused_steps_are_those_of_the_plain_loop(spec, frozen, channels_last):
     fused, plain = model(channels_last), model()
-    made = optimizers.make(spec, fused.parameters())
-    assert made.param_groups[0]["fused"]
-    train(fused, made, range(5), frozen)
-    train(plain, optimizers.make(spec | {"foreach": False}, plain.parameters()), range(5), frozen)
+    optimizer = optimizers.make(spec, fused.parameters())
+    assert optimizer.param_groups[0]["fused"]
+    train(fused, optimizer, range(5), frozen)
+    plain_loop = optimizers.make(spec | {"foreach": False}, plain.parameters())
+    train(plain, plain_loop, range(5), frozen)
     torch.testing.assert_close(weights(fused), weights(plain), rtol=1e-5, atol=1e-6)
 
 
@@ -72,8 +71,8 @@ def test_a_state_that_was_saved_in_another_layout_goes_on_as_it_was(spec, before
 
 
 @pytest.mark.parametrize(
-    "asked", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"dampening": 0.5}]
+    "options", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"dampening": 0.5}]
 )
-def test_who_asks_for_another_form_gets_it(asked):
-    spec = SPECS[0] | asked
+def test_who_asks_for_another_form_gets_it(options):
+    spec = SPECS[0] | options
     assert not optimizers.make(spec, model().parameters()).param_groups[0]["fused"]

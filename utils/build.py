@@ -29,7 +29,7 @@ class Section(dict):
 def build(package, spec: dict, **context):
     """Call ``package.<spec["name"]>`` with the other keys of ``spec``.
 
-    What the spec does not give and the signature asks for is taken from ``context``. Call
+    What the signature asks for and the spec does not give is taken from ``context``. Call
     ``problems`` first: it finds what is wrong with the spec itself.
 
     Raises:
@@ -126,9 +126,9 @@ def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str
 
 
 def type_hints(constructor) -> dict:
-    """Annotations of a function or of a class's __init__.
+    """Annotations of a function or of a class's __init__, by argument.
 
-    Any for one that names what only a type checker imports.
+    One that names what is only imported for type checkers is Any.
     """
     function = inspect.unwrap(constructor.__init__ if inspect.isclass(constructor) else constructor)
     hints = {}
@@ -148,7 +148,7 @@ def conditions(hint) -> list[Must]:
 
 
 def fits(value, hint) -> bool:
-    """Whether a value from YAML is of the annotated type: an int is a float, a bool neither."""
+    """Whether a value from YAML is of the annotated type: an int is a float, a bool is neither."""
     if hint is typing.Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

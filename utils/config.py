@@ -103,9 +103,9 @@ def _no_history(config, params_file):
 
 
 def recorder(path: str) -> Path:
-    """The params file beside another one whose runs record the losses that it selects by."""
-    own = Path(path).with_name("rsl_record.yaml")
-    return own if own.is_file() else own.with_name("plain.yaml")
+    """The params file, next to the given one, whose runs record the losses it selects by."""
+    rsl_record = Path(path).with_name("rsl_record.yaml")
+    return rsl_record if rsl_record.is_file() else rsl_record.with_name("plain.yaml")
 
 
 def load(path: str, overrides: list[str], schemas: dict[str, Schema]) -> dict:
@@ -204,7 +204,7 @@ def _merge_section(before, value):
         return merge({}, value)
     if "name" not in value or before.get("name") in (None, value["name"]):
         return merge(before, value)
-    if "selection" in before:  # no argument of the dataset's: it goes with any
+    if "selection" in before:  # no argument of the dataset: it goes with any
         value = {"selection": before["selection"]} | value
     return merge({}, value)
 
@@ -227,7 +227,7 @@ def check(config: dict, schemas: dict[str, Schema]) -> list[str]:
     """All that is wrong with a configuration before anything is built from it."""
     mistakes = argument_problems(Settings, config, section="")
     for key, (package, facts) in schemas.items():
-        if not isinstance(config.get(key), dict):  # a section inside another one, or said already
+        if not isinstance(config.get(key), dict):  # inside another section, or reported already
             continue
         spec, _ = without_selection(config[key]) if key == "dataset" else (config[key], None)
         if key == "loss":
@@ -264,19 +264,17 @@ def without_own_rate(package, spec: dict) -> dict:
 
 def _own_rate_problems(spec):
     rate = spec.get("lr", 1.0)
-    return (
-        [] if fits(rate, float) and rate > 0 else [f"loss.lr must be greater than 0, got {rate!r}"]
-    )
+    if fits(rate, float) and rate > 0:
+        return []
+    return [f"loss.lr must be greater than 0, got {rate!r}"]
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Keys in which two configurations differ, except those that say where a run is executed.
+    """Keys in which two configurations differ, but for those that say where a run is executed.
 
     A key that an older version of this project did not know counts as having its default.
     """
-    known = {
-        key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
-    }
+    known = flatten({key: value for key, value in DEFAULTS.items() if key not in SECTIONS})
     old, new = known | flatten(old), known | flatten(new)
     return [
         f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
@@ -289,17 +287,18 @@ def flatten(config: dict, prefix: str = "") -> dict:
     """{"a.b": c} for every value of a nested configuration."""
     flat = {}
     for key, value in config.items():
-        inner = (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-        flat |= inner
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
 
 
 def manual(text: str, config: dict, schemas: dict[str, Schema]) -> str:
     """The manual, and each key that the command line may set with its value here."""
-    values = {"dataset.selection": None} if config["dataset"].get("selection") is None else {}
-    values |= flatten(config)
+    values = flatten(config)
+    if config["dataset"].get("selection") is None:
+        values = {"dataset.selection": None} | values
     for section, (package, facts) in schemas.items():
         prefix, given = section, config.get(section)
         if section == "selection":

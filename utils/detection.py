@@ -1,4 +1,4 @@
-"""How well incorrect labels are told from correct ones: without PyTorch, for reports use it too."""
+"""How well incorrect labels are told from correct ones. Needs no PyTorch: reports use it too."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def choose_device(
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     with fail_together():  # the GPUs may suffice for some of the processes only
-        _check_gpu(device)
+        if device.type == "cuda":
+            _check_gpu(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # Try the algorithms of convolutions: all batches but the last have one size.
@@ -54,7 +55,7 @@ def choose_device(
 
 def _check_gpu(device):
     count = torch.cuda.device_count()
-    if device.type != "cuda" or (device.index or 0) < count:
+    if (device.index or 0) < count:
         return
     hint = "use device=auto or cpu"
     if is_distributed():

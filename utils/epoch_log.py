@@ -1,4 +1,4 @@
-"""What a run says of its epochs: metrics.csv, summary.json, a line each, a progress bar."""
+"""What a run reports of its epochs: metrics.csv, summary.json, a line each, a progress bar."""
 
 import csv
 import functools
@@ -79,21 +79,22 @@ class EpochLog:
         with atomic_write(self.path / "metrics.csv") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(
-                {key: _digits(value) for key, value in row.items()} for row in self.rows
-            )
+            for logged in self.rows:
+                writer.writerow({key: _digits(value) for key, value in logged.items()})
         self._write_scalars()
         self.write_summary()
         trained = f"  {self.metric.name} {row['train_metric']:.2f}"
+        if math.isnan(row["train_metric"]):
+            trained = ""
         print(
             f"epoch {row['epoch']:>3}  lr {row['lr']:.3g}  train loss {row['train_loss']:.4f}"
-            f"{'' if math.isnan(row['train_metric']) else trained}  test {row['test_metric']:.2f}  "
+            f"{trained}  test {row['test_metric']:.2f}  "
             f"{row['images_per_second']:.0f} images/s",
             flush=True,
         )
 
     def _write_scalars(self):
-        """With ``tensorboard``, the columns of metrics.csv as scalars, earlier epochs included."""
+        """If ``tensorboard``, add the new row as scalars; the first time, all earlier rows too."""
         if not self.config["tensorboard"]:
             return
         new = self.rows[-1:]
@@ -235,7 +236,7 @@ def slurm() -> dict | None:
 
 
 def versions() -> dict:
-    """Of Python and of the packages that numbers depend on."""
+    """The versions of Python and of the packages that numbers depend on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

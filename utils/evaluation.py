@@ -15,8 +15,8 @@ from utils.metrics import Metric
 def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str, float]:
     """What is reported besides the mean of ``metric``.
 
-    rmse and r2 (NaN if all targets are equal) of a regression; top5, in percent, of more than 10
-    classes.
+    For a regression: rmse and r2, which is NaN if all targets are equal. For more than 10 classes:
+    top5, in percent.
     """
     if metric.name == "mae":
         output, target = output.flatten().double(), target.double()
@@ -36,7 +36,7 @@ def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str,
 def check_fit(
     model: nn.Module, task_loss: Callable, inputs: Tensor, targets: Tensor, device: torch.device
 ):
-    """Raise UserError if the model does not take the inputs, or outputs do not fit targets."""
+    """Raise UserError if the model cannot take the inputs, or its outputs do not fit targets."""
     try:
         task_loss(model.eval()(inputs.to(device)), targets.to(device))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

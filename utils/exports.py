@@ -1,4 +1,4 @@
-"""What a finished run leaves behind besides its log: a function a file, and the list of them."""
+"""What a finished run leaves besides its log: one function per file, and the list of them."""
 
 import csv
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from utils.files import atomic_write
 from utils.labels import write_labels
 from utils.metrics import Metric
 
-NUM_SUSPECTS = 1000  # suspects.csv lists at least so many of the most suspicious samples
+NUM_SUSPECTS = 1000  # suspects.csv lists at least this many of the most suspicious samples
 SHEET = 64  # samples on a contact sheet
 
 
@@ -60,9 +60,11 @@ def write_labels_of_method(run: FinishedRun):
 def write_suspects(run: FinishedRun):
     """suspects.csv: the most suspicious training samples, in words, the most suspicious first."""
     table, part = run.samples, run.data.train
-    column, names = "path", part.inputs if isinstance(part.inputs, list) else None
+    column, names = "path", None
     if part.texts:
         column, names = "text", part.texts
+    elif isinstance(part.inputs, list):
+        names = part.inputs
     heads = ["rank", "index", column, "given_label", "predicted_label", "score", "loss"]
     count = max(NUM_SUSPECTS, int(table["flagged"].sum()))
     with atomic_write(run.path / "suspects.csv") as file:

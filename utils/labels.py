@@ -13,7 +13,7 @@ from utils.files import atomic_write
 def write_labels(path: Path, labels: Tensor, sha256: str):
     """Write labels [N], or distributions [N, C], of all training samples.
 
-    ``sha256`` is the hash of the given labels: it tells the data set and its noise.
+    ``sha256`` is the hash of the given labels, which identifies the data set and its noise.
     """
     array = labels.numpy(force=True)
     with atomic_write(path, "wb") as file:
@@ -37,7 +37,7 @@ def read_labels(path: str, *, num_samples: int, num_classes: int, sha256: str) -
     try:
         with np.load(path, allow_pickle=False) as arrays:
             labels, given_sha256 = arrays["labels"], str(arrays["given_sha256"])
-    except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
+    except Exception as error:  # of zipfile, zlib or NumPy, depending on the damage
         raise UserError(f"targets={path} cannot be read as labels.npz of a run ({error})") from None
     shapes = [(num_samples,), (num_samples, num_classes)] if num_classes else [(num_samples,)]
     if labels.shape not in shapes:

@@ -1,6 +1,6 @@
 """The optimisers that a params file may name.
 
-Those of torch.optim that need no closure and no sparse gradients.
+They are those of torch.optim that need no closure and no sparse gradients.
 """
 
 import sys
@@ -13,30 +13,23 @@ from utils.build import build
 
 __all__ = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "ASGD"]
 
-FUSED = (
-    "SGD",
-    "Adam",
-    "AdamW",
-)  # which have a kernel that steps all parameters at once, on GPUs and CPUs
+FUSED = ("SGD", "Adam", "AdamW")  # a kernel steps all parameters at once, on GPUs and CPUs
 
 
 def own_parameters(objective: torch.nn.Module, model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The parameters of a method that are to be trained and are none of the model's."""
-    of_model = {id(parameter) for parameter in model.parameters()}
-    return [
-        parameter
-        for parameter in objective.parameters()
-        if parameter.requires_grad and id(parameter) not in of_model
-    ]
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    in_model = {id(parameter) for parameter in model.parameters()}
+    return [parameter for parameter in trained if id(parameter) not in in_model]
 
 
 def make(spec: dict, parameters, own=(), own_lr: float | None = None) -> torch.optim.Optimizer:
-    """The optimiser of a params file's section.
+    """The optimiser that a section of a params file describes.
 
-    In the fused form, if there is one and the section asks for no other. That form assumes that a
-    parameter's state lies in memory as the parameter does, and is there for all parameters or for
-    none. Here it does, and is: also for a parameter that gets its first gradient late, and after a
-    checkpoint is loaded that was saved with another value of channels_last.
+    It is fused if there is such a form and the section asks for no other. The fused form assumes
+    that the state of a parameter lies in memory as the parameter does, and that either all
+    parameters have a state or none has. Both are ensured here, also if a parameter gets its first
+    gradient late, and if a checkpoint was saved with another value of channels_last.
 
     Args:
         parameters: of the model.
@@ -59,7 +52,7 @@ def make(spec: dict, parameters, own=(), own_lr: float | None = None) -> torch.o
 
 
 def all_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """Those of all groups."""
+    """The parameters of all groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
@@ -71,9 +64,9 @@ def _lay_out_as_parameters(optimizer):
 
 
 def step(optimizer: torch.optim.Optimizer, clip_norm: float | None):
-    """Step the optimiser, after scaling down gradients to ``clip_norm``, if that is given.
+    """Step the optimiser; before that, if ``clip_norm`` is given, scale gradients down to it.
 
-    The norm is that of all gradients together, also of several networks.
+    The norm is that of all gradients together, also if there are several networks.
     """
     if clip_norm is not None:
         clip_grad_norm_(all_parameters(optimizer), clip_norm)

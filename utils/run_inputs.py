@@ -26,10 +26,10 @@ def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arra
         return
     with np.load(path) as before:
         for key in keys:
-            both = key in before, key in arrays
-            if both == (False, False):
+            if key not in before and key not in arrays:
                 continue
-            if not all(both) or not np.array_equal(before[key], arrays[key]):
+            in_both = key in before and key in arrays
+            if not in_both or not np.array_equal(before[key], arrays[key]):
                 raise UserError(
                     f"the {description} are not those that {path} says the run was begun with; "
                     "choose another run_dir="

@@ -7,9 +7,16 @@ from typing import Annotated, Literal
 
 from utils.build import Must, Section
 
+POSITIVE = Must("be greater than 0", lambda value: value > 0)
+AT_LEAST_0 = Must("be at least 0", lambda value: value >= 0)
 AT_LEAST_1 = Must("be at least 1", lambda value: value >= 1)
 FRACTION = Must("lie in [0, 1]", lambda value: 0 <= value <= 1)
+HELD_OUT = Must("lie in [0, 0.9]: more leaves nothing to train on", lambda value: 0 <= value <= 0.9)
 SEED = Must("lie in [0, 2^32)", lambda value: 0 <= value < 2**32)
+DEVICE = Must(
+    "be auto, cpu, cuda or cuda:<number>",
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
+)
 
 
 @dataclass
@@ -25,10 +32,7 @@ class NoiseSettings:
 class ValidationSettings:
     """The section ``validation``: a part of the training set to choose an epoch on."""
 
-    fraction: Annotated[
-        float,
-        Must("lie in [0, 0.9]: more leaves nothing to train on", lambda value: 0 <= value <= 0.9),
-    ] = 0.0
+    fraction: Annotated[float, HELD_OUT] = 0.0
     clean: bool = False  # judge it by its true labels
 
 
@@ -36,13 +40,13 @@ class ValidationSettings:
 class TrustedSettings:
     """The section ``trusted``: samples with true labels for methods that use such."""
 
-    count: Annotated[int, Must("be at least 0", lambda value: value >= 0)] = 0
+    count: Annotated[int, AT_LEAST_0] = 0
     per_class: bool = True  # as many of each class
 
 
 @dataclass
 class Settings:
-    """A configuration. Sections with a name are checked by the signature of what they name."""
+    """A whole configuration; the signature of what a section names says which keys it has."""
 
     dataset: Section = field(default_factory=lambda: {"name": "digits"})
     noise: NoiseSettings = field(default_factory=NoiseSettings)
@@ -55,7 +59,7 @@ class Settings:
     epochs: Annotated[int, AT_LEAST_1] = 20  # passes over the training samples
     chunk_steps: Annotated[int | None, AT_LEAST_1] = None  # evaluate after so many steps
     batch_size: Annotated[int, AT_LEAST_1] = 128  # of all processes together
-    clip_norm: Annotated[float | None, Must("be greater than 0", lambda value: value > 0)] = None
+    clip_norm: Annotated[float | None, POSITIVE] = None
     seed: Annotated[int, SEED] = 1
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     trusted: TrustedSettings = field(default_factory=TrustedSettings)
@@ -66,13 +70,7 @@ class Settings:
     tensorboard: bool = False
     data_root: str = "data"
     run_dir: str | None = None  # null: runs/<dataset>/<method>/<noise>/seed<seed>
-    device: Annotated[
-        str,
-        Must(
-            "be auto, cpu, cuda or cuda:<number>",
-            lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value)),
-        ),
-    ] = "auto"
+    device: Annotated[str, DEVICE] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     channels_last: bool = True

@@ -46,7 +46,7 @@ class TrainingRecord:
         self.clock = time.perf_counter()
 
     def stop(self, epoch: int, loader):
-        """Check, which waits for the device, and stop the clock."""
+        """Check the last steps, which waits for the device, and stop the clock."""
         self.check(epoch, loader)
         self.seconds += time.perf_counter() - self.clock
 
