@@ -1,13 +1,18 @@
-"""What must cost nothing.
+"""What must cost nothing, or little.
 
 A step never waits for the device, its work does not grow with the dataset, and the memory does not
-grow with the epochs.
+grow with the epochs. Starting costs little more than importing PyTorch.
 """
 
 import contextlib
 import gc
 import math
 import re
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +30,7 @@ from utils.config import load
 from utils.run_directory import RunDirectory
 from utils.training_record import TrainingRecord
 
+ROOT = Path(__file__).parents[1]
 ARGUMENTS = {"SuperLoss": {"tau": 0.5}, "GradientRescaling": {"beta": 2.0, "lam": 0.5}}
 SCORING = [name for name in losses.__all__ if issubclass(getattr(losses, name), SampleLoss)]
 # Their result is a table as long as the dataset, of which they touch a part.
@@ -203,3 +209,28 @@ def test_nothing_grows_with_the_epochs(tmp_path):
                 alive[run.epoch] = tensors_alive()
     assert alive[4] == alive[49]
     assert alive[4][0] > 20
+
+
+def test_importing_main_loads_no_library_that_a_run_may_not_need():
+    lazy = {"sklearn", "scipy", "pandas", "matplotlib", "torchvision", "PIL", "transformers"}
+    code = f"import sys, main; print(*sorted({lazy} & sys.modules.keys()))"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.split() == []
+
+
+def cpu_seconds(*arguments):
+    """The CPU time, user and system, of a Python process with these arguments."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_costs_little_more_than_importing_pytorch():
+    help_times, import_times = [], []
+    for _ in range(3):  # in turn, because other work on the machine slows down both
+        help_times.append(cpu_seconds("main.py", "--help"))
+        import_times.append(cpu_seconds("-c", "import torch"))
+    assert statistics.median(help_times) <= 1.3 * statistics.median(import_times)
