@@ -1,7 +1,4 @@
-"""Configurations.
-
-What wins over what, how values are read, and that every mistake is named before anything starts.
-"""
+"""Configurations: what wins over what, how values are read, how mistakes are reported."""
 
 import pytest
 import yaml
@@ -36,9 +33,10 @@ def config(*overrides, path=DIGITS):
         ("[1e1, 2]", [10.0, 2]),
     ],
 )
-def test_numbers_in_scientific_notation_are_numbers(text, value, tmp_path):
-    read = yaml.load(text, Loader)
-    assert read == value and type(read) is type(value)
+def test_numbers_in_scientific_notation_are_numbers(text, value):
+    loaded = yaml.load(text, Loader)
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
 def test_scientific_notation_in_a_file_and_on_the_command_line(tmp_path):
@@ -64,37 +62,25 @@ def test_later_wins(tmp_path):
 
 
 def test_a_section_with_another_name_starts_afresh():
-    assert (
-        config("loss=GCE", "loss.q=0.5")["loss"]
-        == config("loss.q=0.5", "loss=GCE")["loss"]
-        == {"name": "GCE", "q": 0.5}
-    )
-    assert config("optimizer=Adam", "optimizer.lr=1e-3")["optimizer"] == {
-        "name": "Adam",
-        "lr": 0.001,
-    }
-    assert merge({"loss": {"name": "GCE", "q": 0.5}}, {"loss": "GCE"}) == {
-        "loss": {"name": "GCE", "q": 0.5}
-    }
-    assert config("schedule=CosineAnnealingLR", "schedule.T_max=60")["schedule"] == {
-        "name": "CosineAnnealingLR",
-        "T_max": 60,
-    }
+    gce = {"name": "GCE", "q": 0.5}
+    assert config("loss=GCE", "loss.q=0.5")["loss"] == gce
+    assert config("loss.q=0.5", "loss=GCE")["loss"] == gce
+    adam = {"name": "Adam", "lr": 0.001}
+    assert config("optimizer=Adam", "optimizer.lr=1e-3")["optimizer"] == adam
+    assert merge({"loss": dict(gce)}, {"loss": "GCE"}) == {"loss": gce}
+    cosine = {"name": "CosineAnnealingLR", "T_max": 60}
+    assert config("schedule=CosineAnnealingLR", "schedule.T_max=60")["schedule"] == cosine
     assert config("noise=pair")["noise"]["kind"] == "pair"
 
 
 def test_noise_seed_and_run_directory_follow():
-    assert (
-        config("seed=7")["noise"]["seed"] == 7
-        and config("seed=7", "noise.seed=1")["noise"]["seed"] == 1
-    )
+    assert config("seed=7")["noise"]["seed"] == 7
+    assert config("seed=7", "noise.seed=1")["noise"]["seed"] == 1
     assert config("seed=7")["run_dir"] == "runs/digits/discrimloss/symmetric-0.4/seed7"
     assert config("noise=none")["run_dir"] == "runs/digits/discrimloss/none/seed1"
     assert config("noise=none")["noise"]["fraction"] == 0
-    assert (
-        config("noise.kind=file:a/b c.npz#key")["run_dir"]
-        == "runs/digits/discrimloss/file-b-c.npz-key/seed1"
-    )
+    labels_of_a_file = config("noise.kind=file:a/b c.npz#key")
+    assert labels_of_a_file["run_dir"] == "runs/digits/discrimloss/file-b-c.npz-key/seed1"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +137,7 @@ def test_all_mistakes_are_reported_at_once():
 def test_a_fraction_without_a_row_lists_the_rows(tmp_path):
     with pytest.raises(ValueError, match=r"fractions 0.0, 0.2, 0.4, 0.6, 0.8, got 0.3"):
         config("noise.fraction=0.3", path=MNIST)
-    assert config("noise=none", path=MNIST)["loss"]["q"] == 12  # the row of a clean dataset
+    assert config("noise=none", path=MNIST)["loss"]["q"] == 12  # the row of clean data
     path = tmp_path / "method.yaml"
     path.write_text("by_fraction: {0.4: {seed: 4}, default: {seed: 9}}\n")
     assert config("noise.fraction=0.3", path=path)["seed"] == 9
@@ -184,7 +170,8 @@ def test_help_prints_the_manual_and_every_key(capsys):
     with pytest.raises(SystemExit) as stop:
         parse([DIGITS, "--help", "batch_size=64"], "The manual.", SCHEMAS)
     printed = capsys.readouterr().out
-    assert stop.value.code == 0 and printed.startswith("The manual.")
+    assert stop.value.code == 0
+    assert printed.startswith("The manual.")
     for line in (
         "batch_size=64",
         "loss.beta=0.9",
@@ -222,49 +209,44 @@ def test_a_users_mistake_is_one_error_with_exit_code_2(
 
     import main
 
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST,
-        "download",
-        lambda self: (_ for _ in ()).throw(RuntimeError("offline")),
-    )
-    code = main.main([*arguments, f"run_dir={tmp_path}/run"] if arguments else [])
-    complaints = capsys.readouterr().err
-    assert code == 2 and complaints.startswith("error: ") and message in complaints
-    assert {path.name for path in tmp_path.glob("run/*")} <= {
-        ".lock"
-    }  # so the mended command meets nothing in its way
+    def download(self):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
+    if arguments:
+        arguments = [*arguments, f"run_dir={tmp_path}/run"]
+    code = main.main(arguments)
+    stderr = capsys.readouterr().err
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    # so that the corrected command meets nothing in its way
+    assert {path.name for path in tmp_path.glob("run/*")} <= {".lock"}
 
 
 def test_differences_ignore_where_a_run_is_executed():
-    first, second = config(), config("device=cpu", "threads=1", "data_root=elsewhere", "run_dir=x")
-    assert differences(first, second) == []
+    first = config()
+    elsewhere = config("device=cpu", "threads=1", "data_root=elsewhere", "run_dir=x")
+    assert differences(first, elsewhere) == []
     assert differences(first, config("loss.a=0.3", "schedule=StepLR", "schedule.step_size=3")) != []
-    older = {
-        key: value
-        for key, value in first.items()
-        if key not in ("record_losses", "augment_recording")
-    }
-    older["validation"] = {"fraction": 0.0}  # written before validation.clean was known
+    # as written by a version that did not know these keys
+    older = dict(first)
+    del older["record_losses"], older["augment_recording"]
+    older["validation"] = {"fraction": 0.0}
     assert differences(older, first) == []
-    assert differences(older, config("record_losses=true")) == [
-        "record_losses: False before, True now"
-    ]
+    recording = config("record_losses=true")
+    assert differences(older, recording) == ["record_losses: False before, True now"]
 
 
-def test_types():
-    assert (
-        fits(3, float)
-        and not fits(True, float)
-        and not fits(True, int)
-        and not fits(1.0, int)
-        and fits([1, 2], list[int])
-    )
-    assert (
-        not fits([1, "a"], list[int])
-        and fits(None, int | None)
-        and not fits("1", int | None)
-        and not fits("ab", list[str])
-    )
-    assert "did you mean 'b1'" in unknown(
-        "key", "B1", ["a1", "b1"]
-    ) and "did you mean" not in unknown("key", "xyz", ["beta"])
+def test_types_and_suggestions():
+    assert fits(3, float)
+    assert not fits(True, float)
+    assert not fits(True, int)
+    assert not fits(1.0, int)
+    assert fits([1, 2], list[int])
+    assert not fits([1, "a"], list[int])
+    assert fits(None, int | None)
+    assert not fits("1", int | None)
+    assert not fits("ab", list[str])
+    assert "did you mean 'b1'" in unknown("key", "B1", ["a1", "b1"])
+    assert "did you mean" not in unknown("key", "xyz", ["beta"])

@@ -1,11 +1,18 @@
-"""What must cost nothing.
+"""What must cost nothing, or little.
 
-No wait for the device in a step, no work that grows with the dataset, no memory with the epochs.
+A step never waits for the device, its work does not grow with the dataset, and the memory does not
+grow with the epochs. Starting costs little more than importing PyTorch.
 """
 
 import contextlib
 import gc
+import math
 import re
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +30,10 @@ from utils.config import load
 from utils.run_directory import RunDirectory
 from utils.training_record import TrainingRecord
 
+ROOT = Path(__file__).parents[1]
 ARGUMENTS = {"SuperLoss": {"tau": 0.5}, "GradientRescaling": {"beta": 2.0, "lam": 0.5}}
 SCORING = [name for name in losses.__all__ if issubclass(getattr(losses, name), SampleLoss)]
+# Their result is a table as long as the dataset, of which they touch a part.
 INTO_A_TABLE = {
     "aten::index_put_",
     "aten::_index_put_impl_",
@@ -33,94 +42,94 @@ INTO_A_TABLE = {
     "aten::put_",
     "aten::detach",
     "aten::alias",
-}  # whose result is the table, of which they touch a part
+}
 
 
 class Watch(TorchDispatchMode):
-    """Which operations are run, and which of them read a number from the device, or write a tensor
-    of a certain size.
+    """While entered, counts the operations that are run, and those that are slow.
+
+    Attributes:
+        count: how many operations were run.
+        reads: how many of them read a number from the device.
+        large: names of those with a result of ``size`` elements that is not a table.
     """
 
     def __init__(self, size: int = -1):
         super().__init__()
-        self.size, self.read, self.large, self.count = size, 0, [], 0
+        self.size = size
+        self.count = self.reads = 0
+        self.large = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        name, self.count = function._schema.name, self.count + 1
-        self.read += name == "aten::_local_scalar_dense"
-        tensors = [
-            one
-            for one in (result if isinstance(result, (tuple, list)) else [result])
-            if isinstance(one, torch.Tensor)
-        ]
-        if any(one.numel() == self.size for one in tensors) and name not in INTO_A_TABLE:
-            self.large.append(name)
+        name = function._schema.name
+        self.count += 1
+        self.reads += name == "aten::_local_scalar_dense"
+        results = result if isinstance(result, (tuple, list)) else [result]
+        for item in results:
+            is_large = isinstance(item, torch.Tensor) and item.numel() == self.size
+            if is_large and name not in INTO_A_TABLE:
+                self.large.append(name)
         return result
 
 
-def made(name, num_samples, **arguments):
+def make_loss(name, num_samples, **arguments):
     spec = {"name": name} | ARGUMENTS.get(name, {}) | arguments
     return build(losses, spec, task_loss=cross_entropy, num_samples=num_samples, num_outputs=5)
 
 
 @pytest.mark.parametrize("name", SCORING)
 def test_a_step_of_a_loss_touches_the_batch_alone(name):
-    """After the first one, no operation has a result as long as the dataset, but those that write
-    into its table.
-    """
-    loss, counts = made(name, 10_007), []
+    """After the first step, only operations that write into a table have a result as long."""
+    num_samples = 10_007
+    loss = make_loss(name, num_samples)
+    counts = []
     for step in range(3):
         index = torch.arange(8) + 8 * step
         output = torch.randn(8, 5, requires_grad=True)
-        with Watch(size=10_007) as watch:
+        with Watch(size=num_samples) as watch:
             loss(output, torch.arange(8) % 5, index).mean().backward()
         counts.append(watch.count)
         assert step == 0 or not watch.large
     assert counts[1] == counts[2]
 
 
+BYTES = [(name, {}, r"(\d+) bytes a sample") for name in SCORING]
+BYTES_OF_VISITS = r"(\d+) with ``bias_correction=\"visits\"``"
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
-    [
-        *((name, {}, r"(\d+) bytes a sample") for name in SCORING),
-        (
-            "DiscrimLoss",
-            {"bias_correction": "visits"},
-            r"(\d+) with ``bias_correction=\"visits\"``",
-        ),
-    ],
+    ("name", "arguments", "pattern"),
+    [*BYTES, ("DiscrimLoss", {"bias_correction": "visits"}, BYTES_OF_VISITS)],
 )
-def test_the_docstring_says_how_many_bytes_a_sample_are_kept(name, arguments, said):
-    """And nothing is kept of each where it says nothing."""
-    sizes = [
-        sum(state.nbytes for state in made(name, n, **arguments).buffers()) for n in (1000, 3000)
-    ]
-    stated = re.search(said, " ".join(getattr(losses, name).__doc__.split()))
-    assert sizes[1] - sizes[0] == 2000 * (int(stated[1]) if stated else 0)
+def test_the_docstring_says_how_many_bytes_a_sample_are_kept(name, arguments, pattern):
+    """If it says nothing of them, nothing is kept."""
+    small, large = (make_loss(name, num_samples, **arguments) for num_samples in (1000, 3000))
+    kept = sum(state.nbytes for state in large.buffers())
+    kept -= sum(state.nbytes for state in small.buffers())
+    stated = re.search(pattern, " ".join(getattr(losses, name).__doc__.split()))
+    assert kept == 2000 * (int(stated[1]) if stated else 0)
+
+
+def skip_check_index(monkeypatch, module):
+    """Leave out the check of the indices, which a loss makes on a CPU alone."""
+    monkeypatch.setattr(f"{module}.check_index", lambda *_: None, raising=False)
 
 
 @pytest.mark.parametrize("name", SCORING)
 def test_a_step_of_a_loss_reads_nothing_from_the_device(name, monkeypatch):
-    monkeypatch.setattr(
-        f"losses.{getattr(losses, name).__module__.split('.')[-1]}.check_index",
-        lambda *_: None,
-        raising=False,
-    )
-    loss = made(name, 100)
+    skip_check_index(monkeypatch, getattr(losses, name).__module__)
+    loss = make_loss(name, 100)
     output = torch.randn(8, 5, requires_grad=True)
     with Watch() as watch:
-        for step in range(5):  # check_index looks at its indices on the CPU alone
+        for step in range(5):
             loss(output, torch.arange(8) % 5, torch.arange(8) + 8 * step).mean().backward()
-    assert watch.read == 0
+    assert watch.reads == 0
 
 
 def small_run(tmp_path, *overrides):
-    config = load(
-        "params/digits/discrimloss.yaml",
-        ["model.width=2", f"run_dir={tmp_path}/run", "threads=1", "batch_size=32", *overrides],
-        SCHEMAS,
-    )
+    options = ["model.width=2", f"run_dir={tmp_path}/run", "threads=1", "batch_size=32"]
+    config = load("params/digits/discrimloss.yaml", [*options, *overrides], SCHEMAS)
     directory = RunDirectory(config)
     run = Experiment(config, directory)
     run.epoch, run.step, run.forward = 0, 0, run.model
@@ -128,24 +137,24 @@ def small_run(tmp_path, *overrides):
 
 
 @pytest.mark.parametrize("method", ["Plain", "DiscrimLoss"])
-def test_an_epoch_reads_from_the_device_only_where_it_looks_at_the_losses(
+def test_an_epoch_reads_from_the_device_only_when_it_looks_at_the_losses(
     tmp_path, monkeypatch, method
 ):
-    monkeypatch.setattr("losses.discrimloss.check_index", lambda *_: None)
+    skip_check_index(monkeypatch, "losses.discrimloss")
     monkeypatch.setattr(TrainingRecord, "check_every", 10)
     run = small_run(tmp_path, f"loss={method}")
     with Watch() as watch, StopRequest() as stop:
         main.train_epoch(run, stop)
-    looks = -(-len(run.loaders.train) // 10)
-    assert len(run.loaders.train) == 41 and looks == 5
-    assert (
-        watch.read <= looks + 1
-    )  # loss.item() of the progress bar; the losses themselves come home in one tensor
+    looks = math.ceil(len(run.loaders.train) / 10)
+    assert len(run.loaders.train) == 41
+    assert looks == 5
+    # each look reads the losses as one tensor; the progress bar needs loss.item()
+    assert watch.reads <= looks + 1
 
 
 @contextlib.contextmanager
 def no_waiting(device):
-    """Nothing may wait for the GPU, or on a CPU read what it would have to wait for."""
+    """While entered, nothing may wait for the GPU; on a CPU, nothing that would on a GPU."""
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -155,25 +164,22 @@ def no_waiting(device):
     else:
         with Watch() as watch:
             yield
-        assert watch.read == 0
+        assert watch.reads == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
 @pytest.mark.parametrize("method", ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GCE"])
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
-    for module in ("discrimloss", "data_parameters"):
-        monkeypatch.setattr(
-            f"losses.{module}.check_index", lambda *_: None
-        )  # which looks at indices on a CPU alone
+    skip_check_index(monkeypatch, "losses.discrimloss")
+    skip_check_index(monkeypatch, "losses.data_parameters")
     run = small_run(
         tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1"
     )
     run.loaders.set_epoch(0, 0)
     batches = iter(run.loaders.train)
     for step in range(6):
-        with (
-            no_waiting(device) if step else contextlib.nullcontext()
-        ):  # the first allocates, and chooses algorithms
+        # the first step allocates, and chooses algorithms
+        with no_waiting(device) if step else contextlib.nullcontext():
             batch = next(batches)
             loss = run.objective(run.forward, batch)
             run.optimizer.zero_grad()
@@ -183,24 +189,48 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
             run.record.update(step, loss, batch, run.objective.scored)
 
 
-def tensors():
-    """How many tensors there are, and their bytes."""
+def tensors_alive():
+    """How many tensors there are, and how many bytes they take."""
     gc.collect()
-    sizes = [
-        one.numel() * one.element_size()
-        for one in gc.get_objects()
-        if issubclass(type(one), torch.Tensor)
-    ]
-    return len(sizes), sum(sizes)
+    # not isinstance, which would ask objects that pretend to be of another class
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    return len(tensors), sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def test_nothing_grows_with_the_epochs(tmp_path):
-    run, held = small_run(tmp_path, "epochs=60"), []
+    run = small_run(tmp_path, "epochs=60")
+    alive = {}
     with StopRequest() as stop:
         for run.epoch in range(50):
             run.step = 0
             main.train_epoch(run, stop)
             main.end_epoch(run)
             if run.epoch in (4, 49):
-                held.append(tensors())
-    assert held[0] == held[1] and held[0][0] > 20
+                alive[run.epoch] = tensors_alive()
+    assert alive[4] == alive[49]
+    assert alive[4][0] > 20
+
+
+def test_importing_main_loads_no_library_that_a_run_may_not_need():
+    lazy = {"sklearn", "scipy", "pandas", "matplotlib", "torchvision", "PIL", "transformers"}
+    code = f"import sys, main; print(*sorted({lazy} & sys.modules.keys()))"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.split() == []
+
+
+def cpu_seconds(*arguments):
+    """The CPU time, user and system, of a Python process with these arguments."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_costs_little_more_than_importing_pytorch():
+    help_times, import_times = [], []
+    for _ in range(3):  # in turn, because other work on the machine slows down both
+        help_times.append(cpu_seconds("main.py", "--help"))
+        import_times.append(cpu_seconds("-c", "import torch"))
+    assert statistics.median(help_times) <= 1.3 * statistics.median(import_times)

@@ -1,7 +1,4 @@
-"""What every loss promises, found through losses.__all__.
-
-And the numbers of each, by hand or from a naive loop.
-"""
+"""The contract of every loss in losses.__all__, and its numbers by hand or from a naive loop."""
 
 import math
 
@@ -10,6 +7,7 @@ import pytest
 import torch
 
 import losses
+from datasets.base import Batch
 from losses import GCE, DataParameters, DiscrimLoss, GradientRescaling, Plain, SuperLoss
 from losses.base import SampleLoss, Supervised, as_objective
 from losses.per_sample import PerSampleParameter
@@ -39,11 +37,7 @@ ALSO = {
         {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
     ],
 }
-REGRESSION = {
-    "Plain",
-    "DiscrimLoss",
-    "SuperLoss",
-}  # a loss that is named here is also tested on regression
+REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # these are also tested on regression
 
 
 def cases():
@@ -54,12 +48,13 @@ def cases():
         for arguments in REQUIRED.get(name, [{}]) + ALSO.get(name, []):
             yield name, arguments, cross_entropy
         if name in REGRESSION:
+            arguments = {"tau": 1.0} if name == "SuperLoss" else {}
             for task_loss in (smooth_l1, mse):
-                yield name, {"tau": 1.0} if name == "SuperLoss" else {}, task_loss
+                yield name, arguments, task_loss
 
 
 def name_of(value):
-    """In a test's id: the name of a function, not its address."""
+    """The name of a function in the id of a test, instead of its address."""
     return getattr(value, "__name__", str(value))
 
 
@@ -84,24 +79,24 @@ def batches(task_loss, count, seed=0):
     for _ in range(count):
         index = torch.randperm(N, generator=generator)[:B]
         if task_loss is cross_entropy:
-            yield (
-                torch.randn(B, C, generator=generator),
-                torch.randint(C, (B,), generator=generator),
-                index,
-            )
+            output = torch.randn(B, C, generator=generator)
+            target = torch.randint(C, (B,), generator=generator)
         else:
-            yield (
-                torch.randn(B, 1, generator=generator),
-                3 * torch.randn(B, generator=generator),
-                index,
-            )
+            output = torch.randn(B, 1, generator=generator)
+            target = 3 * torch.randn(B, generator=generator)
+        yield output, target, index
 
 
 def all_samples(task_loss):
     """(outputs, targets, indices) of all samples, in another order, as ``predict`` returns them."""
-    output, target = next(batches(task_loss, 1))[:2]
+    output, target, _ = next(batches(task_loss, 1))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
     return output.repeat(N // B, 1), target.repeat(N // B), order
+
+
+def run_batches(loss, task_loss, count, seed=0):
+    for output, target, index in batches(task_loss, count, seed):
+        loss(output, target, index)
 
 
 def state(loss):
@@ -121,7 +116,8 @@ class TestContract:
         for output, target, index in batches(task_loss, 5):
             output.requires_grad_()
             values = loss(output, target, index)
-            assert values.shape == (B,) and values.isfinite().all()
+            assert values.shape == (B,)
+            assert values.isfinite().all()
             values.mean().backward()
             assert output.grad.isfinite().all()
             moved = output.grad.abs().sum(1) > 0
@@ -129,16 +125,16 @@ class TestContract:
 
     def test_evaluation_changes_nothing(self, name, arguments, task_loss):
         loss = make(name, arguments, task_loss)
-        list(loss(*batch) for batch in batches(task_loss, 3))
+        run_batches(loss, task_loss, 3)
         before = state(loss)
         loss.eval()
-        list(loss(*batch) for batch in batches(task_loss, 3, seed=1))
+        run_batches(loss, task_loss, 3, seed=1)
         assert same(before, state(loss))
 
     def test_samples_not_drawn_do_not_move(self, name, arguments, task_loss):
         loss = make(name, arguments, task_loss)
         *_, (output, target, index) = batches(task_loss, 4)
-        list(loss(*batch) for batch in batches(task_loss, 3))
+        run_batches(loss, task_loss, 3)
         before = state(loss)
         loss(output, target, index)
         others = torch.ones(N, dtype=torch.bool)
@@ -151,16 +147,15 @@ class TestContract:
         order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
         first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
         for output, target, index in batches(task_loss, 3):
-            torch.testing.assert_close(
-                first(output, target, index)[order],
-                second(output[order], target[order], index[order]),
-            )
+            values = first(output, target, index)
+            permuted = second(output[order], target[order], index[order])
+            torch.testing.assert_close(values[order], permuted)
         for key, value in first.state_dict().items():
             torch.testing.assert_close(value, second.state_dict()[key])
 
     def test_a_restored_state_goes_on_bit_identically(self, name, arguments, task_loss):
         first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
-        list(first(*batch) for batch in batches(task_loss, 4))
+        run_batches(first, task_loss, 4)
         second.load_state_dict(first.state_dict())
         for epoch, batch in enumerate(batches(task_loss, 4, seed=2)):
             first.set_epoch(epoch)
@@ -173,33 +168,29 @@ class TestContract:
         for output, target, index in batches(task_loss, 3):
             output = output.bfloat16().requires_grad_()
             values = half(output, target, index)
-            torch.testing.assert_close(
-                values, full(output.detach().float(), target, index), rtol=0.02, atol=0.02
-            )
+            expected = full(output.detach().float(), target, index)
+            torch.testing.assert_close(values, expected, rtol=0.02, atol=0.02)
             values.mean().backward()
-            assert (
-                values.dtype == torch.float32
-                and output.grad.dtype == torch.bfloat16
-                and output.grad.isfinite().all()
-            )
+            assert values.dtype == torch.float32
+            assert output.grad.dtype == torch.bfloat16
+            assert output.grad.isfinite().all()
 
     def test_float64_outputs_are_accepted(self, name, arguments, task_loss):
         double, single = make(name, arguments, task_loss), make(name, arguments, task_loss)
         for output, target, index in batches(task_loss, 3):
             values = double(output.double(), target, index)
+            expected = single(output, target, index)
             assert values.dtype == torch.float64
-            torch.testing.assert_close(
-                values.float(), single(output, target, index), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(values.float(), expected, rtol=1e-4, atol=1e-5)
 
     def test_the_score_numbers_every_sample_or_is_none(self, name, arguments, task_loss):
         score = make(name, arguments, task_loss).sample_score()
         assert score is None or score.shape == (N,)
 
     def test_an_epoch_may_be_set_twice(self, name, arguments, task_loss):
-        """After a resumption in the middle of it."""
+        """A run that resumes in the middle of an epoch does so."""
         loss = make(name, arguments, task_loss)
-        list(loss(*batch) for batch in batches(task_loss, 3))
+        run_batches(loss, task_loss, 3)
         before = state(loss)
         for epoch in (0, 1, 1):
             loss.set_epoch(epoch)
@@ -207,7 +198,7 @@ class TestContract:
 
     def test_what_it_does_between_epochs_is_state(self, name, arguments, task_loss):
         first, second = make(name, arguments, task_loss), make(name, arguments, task_loss)
-        list(first(*batch) for batch in batches(task_loss, 3))
+        run_batches(first, task_loss, 3)
         first.end_epoch(lambda: all_samples(task_loss))
         second.load_state_dict(first.state_dict())
         for batch in batches(task_loss, 3, seed=2):
@@ -231,16 +222,15 @@ class TestContract:
 
     def test_the_objective_takes_the_mean_and_keeps_the_output(self, name, arguments, task_loss):
         method = make(name, arguments, task_loss).eval()
-        objective, model = (
-            as_objective(method),
-            torch.nn.Linear(3, C if task_loss is cross_entropy else 1),
-        )
+        objective = as_objective(method)
+        model = torch.nn.Linear(3, C if task_loss is cross_entropy else 1)
         _, target, index = next(batches(task_loss, 1))
-        batch = type("Batch", (), {"input": torch.randn(B, 3), "target": target, "index": index})
+        batch = Batch(torch.randn(B, 3), target, index)
         value = objective(model, batch)
         value.backward()
         torch.testing.assert_close(value, method(model(batch.input), target, index).mean())
-        assert isinstance(objective, Supervised) and objective.scored[0].grad is not None
+        assert isinstance(objective, Supervised)
+        assert objective.scored[0].grad is not None
 
 
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - REGRESSION))
@@ -280,24 +270,25 @@ def test_an_argument_outside_its_range_is_named(name, arguments, message):
 @pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters"])
 @pytest.mark.parametrize("bad", [-1, N])
 def test_an_index_outside_the_training_set_is_an_error(name, bad):
-    loss, index = make(name, {}, cross_entropy), torch.arange(B)
+    loss = make(name, {}, cross_entropy)
+    output, target = torch.randn(B, C), torch.zeros(B, dtype=torch.long)
+    index = torch.arange(B)
     index[3] = bad
     before = state(loss)
     with pytest.raises(IndexError, match=rf"\[0, {N}\), got {bad}"):
-        loss(torch.randn(B, C), torch.zeros(B, dtype=torch.long), index)
+        loss(output, target, index)
     with pytest.raises(ValueError, match="one training-set position per target"):
-        loss(torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.arange(B).unsqueeze(1))
+        loss(output, target, torch.arange(B).unsqueeze(1))
     assert same(before, state(loss))
 
 
-def test_superloss_needs_a_threshold_where_there_are_no_classes():
+def test_superloss_needs_a_threshold_if_there_are_no_classes():
     with pytest.raises(ValueError, match="tau=None"):
         SuperLoss(mse, num_outputs=1)
     assert SuperLoss(cross_entropy, num_outputs=10).tau == pytest.approx(math.log(10))
 
 
-# --- task losses
-# -----------------------------------------------------------------------------------------------------------
+# Task losses
 
 
 def test_regression_losses_do_not_broadcast():
@@ -314,8 +305,7 @@ def test_a_task_loss_of_another_task_is_unknown():
         get_task_loss("classification", "mse", "classification")
 
 
-# --- numbers
-# ---------------------------------------------------------------------------------------------------------------
+# Numbers
 
 
 @pytest.mark.parametrize(
@@ -325,42 +315,32 @@ def test_a_task_loss_of_another_task_is_unknown():
 )
 def test_gradients_against_finite_differences(name, arguments, task_loss):
     loss = make(name, arguments, task_loss)
-    list(loss(*batch) for batch in batches(task_loss, 3))
-    loss = loss.double().eval()  # in evaluation mode, and so with the state held still
+    run_batches(loss, task_loss, 3)
+    loss = loss.double().eval()  # in evaluation mode the state does not move
     output, target, index = next(batches(task_loss, 1, seed=5))
     output = (2 * output).double().requires_grad_()
+    if task_loss is not cross_entropy:
+        target = target.double()
     assert torch.autograd.gradcheck(
-        lambda z: loss(z, target.double() if task_loss is not cross_entropy else target, index),
-        output,
-        eps=1e-6,
-        atol=1e-6,
+        lambda output: loss(output, target, index), output, eps=1e-6, atol=1e-6
     )
 
 
 def test_sigma_gradient_against_finite_differences():
-    """d mean(loss) / d log sigma in closed form is what the first step of an unclamped table moves
-    by.
-    """
+    """A table without bounds takes its first step along -d mean(loss) / d log sigma."""
     output, target, index = next(batches(cross_entropy, 1))
-    loss = DiscrimLoss(
-        cross_entropy,
-        N,
-        sigma_lr=1.0,
-        log_sigma_low=-99.0,
-        log_sigma_high=99.0,
-        a=0.3,
-        threshold=0.7,
-    )
+    unbounded = {"log_sigma_low": -99.0, "log_sigma_high": 99.0}
+    loss = DiscrimLoss(cross_entropy, N, sigma_lr=1.0, a=0.3, threshold=0.7, **unbounded)
 
-    def mean(offset, sample):
+    def mean_loss(sample, offset):
         shifted = DiscrimLoss(cross_entropy, N, a=0.3, threshold=0.7, sigma_lr=0.0).double()
         shifted.log_sigma.value[sample] = offset
-        return shifted(output.double(), target, index).mean()
+        return shifted(output.double(), target, index).mean().item()
 
     loss(output, target, index)
     for sample in index.tolist():
-        slope = (mean(1e-5, sample) - mean(-1e-5, sample)) / 2e-5
-        assert -loss.log_sigma.value[sample].item() == pytest.approx(slope.item(), rel=1e-4)
+        slope = (mean_loss(sample, 1e-5) - mean_loss(sample, -1e-5)) / 2e-5
+        assert -loss.log_sigma.value[sample].item() == pytest.approx(slope, rel=1e-4)
 
 
 def test_temperature_gradient_against_finite_differences():
@@ -369,7 +349,7 @@ def test_temperature_gradient_against_finite_differences():
         cross_entropy, N, C, level="both", instance_lr=1.0, class_lr=1.0, low=-99.0, high=99.0
     )
 
-    def mean(table, row, offset):
+    def mean_loss(table, row, offset):
         shifted = DataParameters(cross_entropy, N, C, level="both").double().eval()
         getattr(shifted, table).value[row] = offset
         return shifted(output.double(), target, index).mean().item()
@@ -377,14 +357,13 @@ def test_temperature_gradient_against_finite_differences():
     loss(output, target, index)
     for table, rows in (("instance", index.tolist()), ("classes", target.unique().tolist())):
         for row in rows:
-            slope = (mean(table, row, 1e-5) - mean(table, row, -1e-5)) / 2e-5
-            assert -getattr(loss, table).value[row].item() == pytest.approx(
-                slope, rel=1e-3, abs=1e-6
-            )
+            slope = (mean_loss(table, row, 1e-5) - mean_loss(table, row, -1e-5)) / 2e-5
+            moved = getattr(loss, table).value[row].item()
+            assert -moved == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 def test_discrimloss_with_visits_equals_a_naive_loop():
-    """bias_correction="visits" where samples are drawn unevenly, against plain Python."""
+    """bias_correction="visits" in plain Python, with samples that are drawn unevenly."""
     loss = DiscrimLoss(
         cross_entropy,
         N,
@@ -395,13 +374,16 @@ def test_discrimloss_with_visits_equals_a_naive_loop():
         q=3.0,
         sigma_lr=0.5,
     )
-    history, visits, log_sigma, velocity, k = [0.0] * N, [0] * N, [0.0] * N, [0.0] * N, None
+    history, visits, log_sigma, velocity = [0.0] * N, [0] * N, [0.0] * N, [0.0] * N
+    low, high = math.log(1 / 20), math.log(20)
+    k = None
     for epoch, (output, target, index) in enumerate(batches(cross_entropy, 12)):
         loss.set_epoch(epoch)
         values = loss(output, target, index)
         average = []
-        for one, i in zip(cross_entropy(output, target).tolist(), index.tolist(), strict=True):
-            history[i] = 0.9 * history[i] + 0.1 * one
+        newest = cross_entropy(output, target).tolist()
+        for value, i in zip(newest, index.tolist(), strict=True):
+            history[i] = 0.9 * history[i] + 0.1 * value
             visits[i] += 1
             average.append(history[i] / (1 - 0.9 ** visits[i]))
         mean = sum(average) / B
@@ -411,9 +393,7 @@ def test_discrimloss_with_visits_equals_a_naive_loop():
             expected = (average[position] - gamma * k) / math.exp(log_sigma[i])
             assert values[position].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
             velocity[i] = 0.9 * velocity[i] - expected / B
-            log_sigma[i] = min(
-                max(log_sigma[i] - 0.5 * velocity[i], math.log(1 / 20)), math.log(20)
-            )
+            log_sigma[i] = min(max(log_sigma[i] - 0.5 * velocity[i], low), high)
     torch.testing.assert_close(loss.log_sigma.value, torch.tensor(log_sigma), rtol=1e-4, atol=1e-5)
 
 
@@ -447,9 +427,8 @@ def test_a_class_drawn_twice_takes_one_step_along_the_sum():
     output = torch.randn(1, C).expand(4, C)
     loss(output, torch.tensor([1, 1, 1, 1]), torch.arange(4))
     once = DataParameters(cross_entropy, N, C, level="class", class_decay=0.4, class_init=2.0)
-    once(
-        output[:1], torch.tensor([1]), torch.arange(1)
-    )  # a mean over 4 equal samples; decay once for each of them
+    # the gradient is a mean over 4 equal samples, and decay counts once for each of them
+    once(output[:1], torch.tensor([1]), torch.arange(1))
     torch.testing.assert_close(loss.classes.value, once.classes.value)
     assert (loss.classes.value[[0, 2, 3, 4]] == math.log(2)).all()
 
@@ -479,46 +458,40 @@ SUPERLOSS = [
 def test_superloss_values(tau, lam, table):
     for value, sigma, expected in table:
         loss = SuperLoss(lambda output, target: output, tau=tau, lam=lam)
-        losses_in = torch.tensor([float(value)], requires_grad=True)
-        out = loss(losses_in, None, None)
-        out.backward()
-        assert out.item() == pytest.approx(
-            expected, abs=2e-6
-        ) and losses_in.grad.item() == pytest.approx(sigma, rel=1e-5)
+        task_losses = torch.tensor([float(value)], requires_grad=True)
+        result = loss(task_losses, None, None)
+        result.backward()
+        assert result.item() == pytest.approx(expected, abs=2e-6)
+        assert task_losses.grad.item() == pytest.approx(sigma, rel=1e-5)
 
 
 def test_the_confidence_of_superloss_against_scipy():
     from scipy.special import lambertw
 
-    z = torch.cat(
-        [
-            -math.exp(-1) + torch.logspace(-14, 8, 2000, dtype=torch.float64),
-            torch.zeros(1, dtype=torch.float64),
-        ]
-    )
+    branch_point = -math.exp(-1)
+    offsets = torch.logspace(-14, 8, 2000, dtype=torch.float64)
+    z = torch.cat([branch_point + offsets, torch.zeros(1, dtype=torch.float64)])
     expected = torch.from_numpy(np.exp(-lambertw(z.numpy()).real))
     torch.testing.assert_close(confidence(2 * z), expected, rtol=1e-9, atol=0)
-    away = z > -math.exp(-1) + 1e-6
+    away = z > branch_point + 1e-6
     torch.testing.assert_close(confidence(2 * z)[away], expected[away], rtol=1e-13, atol=0)
-    assert confidence(
-        torch.tensor([-2 / math.e, -2.0], dtype=torch.float64)
-    ).tolist() == pytest.approx([math.e] * 2, rel=1e-7)
+    at_and_below = torch.tensor([-2 / math.e, -2.0], dtype=torch.float64)
+    assert confidence(at_and_below).tolist() == pytest.approx([math.e] * 2, rel=1e-7)
     assert confidence(torch.zeros(1, dtype=torch.float64)).item() == 1
 
 
 def test_superloss_is_finite_at_and_around_the_branch_point():
-    branch = -2 / math.e
-    for dtype, lowest in (
-        (torch.float32, 2.71),
-        (torch.bfloat16, 2.25),
-    ):  # three steps above, bfloat16 is far away
-        around = torch.tensor(branch, dtype=dtype)
+    branch_point = -2 / math.e
+    # three steps of bfloat16 above the branch point are far away from it
+    for dtype, lowest in ((torch.float32, 2.71), (torch.bfloat16, 2.25)):
+        value = torch.tensor(branch_point, dtype=dtype)
         for _ in range(3):
-            around = torch.nextafter(around, torch.tensor(-9.0, dtype=dtype))
+            value = torch.nextafter(value, torch.tensor(-9.0, dtype=dtype))
         for _ in range(7):
-            sigma = confidence(around.double())
-            assert sigma.isfinite() and lowest < sigma <= math.e + 1e-12
-            around = torch.nextafter(around, torch.tensor(9.0, dtype=dtype))
+            sigma = confidence(value.double())
+            assert sigma.isfinite()
+            assert lowest < sigma <= math.e + 1e-12
+            value = torch.nextafter(value, torch.tensor(9.0, dtype=dtype))
 
 
 def test_superloss_moving_threshold():
@@ -533,6 +506,7 @@ DM_TARGET = torch.tensor([0, 0, 1, 2])
 
 
 def gradient(loss, output=DM_OUTPUT, target=DM_TARGET):
+    """The gradient of the mean loss with respect to the output."""
     output = output.clone().requires_grad_()
     loss(output, target, torch.arange(len(target))).mean().backward()
     return output.grad
@@ -547,9 +521,8 @@ def test_derivative_manipulation_gradient():
             [0.1259989, 0.1259989, -0.2519977],
         ]
     )
-    torch.testing.assert_close(
-        gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5)), expected, rtol=0, atol=1e-6
-    )
+    rescaled = gradient(GradientRescaling(cross_entropy, beta=8.0, lam=0.5))
+    torch.testing.assert_close(rescaled, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -561,80 +534,58 @@ def test_derivative_manipulation_gradient():
     ],
 )
 def test_derivative_manipulation_weights(beta, lam, weights):
-    norms = gradient(
-        GradientRescaling(cross_entropy, beta=beta, lam=lam, normalise="none")
-    ).abs().sum(1) * len(DM_TARGET)
+    unnormalised = GradientRescaling(cross_entropy, beta=beta, lam=lam, normalise="none")
+    norms = gradient(unnormalised).abs().sum(1) * len(DM_TARGET)
     torch.testing.assert_close(norms, torch.tensor(weights), rtol=1e-5, atol=1e-5)
-    assert gradient(
-        GradientRescaling(cross_entropy, beta=beta, lam=lam)
-    ).abs().sum().item() == pytest.approx(1, abs=1e-6)
+    normalised = GradientRescaling(cross_entropy, beta=beta, lam=lam)
+    assert gradient(normalised).abs().sum().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_emphasis_densities_reduce_to_known_losses():
-    plain = gradient(Plain(cross_entropy))
+    def rescaled(beta, lam, **options):
+        return gradient(GradientRescaling(cross_entropy, beta=beta, lam=lam, **options))
+
     density = {"variant": "beta", "normalise": "none"}
-    torch.testing.assert_close(
-        2 * gradient(GradientRescaling(cross_entropy, beta=1.0, lam=2.0, **density)), plain
-    )
+    plain = gradient(Plain(cross_entropy))
+    torch.testing.assert_close(2 * rescaled(1.0, 2.0, **density), plain)
     gce = gradient(GCE(cross_entropy, q=0.7))
-    torch.testing.assert_close(
-        2 * gradient(GradientRescaling(cross_entropy, beta=1.7, lam=2.0, **density)), gce
-    )
+    torch.testing.assert_close(2 * rescaled(1.7, 2.0, **density), gce)
     mae = gradient(GCE(cross_entropy, q=1.0))
-    torch.testing.assert_close(
-        2 * gradient(GradientRescaling(cross_entropy, beta=2.0, lam=2.0, **density)), mae
-    )
-    exponential = gradient(
-        GradientRescaling(cross_entropy, beta=2.0, lam=7.0, variant="exponential")
-    )
-    torch.testing.assert_close(
-        gradient(GradientRescaling(cross_entropy, beta=2.0, lam=0.0)), exponential
-    )
+    torch.testing.assert_close(2 * rescaled(2.0, 2.0, **density), mae)
+    exponential = rescaled(2.0, 7.0, variant="exponential")
+    torch.testing.assert_close(rescaled(2.0, 0.0), exponential)
     p = DM_OUTPUT.softmax(1).gather(1, DM_TARGET[:, None]).squeeze(1)
-    imae = (
-        gradient(GradientRescaling(cross_entropy, beta=8.0, lam=1.0, normalise="none")).abs().sum(1)
-    )
+    imae = rescaled(8.0, 1.0, normalise="none").abs().sum(1)
     torch.testing.assert_close(imae, torch.exp(8 * p * (1 - p)) / 4)
-    normal = (
-        gradient(
-            GradientRescaling(cross_entropy, beta=8.0, lam=0.5, variant="normal", normalise="none")
-        )
-        .abs()
-        .sum(1)
-    )
+    normal = rescaled(8.0, 0.5, variant="normal", normalise="none").abs().sum(1)
     torch.testing.assert_close(normal, imae)
-    equal = gradient(GradientRescaling(cross_entropy, beta=0.0, lam=1.0)).abs().sum(1)
+    equal = rescaled(0.0, 1.0).abs().sum(1)
     torch.testing.assert_close(equal, torch.full((4,), 0.25))
 
 
 def test_rescaled_gradients_keep_norm_and_zero_sum_however_sure_the_network_is():
+    loss = GradientRescaling(cross_entropy, beta=8.0, lam=0.5, normalise="none")
     for gap in (5.0, 17.0, 20.0, 25.0, 60.0, 100.0, 300.0):
         output = torch.zeros(1, 10)
         output[0, 3] = gap
-        rows = gradient(
-            GradientRescaling(cross_entropy, beta=8.0, lam=0.5, normalise="none"),
-            output,
-            torch.tensor([3]),
-        )
+        grad = gradient(loss, output, torch.tensor([3]))
         rest = 1 / (1 + math.exp(gap) / 9)
         weight = math.exp(8 * math.sqrt(1 - rest) * rest)
-        assert rows.abs().sum().item() == pytest.approx(
-            weight, rel=1e-5
-        ) and rows.sum().item() == pytest.approx(0, abs=1e-6)
+        assert grad.abs().sum().item() == pytest.approx(weight, rel=1e-5)
+        assert grad.sum().item() == pytest.approx(0, abs=1e-6)
 
 
 def test_gce_values_and_gradients():
+    loss = GCE(cross_entropy, q=0.7)
+    target = torch.tensor([0])
     for p, value, slope in (
         (0.1, 1.1435340, -0.1795736),
         (0.3, 0.8135548, -0.3013581),
         (0.7, 0.3156344, -0.2337168),
     ):
         output = torch.tensor([[math.log(p), math.log(1 - p)]])
-        loss = GCE(cross_entropy, q=0.7)
-        assert loss(output, torch.tensor([0]), None).item() == pytest.approx(value, abs=1e-6)
-        assert gradient(loss, output, torch.tensor([0]))[0, 0].item() == pytest.approx(
-            slope, abs=1e-6
-        )
+        assert loss(output, target, None).item() == pytest.approx(value, abs=1e-6)
+        assert gradient(loss, output, target)[0, 0].item() == pytest.approx(slope, abs=1e-6)
     tiny = GCE(cross_entropy, q=1e-8)
     torch.testing.assert_close(
         tiny(DM_OUTPUT, DM_TARGET, None), cross_entropy(DM_OUTPUT, DM_TARGET), rtol=1e-5, atol=1e-6
@@ -642,15 +593,15 @@ def test_gce_values_and_gradients():
 
 
 def test_discrimloss_weight_of_the_newest_loss():
-    """At sigma = 1 the gradient is that of the task loss times suppression (1 - beta) / (1 -
-    beta^(e+1)).
+    """If sigma is 1, the gradient is that of the task loss times a factor.
+
+    The factor is suppression * (1 - beta) / (1 - beta^(e+1)).
     """
     output, target, index = next(batches(cross_entropy, 1))
     plain = gradient(Plain(cross_entropy), output, target)
     for epoch, factor in ((0, 0.100), (1, 0.2 * 0.1 / 0.19), (3, 0.1 / 0.3439), (19, 0.114)):
         loss = DiscrimLoss(cross_entropy, N)
         loss.set_epoch(epoch)
-        output.grad = None
         z = output.clone().requires_grad_()
         loss(z, target, index).mean().backward()
         torch.testing.assert_close(z.grad, factor * plain, rtol=2e-3, atol=1e-7)

@@ -1,12 +1,11 @@
-"""Whole runs through main.py.
-
-What they leave, that they resume as if nothing had happened, and what goes wrong cleanly.
-"""
+"""Whole runs through main.py: what they leave behind, how they resume, and how they fail."""
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -24,29 +23,37 @@ import main
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
 from utils.run_directory import RunDirectory
-from utils.run_state import lock_owner, run_state
+from utils.run_state import lock_owner, read_summary, run_state
 from utils.training_record import TrainingRecord
 
 ROOT = Path(__file__).parents[1]
+PLAIN = {"params": "params/digits/plain.yaml"}
 METHODS = sorted(
     path.stem
     for path in (ROOT / "params/digits").glob("*.yaml")
     if path.stem not in ("base", "plain_slow")
 )
+RECORD = [
+    "record_losses=true",
+    "dataset.crop_padding=1",
+    "validation.fraction=0.2",
+    "validation.clean=true",
+]
 
 
 def weights(directory):
+    """The content of the newest checkpoint of a run."""
     return torch.load(directory / "checkpoint.pt", weights_only=True)
 
 
 def arrays(path):
-    """The content of a .npz, the file closed."""
+    """The content of a .npz file, which is closed again."""
     with np.load(path) as content:
         return dict(content)
 
 
 def equal(first, second):
-    """Exact equality of nested states; wall-clock times aside."""
+    """Whether two nested states are exactly equal, but for wall-clock times."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -54,12 +61,27 @@ def equal(first, second):
         return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in keys)
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(equal, first, second))
-    return first == second or (first != first and second != second)
+    both_nan = first != first and second != second
+    return first == second or both_nan
+
+
+def assert_same_arrays(first_path, second_path):
+    """Two .npz files hold the same, to the last bit."""
+    first, second = arrays(first_path), arrays(second_path)
+    for name, array in first.items():
+        assert np.array_equal(array, second[name]), name
+
+
+def assert_finite_model(directory):
+    """The parameters in the newest checkpoint are all finite."""
+    for name, value in weights(directory)["model"].items():
+        assert value.isfinite().all(), name
 
 
 def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
     """Send this process a signal after so many steps of training, counted over the epochs."""
-    update, steps = TrainingRecord.update, iter(range(10**6))
+    update = TrainingRecord.update
+    steps = itertools.count()
 
     def interrupting(self, *arguments):
         update(self, *arguments)
@@ -69,10 +91,38 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(TrainingRecord, "update", interrupting)
 
 
+def start(*arguments, **options):
+    """main.py in a process of its own, which has printed its first two lines: it trains."""
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    for _ in range(2):
+        process.stdout.readline()
+    return process
+
+
+def write_images(folder, classes, image_of, *, train, test):
+    """Write train/ and test/ with so many images of each class: image_of(class, number)."""
+    from torchvision.io import write_png
+
+    for part, count in (("train", train), ("test", test)):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = image_of(name, number).to(torch.uint8)
+                write_png(image, str(folder / part / name / f"{number}.png"))
+
+
 def test_a_run_leaves_what_the_readme_lists(run):
-    code, directory, printed, complaints = run("validation.fraction=0.2", "loss=Plain")
-    assert code == 0 and not complaints
-    files = {
+    code, directory, stdout, stderr = run("validation.fraction=0.2", "loss=Plain")
+    assert code == 0
+    assert not stderr
+    expected = {
+        ".lock",
         "config.yaml",
         "metrics.csv",
         "noise.npz",
@@ -87,43 +137,30 @@ def test_a_run_leaves_what_the_readme_lists(run):
         "hardest.png",
         "test.npz",
     }
-    assert {path.name for path in directory.iterdir()} == files | {".lock"}
+    assert {path.name for path in directory.iterdir()} == expected
 
     rows = pd.read_csv(directory / "metrics.csv")
-    assert (
-        ",".join(rows.columns[:7])
-        == "epoch,lr,train_loss,train_metric,test_metric,seconds,images_per_second"
-    )
-    assert list(rows.epoch) == [0, 1, 2] and (rows.seconds > 0).all()
-    assert rows.filter(like="weight_").columns.tolist() == [
-        "weight_easy",
-        "weight_hard",
-        "weight_incorrect",
-    ]
-    np.testing.assert_allclose(
-        rows.filter(like="weight_"), 1, rtol=1e-5
-    )  # Plain: every sample counts as it does
+    first_columns = "epoch,lr,train_loss,train_metric,test_metric,seconds,images_per_second"
+    assert ",".join(rows.columns[:7]) == first_columns
+    assert list(rows.epoch) == [0, 1, 2]
+    assert (rows.seconds > 0).all()
+    sample_weights = rows.filter(like="weight_")
+    assert sample_weights.columns.tolist() == ["weight_easy", "weight_hard", "weight_incorrect"]
+    np.testing.assert_allclose(sample_weights, 1, rtol=1e-5)  # in Plain every sample counts fully
 
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = read_summary(directory)
     test = summary["test"]
-    assert (
-        summary["finished"]
-        and summary["metric"] == "accuracy"
-        and summary["epochs"] == 3
-        and summary["restarts"] == 0
-    )
+    assert summary["finished"]
+    assert summary["metric"] == "accuracy"
+    assert summary["epochs"] == 3
+    assert summary["restarts"] == 0
     assert test["last"] == pytest.approx(rows.test_metric.iloc[-1], rel=1e-5)
-    assert (
-        test["best"] == pytest.approx(rows.test_metric.max(), rel=1e-5)
-        and test["best_epoch"] == rows.test_metric.idxmax()
-    )
-    assert test["validated"] == pytest.approx(
-        rows.test_metric[rows.validation_metric.idxmax()], rel=1e-5
-    )
-    assert (
-        summary["noise"]["realised"] == pytest.approx(0.4, abs=0.001)
-        and summary["noise"]["requested"] == 0.4
-    )
+    assert test["best"] == pytest.approx(rows.test_metric.max(), rel=1e-5)
+    assert test["best_epoch"] == rows.test_metric.idxmax()
+    chosen_epoch = rows.validation_metric.idxmax()
+    assert test["validated"] == pytest.approx(rows.test_metric[chosen_epoch], rel=1e-5)
+    assert summary["noise"]["realised"] == pytest.approx(0.4, abs=0.001)
+    assert summary["noise"]["requested"] == 0.4
     assert set(summary["detection"]) == {
         "auroc",
         "average_precision",
@@ -134,12 +171,11 @@ def test_a_run_leaves_what_the_readme_lists(run):
     }
     assert all(0 <= value <= 1 for value in summary["detection"].values())
 
-    noise, samples = arrays(directory / "noise.npz"), arrays(directory / "samples.npz")
-    assert noise["given"].shape == noise["true"].shape == (1297,) and noise["transition"].shape == (
-        10,
-        10,
-    )
+    noise = arrays(directory / "noise.npz")
+    assert noise["given"].shape == noise["true"].shape == (1297,)
+    assert noise["transition"].shape == (10, 10)
     assert str(noise["sha256"]) == summary["noise"]["sha256"]
+    samples = arrays(directory / "samples.npz")
     assert set(samples) == {
         "index",
         "given",
@@ -150,48 +186,46 @@ def test_a_run_leaves_what_the_readme_lists(run):
         "predicted",
         "flagged",
     }
-    assert len(samples["index"]) == 1297 - 260 and (np.diff(samples["index"]) > 0).all()
+    assert len(samples["index"]) == 1297 - 260
+    assert (np.diff(samples["index"]) > 0).all()
     assert (samples["given"] == noise["given"][samples["index"]]).all()
     tested = arrays(directory / "test.npz")
-    assert tested["index"].tolist() == list(range(500)) and tested["loss"].shape == (500,)
-    assert 100 * (tested["predicted"] == tested["target"]).mean() == pytest.approx(
-        summary["test"]["last"]
-    )
+    assert tested["index"].tolist() == list(range(500))
+    assert tested["loss"].shape == (500,)
+    accuracy = 100 * (tested["predicted"] == tested["target"]).mean()
+    assert accuracy == pytest.approx(summary["test"]["last"])
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert suspects.score.is_monotonic_decreasing and len(suspects) == 1000
+    assert suspects.score.is_monotonic_decreasing
+    assert len(suspects) == 1000
     assert suspects["index"][0] == samples["index"][samples["score"].argmax()]
-    assert (
-        ",".join(suspects.columns[:7]) == "rank,index,path,given_label,predicted_label,score,loss"
-    )
+    first_columns = "rank,index,path,given_label,predicted_label,score,loss"
+    assert ",".join(suspects.columns[:7]) == first_columns
     assert suspects["rank"].tolist() == list(range(1, 1001))
     assert (directory / "suspects.png").stat().st_size > 10_000
 
-    lines = printed.strip().splitlines()
+    lines = stdout.strip().splitlines()
     assert lines[0] == f"{directory}: 1,297 training, 500 test samples in 10 classes"
-    assert len(lines) == 5 and all(
-        "images/s" in line for line in lines[1:4]
-    )  # no bar where the output is no terminal
+    assert len(lines) == 5  # no progress bar, because the output is not a terminal
+    assert all("images/s" in line for line in lines[1:4])
 
 
 def test_train_loss_and_metric_are_those_of_a_naive_loop(run):
-    _, directory, *_ = run(
-        "loss=Plain", "optimizer.lr=1e-12", "epochs=1"
-    )  # the network stays what it was
-    samples, rows = arrays(directory / "samples.npz"), pd.read_csv(directory / "metrics.csv")
+    # at this learning rate the network stays what it was
+    _, directory, *_ = run("loss=Plain", "optimizer.lr=1e-12", "epochs=1")
+    samples = arrays(directory / "samples.npz")
+    rows = pd.read_csv(directory / "metrics.csv")
     assert rows.train_loss[0] == pytest.approx(samples["loss"].mean(), rel=1e-4)
-    assert rows.train_metric[0] == pytest.approx(
-        100 * (samples["predicted"] == samples["given"]).mean(), rel=1e-4
-    )
+    accuracy = 100 * (samples["predicted"] == samples["given"]).mean()
+    assert rows.train_metric[0] == pytest.approx(accuracy, rel=1e-4)
     np.testing.assert_allclose(samples["mean_loss"], samples["loss"], rtol=1e-4)
-    np.testing.assert_array_equal(
-        samples["score"], samples["mean_loss"]
-    )  # Plain keeps no score of its own
+    # Plain keeps no score of its own
+    np.testing.assert_array_equal(samples["score"], samples["mean_loss"])
 
 
-def ready(run, method):
-    """What to run for a method, [params and overrides], with a history recorded where it needs one.
+def prepare(run, method):
+    """Options and overrides of a run of the method: 11 steps an epoch.
 
-    11 steps an epoch.
+    The history that RSL selects by is recorded first.
     """
     overrides = [
         "model=cnn",
@@ -201,9 +235,7 @@ def ready(run, method):
         "schedule.gamma=0.5",
     ]
     if method.startswith("rsl"):
-        _, recording, *_ = run(
-            "record_losses=true", "model=cnn", params="params/digits/plain.yaml", name="recording"
-        )
+        _, recording, *_ = run("record_losses=true", "model=cnn", **PLAIN, name="recording")
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
     if method == "rsl_mixmatch":
         overrides += ["loss.epoch_steps=11"]
@@ -212,93 +244,78 @@ def ready(run, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resume_equals_no_interruption(run, monkeypatch, method):
-    options, overrides = ready(run, method)
+    options, overrides = prepare(run, method)
     code, whole, *_ = run(*overrides, **options, name="whole")
     assert code == 0
-    for step in (
-        3,
-        7,
-        10,
-    ):  # within an epoch of 11 steps; at the last step of one; within the last one
+    for step in (3, 7, 10):  # within an epoch of 11 steps, at the last step of one, in the last one
         with monkeypatch.context() as patch:
             interrupt_at(patch, step)
             code, broken, *_ = run(*overrides, **options)
             assert code == main.INTERRUPTED
     assert (weights(broken)["epoch"], weights(broken)["step"]) == (2, 1)
-    assert not json.loads((broken / "summary.json").read_text())["finished"]
+    assert not read_summary(broken)["finished"]
     code, *_ = run(*overrides, **options)
-    assert code == 0 and equal(weights(whole), weights(broken))
-    first, second = arrays(whole / "samples.npz"), arrays(broken / "samples.npz")
-    assert all(np.array_equal(first[key], second[key]) for key in first)
-    summary = json.loads((broken / "summary.json").read_text())
-    assert (
-        summary["restarts"] == 3
-        and summary["test"] == json.loads((whole / "summary.json").read_text())["test"]
-    )
+    assert code == 0
+    assert equal(weights(whole), weights(broken))
+    assert_same_arrays(whole / "samples.npz", broken / "samples.npz")
+    assert read_summary(broken)["restarts"] == 3
+    assert read_summary(broken)["test"] == read_summary(whole)["test"]
 
 
-def test_a_run_that_was_killed_epochs_after_its_checkpoint_ends_as_if_nothing_had_been(
-    run, monkeypatch
-):
+def test_a_run_that_is_killed_epochs_after_its_checkpoint_equals_no_interruption(run, monkeypatch):
     options = ["epochs=6", "record_losses=true", "model=cnn", "model.width=2"]
     _, whole, *_ = run(*options, name="whole")
+    end_epoch = main.end_epoch
+
+    def killed(training):
+        end_epoch(training)
+        if training.epoch == 3:
+            raise FloatingPointError("killed")
+
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "budget", 1e-9)  # after the first epoch and at the end
-        end_epoch = main.end_epoch
-
-        def killed(training):
-            end_epoch(training)
-            if training.epoch == 3:
-                raise FloatingPointError("killed")
-
+        patch.setattr(Checkpoint, "budget", 1e-9)  # saved after the first epoch and at the end
         patch.setattr(main, "end_epoch", killed)
         code, broken, *_ = run(*options)
-    assert (
-        code == 1
-        and weights(broken)["epoch"] == 1
-        and len(pd.read_csv(broken / "metrics.csv")) == 4
-    )
+    assert code == 1
+    assert weights(broken)["epoch"] == 1
+    assert len(pd.read_csv(broken / "metrics.csv")) == 4
     code, *_ = run(*options)
-    assert code == 0 and equal(weights(whole), weights(broken))
-    assert np.array_equal(
-        np.load(whole / "losses.npy"), np.load(broken / "losses.npy"), equal_nan=True
-    )
-    first, second = (pd.read_csv(path / "metrics.csv") for path in (whole, broken))
-    pd.testing.assert_frame_equal(
-        *(rows.drop(columns=["seconds", "images_per_second"]) for rows in (first, second))
-    )
+    assert code == 0
+    assert equal(weights(whole), weights(broken))
+    expected = np.load(whole / "losses.npy")
+    assert np.array_equal(expected, np.load(broken / "losses.npy"), equal_nan=True)
+    times = ["seconds", "images_per_second"]
+    expected = pd.read_csv(whole / "metrics.csv").drop(columns=times)
+    pd.testing.assert_frame_equal(pd.read_csv(broken / "metrics.csv").drop(columns=times), expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_and_exit_75(run, monkeypatch, number):
     former = signal.getsignal(number)
     interrupt_at(monkeypatch, 4, number)
-    code, directory, printed, _ = run()
-    assert code == 75 and f"{number.name}: saved at epoch 0, step 5" in printed
+    code, directory, stdout, _ = run()
+    assert code == 75
+    assert f"{number.name}: saved at epoch 0, step 5" in stdout
     assert weights(directory)["step"] == 5
     assert signal.getsignal(number) == former
 
 
 def test_a_finished_run_says_so_and_does_nothing(run):
     run()
-    code, directory, printed, _ = run()
+    code, directory, stdout, _ = run()
     before = (directory / "checkpoint.pt").stat().st_mtime_ns
-    assert (
-        code == 0
-        and "is finished: test accuracy: last" in printed
-        and len(printed.splitlines()) == 1
-    )
+    assert code == 0
+    assert "is finished: test accuracy: last" in stdout
+    assert len(stdout.splitlines()) == 1
     assert (directory / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_an_error_that_names_the_keys(run):
     run()
-    code, _, _, complaints = run("batch_size=64", "loss.beta=0.5")
-    assert (
-        code == 2
-        and "batch_size: 128 before, 64 now" in complaints
-        and "loss.beta: not set before, 0.5 now" in complaints
-    )
+    code, _, _, stderr = run("batch_size=64", "loss.beta=0.5")
+    assert code == 2
+    assert "batch_size: 128 before, 64 now" in stderr
+    assert "loss.beta: not set before, 0.5 now" in stderr
     assert run("threads=2")[0] == 0  # where and on what it runs may change
 
 
@@ -322,12 +339,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, monkeypatch, how
         _, directory, *_ = run()
     _, whole, *_ = run(name="whole")
     damage(directory / "checkpoint.pt", how)
-    code, _, _, complaints = run()
-    assert (
-        code == 0
-        and "checkpoint.pt is damaged" in complaints
-        and "going on from checkpoint.previous.pt" in complaints
-    )
+    code, _, _, stderr = run()
+    assert code == 0
+    assert "checkpoint.pt is damaged" in stderr
+    assert "going on from checkpoint.previous.pt" in stderr
     assert equal(weights(whole), weights(directory))
 
 
@@ -338,24 +353,25 @@ def test_two_damaged_checkpoints_are_an_error_and_nothing_is_lost(run, monkeypat
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         damage(directory / name, "truncated")
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    code, _, _, complaints = run()
-    assert code == 1 and "nothing to resume from: remove" in complaints
+    code, _, _, stderr = run()
+    assert code == 1
+    assert "nothing to resume from: remove" in stderr
     after = {path.name: path.read_bytes() for path in directory.iterdir()}
     assert before.keys() == after.keys()
-    assert all(
-        before[name] == after[name] for name in before if name not in (".lock", "summary.json")
-    )
-    first, second = json.loads(before["summary.json"]), json.loads(after["summary.json"])
-    assert second.pop("error").startswith("OSError: ") and first.pop("error") is None
-    assert (first.pop("interrupted"), second.pop("interrupted")) == (
-        "SIGTERM",
-        None,
-    ) and first == second
+    for name in before.keys() - {".lock", "summary.json"}:
+        assert before[name] == after[name], name
+    summary_before = json.loads(before["summary.json"])
+    summary_after = json.loads(after["summary.json"])
+    assert summary_after.pop("error").startswith("OSError: ")
+    assert summary_before.pop("error") is None
+    assert summary_before.pop("interrupted") == "SIGTERM"
+    assert summary_after.pop("interrupted") is None
+    assert summary_before == summary_after
 
 
 @contextlib.contextmanager
 def full_disk(after):
-    """No file may grow beyond so many bytes."""
+    """While entered, no file may grow beyond so many bytes."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, limit[1]))
     try:
@@ -366,6 +382,7 @@ def full_disk(after):
 
 def test_checkpoints_that_are_not_needed_take_two_percent_of_the_time(tmp_path, monkeypatch):
     clock = 0.0
+    written = []
     checkpoint = Checkpoint(tmp_path, model=torch.nn.Linear(2, 2))
     monkeypatch.setattr("utils.checkpoint.time.monotonic", lambda: clock)
 
@@ -375,8 +392,7 @@ def test_checkpoints_that_are_not_needed_take_two_percent_of_the_time(tmp_path, 
         written.append(clock)
 
     monkeypatch.setattr(checkpoint, "_write", write)
-    written = []
-    for epoch in range(61):  # 151 seconds are due after 150 more
+    for epoch in range(61):  # after one that took 3 seconds, the next is due 150 seconds later
         checkpoint.save(epoch, 0, needed=epoch in (40, 60))
         clock += 5
     assert written == [3, 3 + 150 + 3, 40 * 5 + 9, 60 * 5 + 12]
@@ -388,17 +404,21 @@ def test_a_failed_write_leaves_the_checkpoint_before_it(tmp_path):
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with full_disk(after=100_000), pytest.raises(OSError, match="too large"):
         checkpoint.save(2, 0)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before and checkpoint.load() == (1, 0)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert checkpoint.load() == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_full_disk_ends_the_run_and_it_can_be_resumed(run):
     with full_disk(after=30_000):  # enough for configuration and noise, not for a checkpoint
-        code, directory, _, complaints = run()
-    assert code == 1 and "File too large" in complaints and "Traceback" not in complaints
-    assert "File too large" in json.loads((directory / "summary.json").read_text())["error"]
-    assert run()[0] == 0 and not list(directory.glob(".*.tmp"))
-    assert json.loads((directory / "summary.json").read_text())["error"] is None
+        code, directory, _, stderr = run()
+    assert code == 1
+    assert "File too large" in stderr
+    assert "Traceback" not in stderr
+    assert "File too large" in read_summary(directory)["error"]
+    assert run()[0] == 0
+    assert not list(directory.glob(".*.tmp"))
+    assert read_summary(directory)["error"] is None
 
 
 def test_an_error_while_writing_keeps_the_old_content(tmp_path):
@@ -406,42 +426,29 @@ def test_an_error_while_writing_keeps_the_old_content(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "file") as file:
         file.write("half")
         raise ZeroDivisionError
-    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "file").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(run, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, _, complaints = run(f"run_dir={tmp_path}/file/run")
-    assert code == 2 and f"{tmp_path}/file/run" in complaints
+    code, _, _, stderr = run(f"run_dir={tmp_path}/file/run")
+    assert code == 2
+    assert f"{tmp_path}/file/run" in stderr
 
 
 def test_two_processes_cannot_write_one_run(run, tmp_path):
-    command = [
-        sys.executable,
-        "main.py",
-        "params/digits/plain.yaml",
-        *TINY,
-        "epochs=100000",
-        f"run_dir={tmp_path}/run",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+    arguments = [PLAIN["params"], *TINY, "epochs=100000", f"run_dir={tmp_path}/run"]
+    with start(*arguments) as other:
         try:
-            [other.stdout.readline() for _ in range(2)]  # it trains
-            code, directory, _, complaints = run("epochs=100000", params="params/digits/plain.yaml")
-            assert code == 2 and f"another process (process {other.pid} on" in complaints
+            code, directory, _, stderr = run("epochs=100000", **PLAIN)
+            assert code == 2
+            assert f"another process (process {other.pid} on" in stderr
             other.send_signal(signal.SIGTERM)
             assert other.wait(20) == 75
         finally:
             other.kill()
     assert weights(directory)["epoch"] > 0
-
-
-RECORD = [
-    "record_losses=true",
-    "dataset.crop_padding=1",
-    "validation.fraction=0.2",
-    "validation.clean=true",
-]
 
 
 @pytest.mark.parametrize(
@@ -450,19 +457,10 @@ RECORD = [
 def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
     run, tmp_path, method, more
 ):
-    options, overrides = ready(run, method)
+    options, overrides = prepare(run, method)
     overrides += [*more, "epochs=30"]
-    command = [
-        sys.executable,
-        "main.py",
-        options["params"],
-        *TINY,
-        f"run_dir={tmp_path}/run",
-        *overrides,
-    ]
     for pause in (0.1, 0.25):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            [process.stdout.readline() for _ in range(2)]
+        with start(options["params"], *TINY, f"run_dir={tmp_path}/run", *overrides) as process:
             time.sleep(pause)
             process.kill()
     code, directory, *_ = run(*overrides, **options)
@@ -470,50 +468,45 @@ def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
     _, whole, *_ = run(*overrides, **options, name="whole")
     assert equal(weights(whole), weights(directory))
     if more:
-        np.testing.assert_array_equal(
-            np.load(whole / "losses.npy"), np.load(directory / "losses.npy")
-        )
+        expected = np.load(whole / "losses.npy")
+        np.testing.assert_array_equal(np.load(directory / "losses.npy"), expected)
 
 
 def test_recorded_losses_are_those_of_the_network_after_each_epoch(run):
-    _, directory, *_ = run(
-        "record_losses=true", "validation.fraction=0.2", params="params/digits/plain.yaml"
-    )
-    history, samples = np.load(directory / "losses.npy"), arrays(directory / "samples.npz")
-    assert history.shape == (3, 1297) and history.dtype == np.float32
-    np.testing.assert_array_equal(
-        np.flatnonzero(np.isfinite(history[0])), samples["index"]
-    )  # the held-out ones are NaN
+    _, directory, *_ = run("record_losses=true", "validation.fraction=0.2", **PLAIN)
+    history = np.load(directory / "losses.npy")
+    samples = arrays(directory / "samples.npz")
+    assert history.shape == (3, 1297)
+    assert history.dtype == np.float32
+    recorded = np.isfinite(history)  # the held-out samples are NaN
+    np.testing.assert_array_equal(np.flatnonzero(recorded[0]), samples["index"])
     np.testing.assert_allclose(history[-1, samples["index"]], samples["loss"], rtol=1e-5)
-    assert (np.isfinite(history).sum(1) == len(samples["index"])).all() and (
-        history[0] != history[1]
-    ).any()
+    assert (recorded.sum(1) == len(samples["index"])).all()
+    assert (history[0] != history[1]).any()
 
 
 def test_recording_goes_on_after_an_interruption_and_disturbs_nothing(run, monkeypatch):
-    params = {"params": "params/digits/plain.yaml"}
-    _, whole, *_ = run(*RECORD, **params, name="whole")
+    _, whole, *_ = run(*RECORD, **PLAIN, name="whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12)  # in the second epoch of nine steps
-        _, broken, *_ = run(*RECORD, **params)
-    done = np.isfinite(np.load(broken / "losses.npy")).any(1)
-    assert done.tolist() == [True, False, False]
-    assert run(*RECORD, **params)[0] == 0
+        _, broken, *_ = run(*RECORD, **PLAIN)
+    recorded = np.isfinite(np.load(broken / "losses.npy")).any(1)
+    assert recorded.tolist() == [True, False, False]
+    assert run(*RECORD, **PLAIN)[0] == 0
     np.testing.assert_array_equal(np.load(whole / "losses.npy"), np.load(broken / "losses.npy"))
-    _, without, *_ = run(*RECORD, "record_losses=false", **params, name="without")
-    assert equal(weights(whole), weights(without)) and not (without / "losses.npy").exists()
-    assert json.loads((whole / "summary.json").read_text())["validation"] == {
-        "fraction": 0.2,
-        "labels": "true",
-    }
+    _, without, *_ = run(*RECORD, "record_losses=false", **PLAIN, name="without")
+    assert equal(weights(whole), weights(without))
+    assert not (without / "losses.npy").exists()
+    assert read_summary(whole)["validation"] == {"fraction": 0.2, "labels": "true"}
 
 
-def test_losses_are_recorded_with_the_augmentation_of_training_unless_told_otherwise(run):
+def test_losses_are_recorded_with_the_augmentation_of_training_unless_switched_off(run):
     histories = []
     for name, option in (("default", []), ("plain", ["augment_recording=false"])):
         _, directory, *_ = run("record_losses=true", "dataset.crop_padding=1", *option, name=name)
-        histories.append(np.load(directory / "losses.npy"))
-        exact = np.isclose(histories[-1][-1], arrays(directory / "samples.npz")["loss"], rtol=1e-4)
+        history = np.load(directory / "losses.npy")
+        histories.append(history)
+        exact = np.isclose(history[-1], arrays(directory / "samples.npz")["loss"], rtol=1e-4)
         assert exact.all() == (name == "plain")
     assert abs(histories[0] - histories[1]).mean() > 0.01
 
@@ -523,35 +516,30 @@ def test_a_history_that_is_gone_is_an_error_while_its_run_goes_on(run, monkeypat
         interrupt_at(patch, 12)
         _, directory, *_ = run("record_losses=true")
     (directory / "losses.npy").unlink()
-    code, _, _, complaints = run("record_losses=true")
-    assert code == 2 and "losses.npy is gone" in complaints
+    code, _, _, stderr = run("record_losses=true")
+    assert code == 2
+    assert "losses.npy is gone" in stderr
 
 
 def test_a_loss_that_is_not_finite_names_epoch_step_and_samples(run, monkeypatch):
     forward = losses.Plain.forward
 
     def poisoned(self, output, target, index):
-        return torch.where(
-            (index == 77) & (self.epoch == 1), torch.nan, forward(self, output, target, index)
-        )
+        values = forward(self, output, target, index)
+        return torch.where((index == 77) & (self.epoch == 1), torch.nan, values)
 
     monkeypatch.setattr(losses.Plain, "forward", poisoned)
-    code, directory, _, complaints = run(params="params/digits/plain.yaml")
-    assert (
-        code == 1
-        and "the loss is not finite in epoch 1, step" in complaints
-        and "Traceback" not in complaints
-    )
-    step = int(complaints.split("step ")[1].split(";")[0])
-    named = [
-        int(word)
-        for word in complaints.split("samples ")[1].split(" and ")[0].split(".")[0].split(",")
-    ]
-    assert 0 <= step < 11 and len(named) == 20
-    assert weights(directory)["epoch"] == 1 and all(
-        value.isfinite().all() for value in weights(directory)["model"].values()
-    )
-    assert "not finite" in json.loads((directory / "summary.json").read_text())["error"]
+    code, directory, _, stderr = run(**PLAIN)
+    assert code == 1
+    assert "Traceback" not in stderr
+    pattern = r"the loss is not finite in epoch 1, step (\d+);.* samples ([\d, ]+)(?: and|\.)"
+    named = re.search(pattern, stderr)
+    assert named, stderr
+    assert 0 <= int(named[1]) < 11
+    assert len(named[2].split(",")) == 20
+    assert weights(directory)["epoch"] == 1
+    assert_finite_model(directory)
+    assert "not finite" in read_summary(directory)["error"]
     monkeypatch.undo()
 
 
@@ -560,24 +548,21 @@ def test_labels_that_changed_since_the_run_began_are_an_error(run, tmp_path, mon
     np.savez(labels, given=np.zeros(1297, int))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12)
-        run(f"noise.kind=file:{labels}", params="params/digits/plain.yaml")
+        run(f"noise.kind=file:{labels}", **PLAIN)
     np.savez(labels, given=np.ones(1297, int))
-    code, _, _, complaints = run(f"noise.kind=file:{labels}", params="params/digits/plain.yaml")
-    assert code == 2 and "the labels are not those" in complaints
+    code, _, _, stderr = run(f"noise.kind=file:{labels}", **PLAIN)
+    assert code == 2
+    assert "the labels are not those" in stderr
 
 
 def test_a_folder_of_images_end_to_end(run, tmp_path):
-    from torchvision.io import write_png
-
     generator = torch.Generator().manual_seed(0)
-    for part, count in (("train", 12), ("test", 4)):
-        for name, shade in (("bright", 160), ("dark", 20)):
-            (tmp_path / "images" / part / name).mkdir(parents=True)
-            for i in range(count):
-                image = (shade + torch.randint(0, 60, (3, 20, 24), generator=generator)).to(
-                    torch.uint8
-                )
-                write_png(image, str(tmp_path / "images" / part / name / f"{i}.png"))
+    shades = {"bright": 160, "dark": 20}
+
+    def image_of(name, number):
+        return shades[name] + torch.randint(0, 60, (3, 20, 24), generator=generator)
+
+    write_images(tmp_path / "images", shades, image_of, train=12, test=4)
     options = [
         f"data_root={tmp_path}/images",
         "dataset.image_size=16",
@@ -589,44 +574,31 @@ def test_a_folder_of_images_end_to_end(run, tmp_path):
     ]
     code, directory, *_ = run(*options, params="params/folder/discrimloss.yaml")
     assert code == 0
-    summary = json.loads((directory / "summary.json").read_text())
-    assert (
-        summary["test"]["last"] == 100
-        and summary["noise"]["realised"] is None
-        and summary["detection"]["auroc"] is None
-    )
+    summary = read_summary(directory)
+    assert summary["test"]["last"] == 100
+    assert summary["noise"]["realised"] is None
+    assert summary["detection"]["auroc"] is None
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert (
-        len(suspects) == 24
-        and suspects.true_label.isna().all()
-        and all(Path(path).is_file() for path in suspects.path)
-    )
+    assert len(suspects) == 24
+    assert suspects.true_label.isna().all()
+    assert all(Path(path).is_file() for path in suspects.path)
 
     options += ["noise.kind=symmetric", "noise.fraction=0.25"]
     code, directory, *_ = run(*options, params="params/folder/plain.yaml", name="noisy")
-    summary = json.loads((directory / "summary.json").read_text())
-    assert (
-        code == 0
-        and summary["noise"]["realised"] == 0.25
-        and summary["detection"]["auroc"] is not None
-    )
+    summary = read_summary(directory)
+    assert code == 0
+    assert summary["noise"]["realised"] == 0.25
+    assert summary["detection"]["auroc"] is not None
 
 
 def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
-    """As a cluster sends it: the workers that read images get it too."""
-    from torchvision.io import write_png
+    """A cluster sends it so: the workers that read images get it too."""
 
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (tmp_path / "images" / part / name).mkdir(parents=True)
-            for i in range(40):
-                write_png(
-                    torch.full((3, 32, 32), i, dtype=torch.uint8),
-                    str(tmp_path / "images" / part / name / f"{i}.png"),
-                )
-    command = [
-        sys.executable,
-        "main.py",
+    def image_of(name, number):
+        return torch.full((3, 32, 32), number)
+
+    write_images(tmp_path / "images", "ab", image_of, train=40, test=40)
+    arguments = [
         "params/folder/plain.yaml",
         *TINY,
         f"run_dir={tmp_path}/run",
@@ -637,16 +609,9 @@ def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
         "schedule=null",
         "optimizer.lr=1e-4",
     ]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    # once it has started, an epoch is over, and the next one reads images
+    with start(*arguments, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
-            [process.stdout.readline() for _ in range(2)]  # an epoch is over; the next one reads
             os.killpg(process.pid, signal.SIGTERM)
             assert process.wait(30) == 75, process.stderr.read()
         finally:
@@ -655,18 +620,12 @@ def test_a_signal_to_every_process_of_the_job_still_saves(tmp_path):
 
 
 def test_an_image_whose_name_is_not_utf8_ends_up_in_suspects(run, tmp_path):
-    from torchvision.io import write_png
+    def image_of(name, number):
+        return torch.full((3, 16, 16), 50 * number)
 
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (tmp_path / "images" / part / name).mkdir(parents=True)
-            for i in range(4):
-                image = torch.full((3, 16, 16), 50 * i, dtype=torch.uint8)
-                write_png(image, str(tmp_path / "images" / part / name / f"{i}.png"))
-    os.rename(
-        os.fsencode(tmp_path / "images/train/a/0.png"),
-        os.fsencode(tmp_path) + b"/images/train/a/\xff.png",
-    )
+    write_images(tmp_path / "images", "ab", image_of, train=4, test=4)
+    folder = os.fsencode(tmp_path / "images/train/a")
+    os.rename(folder + b"/0.png", folder + b"/\xff.png")
     code, directory, *_ = run(
         f"data_root={tmp_path}/images",
         "dataset.image_size=16",
@@ -676,7 +635,8 @@ def test_an_image_whose_name_is_not_utf8_ends_up_in_suspects(run, tmp_path):
         "optimizer.lr=1e-3",
         params="params/folder/plain.yaml",
     )
-    assert code == 0 and b"/a/\xff.png" in (directory / "suspects.csv").read_bytes()
+    assert code == 0
+    assert b"/a/\xff.png" in (directory / "suspects.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -688,27 +648,27 @@ def test_an_image_whose_name_is_not_utf8_ends_up_in_suspects(run, tmp_path):
     ],
 )
 def test_a_model_or_task_that_does_not_fit_the_dataset_is_named_before_training(run, overrides):
-    code, directory, _, complaints = run(*overrides, params="params/digits/plain.yaml")
-    assert code == 2 and complaints.startswith("error: ") and "Traceback" not in complaints
+    code, directory, _, stderr = run(*overrides, **PLAIN)
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert "Traceback" not in stderr
     assert not (directory / "config.yaml").exists()
 
 
 def test_a_network_that_diverges_in_the_last_step_is_not_saved(run):
-    code, directory, _, complaints = run(
-        "optimizer.lr=1e30", "batch_size=1297", "epochs=2", params="params/digits/plain.yaml"
-    )
-    assert code == 1 and "not finite" in complaints
-    assert not (directory / "checkpoint.pt").exists() or all(
-        value.isfinite().all() for value in weights(directory)["model"].values()
-    )
+    code, directory, _, stderr = run("optimizer.lr=1e30", "batch_size=1297", "epochs=2", **PLAIN)
+    assert code == 1
+    assert "not finite" in stderr
+    if (directory / "checkpoint.pt").exists():
+        assert_finite_model(directory)
 
 
 def test_regression_task_losses_are_refused_by_a_classification_task(run):
-    code, directory, _, complaints = run("task_loss=smooth_l1")
-    assert code == 2 and "'smooth_l1' is not known for classification" in complaints
-    assert not (
-        directory / "config.yaml"
-    ).exists()  # so that the mended command does not meet another configuration
+    code, directory, _, stderr = run("task_loss=smooth_l1")
+    assert code == 2
+    assert "'smooth_l1' is not known for classification" in stderr
+    # so that the corrected command does not meet another configuration
+    assert not (directory / "config.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -716,7 +676,8 @@ def test_regression_task_losses_are_refused_by_a_classification_task(run):
 )
 def test_options_run(run, option):
     code, directory, *_ = run(option, "model=cnn", "model.width=4", "epochs=1", name=option)
-    assert code == 0 and json.loads((directory / "summary.json").read_text())["finished"]
+    assert code == 0
+    assert read_summary(directory)["finished"]
 
 
 def test_discrimloss_beats_plain_and_finds_the_wrong_labels(run):
@@ -728,13 +689,12 @@ def test_discrimloss_beats_plain_and_finds_the_wrong_labels(run):
             "model=cnn", "model.width=32", "epochs=60", params=params, name=method
         )
         assert code == 0
-        results[method] = json.loads((directory / "summary.json").read_text())
-    assert results["discrimloss"]["test"]["last"] > results["plain"]["test"]["last"] + 10
-    assert results["discrimloss"]["detection"]["auroc"] > 0.99
-    assert (
-        results["discrimloss"]["detection"]["memorised_fraction"]
-        < results["plain"]["detection"]["memorised_fraction"] / 2
-    )
+        results[method] = read_summary(directory)
+    plain, discrimloss = results["plain"], results["discrimloss"]
+    assert discrimloss["test"]["last"] > plain["test"]["last"] + 10
+    assert discrimloss["detection"]["auroc"] > 0.99
+    memorised_by_plain = plain["detection"]["memorised_fraction"]
+    assert discrimloss["detection"]["memorised_fraction"] < memorised_by_plain / 2
 
 
 def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
@@ -745,16 +705,13 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
             time.sleep(30)
             os._exit(0)
         assert run_state(tmp_path)[0] == "running"
+    message = f"another process \\(process {os.getpid()} on .*is writing"
     try:
-        end = time.monotonic() + 10  # the child lets go of it as soon as it runs, not 30 s later
+        # the child lets go of the lock as soon as it runs, not 30 s later
+        deadline = time.monotonic() + 10
         while lock_owner(tmp_path):
-            assert time.monotonic() < end
-        with (
-            RunDirectory(config),
-            pytest.raises(
-                ValueError, match=f"another process \\(process {os.getpid()} on .*is writing"
-            ),
-        ):
+            assert time.monotonic() < deadline
+        with RunDirectory(config), pytest.raises(ValueError, match=message):
             RunDirectory(config)
     finally:
         os.kill(child, signal.SIGKILL)
@@ -764,29 +721,31 @@ def test_a_process_that_was_forked_does_not_hold_the_lock(tmp_path):
 def test_tensorboard_shows_what_metrics_csv_holds(run, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    overrides = ["tensorboard=true", "model=cnn", "epochs=3"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 15)
-        run("tensorboard=true", "model=cnn", "epochs=3")
-    code, directory, *_ = run("tensorboard=true", "model=cnn", "epochs=3")  # goes on
+        run(*overrides)
+    code, directory, *_ = run(*overrides)  # goes on
     rows = pd.read_csv(directory / "metrics.csv")
     events = EventAccumulator(str(directory / "tensorboard")).Reload()
-    assert code == 0 and set(events.Tags()["scalars"]) == set(rows) - {"epoch"}
-    for name in set(rows) - {"epoch"}:
+    assert code == 0
+    names = set(rows) - {"epoch"}
+    assert set(events.Tags()["scalars"]) == names
+    for name in names:
         scalars = events.Scalars(name)
         assert [scalar.step for scalar in scalars] == [0, 1, 2]
         assert [scalar.value for scalar in scalars] == pytest.approx(rows[name].tolist(), rel=1e-4)
 
 
 def test_without_the_package_tensorboard_is_a_clear_error(run, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec",
-        lambda name, *rest: None if name == "tensorboard" else find(name, *rest),
-    )
-    code, directory, _, said = run("tensorboard=true", "model=cnn")
-    assert (
-        code == 2
-        and said
-        == "error: tensorboard=true needs a package that is not here: pip install tensorboard\n"
-    )
+    find_spec = importlib.util.find_spec
+
+    def without_tensorboard(name, *rest):
+        return None if name == "tensorboard" else find_spec(name, *rest)
+
+    monkeypatch.setattr("importlib.util.find_spec", without_tensorboard)
+    code, directory, _, stderr = run("tensorboard=true", "model=cnn")
+    assert code == 2
+    message = "tensorboard=true needs a package that is not here: pip install tensorboard"
+    assert stderr == f"error: {message}\n"
     assert not directory.exists()

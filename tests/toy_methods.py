@@ -1,6 +1,6 @@
-"""The smallest methods that need each door of losses.base, for the suites that every method passes.
+"""The smallest methods that use each door of losses.base; every suite of methods runs them too.
 
-None is a method of a paper. ``registered()`` lets YAML and the command line name them.
+None is a method of a paper. While ``registered()`` is entered, configurations may name them.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ class ToyTwoNetworks(Objective):
         if self.training:
             self.last_loss[index] = (own[0] + own[1]).detach().float() / 2
         half = max(1, len(target) // 2)
-        chosen = [losses.detach().argsort(stable=True)[:half] for losses in own]
-        return own[0][chosen[1]].mean() + own[1][chosen[0]].mean()
+        easiest = [values.detach().argsort(stable=True)[:half] for values in own]
+        return own[0][easiest[1]].mean() + own[1][easiest[0]].mean()
 
     def sample_score(self):
         return self.last_loss
@@ -51,10 +51,10 @@ class ToyTrusted(Objective):
         self.task_loss, self.trusted_batch_size = task_loss, trusted_batch_size
 
     def forward(self, model, batch):
-        self.scored = gather(model(batch.input), batch.target, batch.index)
-        if self.scored[0].requires_grad:
-            self.scored[0].retain_grad()
-        output, target, _ = self.scored
+        output, target, index = gather(model(batch.input), batch.target, batch.index)
+        if output.requires_grad:
+            output.retain_grad()
+        self.scored = output, target, index
         trusted = gather(model(batch.extra.input), batch.extra.target)
         return self.task_loss(output, target).mean() + self.task_loss(*trusted).mean()
 
@@ -62,7 +62,7 @@ class ToyTrusted(Objective):
 class ToyRelabelling(SampleLoss):
     """After each epoch, soft targets move half of the way to what the network predicts.
 
-    It asks for every fact that a constructor may ask for.
+    The constructor asks for every fact that it may ask for.
     """
 
     def __init__(
@@ -78,8 +78,10 @@ class ToyRelabelling(SampleLoss):
         momentum: float = 0.5,
     ):
         super().__init__(task_loss)
-        assert given.shape == (num_samples,) and 0 <= noise_rate <= 1
-        assert epochs > 0 and steps_per_epoch > 0
+        assert given.shape == (num_samples,)
+        assert 0 <= noise_rate <= 1
+        assert epochs > 0
+        assert steps_per_epoch > 0
         self.momentum = momentum
         self.register_buffer("soft_target", F.one_hot(given, num_outputs).float())
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
@@ -99,7 +101,7 @@ class ToyRelabelling(SampleLoss):
 
 
 class ToyOwnParameters(SampleLoss):
-    """Cross-entropy of logits that are scaled and shifted by parameters of the method."""
+    """The task loss of logits that parameters of the method scale and shift."""
 
     def __init__(self, task_loss: Callable, num_outputs: int):
         super().__init__(task_loss)
@@ -118,13 +120,15 @@ class ToyDropping(SampleLoss):
 
     def forward(self, output, target, index):
         values = self.task_loss(output, target)
-        order = values.detach().argsort()
-        kept = torch.zeros_like(values).index_fill_(0, order[: max(1, len(values) // 2)], 1)
+        half = max(1, len(values) // 2)
+        easiest = values.detach().argsort()[:half]
+        kept = torch.zeros_like(values).index_fill_(0, easiest, 1)
         return values * kept * (len(values) / kept.sum())
 
 
 TOYS = (ToyTwoNetworks, ToyTrusted, ToyRelabelling, ToyOwnParameters, ToyDropping)
-ALL = SimpleNamespace(  # what utils.build takes for a package: the real methods and these
+# The real methods and these, in a form that utils.build takes for a package.
+ALL = SimpleNamespace(
     **{name: getattr(losses, name) for name in losses.__all__},
     **{toy.__name__: toy for toy in TOYS},
     __all__=[*losses.__all__, *(toy.__name__ for toy in TOYS)],

@@ -1,12 +1,15 @@
-"""What the tests run in each of two processes: torchrun --nproc-per-node=2 -m tests.two_processes
-jobs.json.
+"""What the tests run in each of two processes, which torchrun starts.
 
-A job is the arguments of main.py, which may begin with {"stop": [rank, step, signal]}; or {"check":
-the name of one here}.
+    torchrun --nproc-per-node=2 -m tests.two_processes jobs.json
+
+The file lists jobs. Each is the list of arguments of main.py, which {"stop": [rank, step, signal]}
+may precede, or [{"check": NAME}] with the name of a function in this file. The exit codes of both
+processes, job by job, are written to jobs.codes.
 """
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import sys
@@ -30,8 +33,9 @@ from utils.training_record import TrainingRecord
 
 
 def stop(at_rank, at_step, number):
-    """Send the process of that rank a signal after so many steps."""
-    update, steps = TrainingRecord.update, iter(range(10**6))
+    """While entered, the process of that rank gets a signal after so many steps."""
+    update = TrainingRecord.update
+    steps = itertools.count()
 
     def interrupting(self, *arguments):
         update(self, *arguments)
@@ -42,31 +46,32 @@ def stop(at_rank, at_step, number):
 
 
 def without_pictures():
-    """Leaves out the slowest part of a small run."""
+    """While entered, runs draw no pictures: the slowest part of a small one."""
     return patch("utils.exports.PICTURES", ())
 
 
 def check_gather():
-    """Shares of any size come together, those of a batch in its order, and gradients find their way
-    back.
-    """
+    """Shares of any size are put together in the order of the batch, and gradients flow back."""
     for total in (7, 2, 1):
+        own_rows = rank_slice(slice(0, total))
         batch = torch.arange(total * 3.0).view(total, 3)
-        own = batch[rank_slice(slice(0, total))].clone().requires_grad_()
-        whole, numbers = gather(own, torch.arange(total)[rank_slice(slice(0, total))])
-        assert torch.equal(whole, batch) and torch.equal(numbers, torch.arange(total))
-        (whole * batch).sum().backward()
-        assert torch.equal(own.grad, 2 * own.detach())  # DistributedDataParallel halves it
+        share = batch[own_rows].clone().requires_grad_()
+        gathered, numbers = gather(share, torch.arange(total)[own_rows])
+        assert torch.equal(gathered, batch)
+        assert torch.equal(numbers, torch.arange(total))
+        (gathered * batch).sum().backward()
+        assert torch.equal(share.grad, 2 * share.detach())  # DistributedDataParallel halves it
     (uneven,) = gather(torch.full((5 if rank() else 1,), float(rank()), dtype=torch.bfloat16))
-    assert uneven.tolist() == [0, 1, 1, 1, 1, 1] and uneven.dtype == torch.bfloat16
+    assert uneven.tolist() == [0, 1, 1, 1, 1, 1]
+    assert uneven.dtype == torch.bfloat16
     assert gather(torch.tensor([rank() == 0]))[0].tolist() == [True, False]
     assert all_gather_objects({"rank": rank()}) == [{"rank": 0}, {"rank": 1}]
 
 
 def check_batch_norm():
-    """In float64, networks with every BatchNorm in them.
+    """A network with every kind of BatchNorm computes the same in two processes as in one.
 
-    Outputs, gradients and running statistics are those of one process.
+    Outputs, gradients and running statistics are compared, in float64.
     """
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -78,39 +83,46 @@ def check_batch_norm():
         nn.Linear(64, 3),
         nn.BatchNorm1d(3, momentum=None, eps=0.1),
     ).double()
-    alone, shared = copy.deepcopy(model), data_parallel(model, torch.device("cpu"))
+    alone = copy.deepcopy(model)
+    shared = data_parallel(model, torch.device("cpu"))
     for images in torch.randn(3, 9, 2, 6, 6, dtype=torch.float64):
-        expected, (output,) = alone(images), gather(shared(images[rank_slice(slice(0, 9))]))
+        expected = alone(images)
+        (output,) = gather(shared(images[rank_slice(slice(0, 9))]))
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
-        for network, said in ((alone, expected), (shared, output)):
+        for network, network_output in ((alone, expected), (shared, output)):
             network.zero_grad()
-            said.square().sum(1).exp().mean().backward()
-    for (name, own), its in zip(alone.named_parameters(), model.parameters(), strict=True):
+            network_output.square().sum(1).exp().mean().backward()
+    for (name, expected), parameter in zip(
+        alone.named_parameters(), model.parameters(), strict=True
+    ):
         torch.testing.assert_close(
-            its.grad,
-            own.grad,
+            parameter.grad,
+            expected.grad,
             rtol=1e-10,
             atol=1e-12,
             msg=lambda text, name=name: f"{name}: {text}",
         )
     assert alone.state_dict().keys() == model.state_dict().keys()
-    for own, its in zip(alone.buffers(), model.buffers(), strict=True):
-        torch.testing.assert_close(its, own, rtol=1e-12, atol=1e-12)
+    for expected, buffer in zip(alone.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(shared.eval()(images), alone.eval()(images), rtol=1e-12, atol=1e-12)
     with torch.autocast("cpu", torch.bfloat16):
         assert shared.train().float()(images.float()).dtype == torch.bfloat16
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32, torch.int64}
 
 
-def do(arguments) -> int:
+def run_job(arguments) -> int:
     """The exit code of a job."""
-    first = arguments[0] if isinstance(arguments[0], dict) else {}
-    if "check" in first:
-        globals()[first["check"]]()
+    options = {}
+    if isinstance(arguments[0], dict):
+        options, *arguments = arguments
+    if "check" in options:
+        globals()[options["check"]]()
         return 0
-    with without_pictures(), stop(*first["stop"]) if first else contextlib.nullcontext():
+    signalled = stop(*options["stop"]) if "stop" in options else contextlib.nullcontext()
+    with without_pictures(), signalled:
         try:
-            return main.main(arguments[1:] if first else arguments)
+            return main.main(arguments)
         except SystemExit as error:
             return error.code
 
@@ -118,6 +130,6 @@ def do(arguments) -> int:
 if __name__ == "__main__":
     jobs = Path(sys.argv[1])
     with process_group(), toy_methods.registered():
-        codes = [all_gather_objects(do(arguments)) for arguments in json.loads(jobs.read_text())]
+        codes = [all_gather_objects(run_job(job)) for job in json.loads(jobs.read_text())]
     if rank() == 0:
         jobs.with_suffix(".codes").write_text(json.dumps(codes))
