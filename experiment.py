@@ -262,6 +262,7 @@ class Experiment:
             true=self.data.true,
             dataset=self.dataset_spec["name"],
             data_root=self.config["data_root"],
+            inputs=self.data.train.inputs,
         )
 
     def _build_model(self):
