@@ -55,6 +55,7 @@ SCHEMAS = {
             "num_outputs": lambda self: self.data.num_outputs,
             "given": lambda self: torch.from_numpy(self.noise.given),
             "noise_rate": lambda self: self.noise_rate,
+            "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
             "epochs": lambda self: self.config["epochs"],
             "steps_per_epoch": lambda self: self.steps_per_pass,
@@ -181,6 +182,12 @@ class Experiment:
         """Which part of the labels that are trained on is wrong; None if that is not known."""
         corrupted = self.noise.corrupted
         return None if corrupted is None else float(corrupted[self.parts.rows].mean())
+
+    @property
+    def noise_transition(self) -> Tensor | None:
+        """[C, C]: row c is how those of class c are labelled; None if that is not known."""
+        known = self.noise.corrupted is not None
+        return torch.from_numpy(self.noise.transition) if known else None
 
     @property
     def steps_per_pass(self) -> int:

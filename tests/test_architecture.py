@@ -197,8 +197,12 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
             task_loss=task_loss,
             num_samples=50,
             num_outputs=outputs,
+            given=torch.arange(50) % outputs,
+            noise_rate=fraction,
+            noise_transition=torch.eye(outputs).double(),
             model=torch.nn.Linear(3, outputs),
             epochs=config["epochs"],
+            steps_per_epoch=7,
         )
         if isinstance(loss, SampleLoss):
             assert loss(torch.randn(4, outputs), target, torch.arange(4)).isfinite().all()
