@@ -154,12 +154,15 @@ def test_every_dataset_has_the_methods_of_this_list():
     methods = {
         "data_parameters",
         "discrimloss",
+        "forward_correction",
         "gce",
         "gradient_rescaling",
+        "mentornet",
         "plain",
         "rsl",
         "rsl_mixmatch",
         "superloss",
+        "truncated_gce",
     }
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods

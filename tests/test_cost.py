@@ -159,9 +159,22 @@ def no_waiting(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
-@pytest.mark.parametrize("method", ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GCE"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "Plain",
+        "DiscrimLoss",
+        "SuperLoss",
+        "DataParameters",
+        "GCE",
+        "{name: GCE, k: 0.5}",
+        "{name: MentorNet, curriculum: self_paced, example_dropout: [[0.5, 100]]}",
+        "{name: ForwardCorrection, transition: estimate, estimate_epochs: 1}",
+    ],
+)
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
-    for module in ("discrimloss", "data_parameters"):
+    looking = ("discrimloss", "data_parameters", "gce", "mentornet", "forward_correction")
+    for module in looking:
         monkeypatch.setattr(
             f"losses.{module}.check_index", lambda *_: None
         )  # which looks at indices on a CPU alone
