@@ -55,6 +55,7 @@ SCHEMAS = {
             "num_outputs": lambda self: self.data.num_outputs,
             "given": lambda self: torch.from_numpy(self.noise.given),
             "noise_rate": lambda self: self.noise_rate,
+            "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
             "epochs": lambda self: self.config["epochs"],
             "steps_per_epoch": lambda self: self.steps_per_pass,
@@ -183,6 +184,12 @@ class Experiment:
         return None if corrupted is None else float(corrupted[self.parts.rows].mean())
 
     @property
+    def noise_transition(self) -> Tensor | None:
+        """[C, C]: row c is how those of class c are labelled; None if that is not known."""
+        known = self.noise.corrupted is not None
+        return torch.from_numpy(self.noise.transition) if known else None
+
+    @property
     def steps_per_pass(self) -> int:
         """Batches of one pass over the samples that are trained on."""
         count = len(self.parts.rows if self.selection is None else self.selection.index)
@@ -262,6 +269,7 @@ class Experiment:
             true=self.data.true,
             dataset=self.dataset_spec["name"],
             data_root=self.config["data_root"],
+            inputs=self.data.train.inputs,
         )
 
     def _build_model(self):

@@ -40,6 +40,16 @@ STATELESS = {
 PER_SAMPLE = {
     "DiscrimLoss": losses.DiscrimLoss,
     "DataParameters": functools.partial(losses.DataParameters, num_outputs=NUM_OUTPUTS),
+    "truncated GCE": functools.partial(losses.GCE, k=0.5),
+    "MentorNet": functools.partial(
+        losses.MentorNet, noise_rate=0.4, epochs=1, steps_per_epoch=10, curriculum="self_paced"
+    ),
+    "ForwardCorrection": functools.partial(
+        losses.ForwardCorrection,
+        num_outputs=NUM_OUTPUTS,
+        noise_transition=0.5 * torch.eye(NUM_OUTPUTS).double() + 0.5 / NUM_OUTPUTS,
+        epochs=1,
+    ),
 }
 
 

@@ -14,10 +14,14 @@ classes.
                          permuted among them
     symmetric            round(rN) samples get another class, uniformly     r, exactly
     symmetric_inclusive  with probability r, any class, also the true one   about r (1 - 1/C)
+    symmetric_coteaching with probability r, another class, uniformly       about r
     pair                 with probability r, class c becomes c + 1 (mod C)  about r
+    pair_coteaching      the same, drawn as the Co-teaching code does       about r
     asymmetric           round(r n_c) samples of class c move along a map   r x share of the classes
                          of look-alikes                                     in the map
     structured           with probability r, the CIFAR-10 map               about r / 2
+    instance             another class with a probability of its own, about about r; more if r
+                         r, and which one depends on the image              is below 0.2
     human:<name>         labels of CIFAR-N: worse, aggre, random1 to 3;     as collected
                          noisy
     file:<path>          labels from the user's own .npz or .csv            as they are
@@ -34,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils.build import unknown
 from utils.detection import wrong_labels
@@ -172,14 +177,106 @@ def asymmetric(
     return given
 
 
+def symmetric_coteaching(
+    labels: np.ndarray, fraction: float, seed: int, num_classes: int
+) -> np.ndarray:
+    """Each sample with probability r draws one of the C - 1 other classes, uniformly.
+
+    Bit-exact with the code of Co-teaching (arXiv 1804.06872), whose seed is always 0, and with the
+    same generator in those of Patrini et al. and JoCoR, whose seeds differ.
+    """
+    transition = np.full((num_classes, num_classes), fraction / max(num_classes - 1, 1))
+    np.fill_diagonal(transition, 1.0 - fraction)
+    return _draw_given(labels, transition, seed)
+
+
+def pair_coteaching(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """Each sample with probability r moves to class c + 1 mod C.
+
+    Bit-exact as symmetric_coteaching.
+    """
+    keep = np.eye(num_classes)
+    transition = (1.0 - fraction) * keep + fraction * np.roll(keep, 1, axis=1)
+    return _draw_given(labels, transition, seed)
+
+
+def _draw_given(labels, transition, seed):
+    """A label for each sample, drawn from its row of the transition matrix [C, C]."""
+    generator = np.random.RandomState(seed)
+    given = labels.copy()
+    for i, label in enumerate(labels):  # one draw a sample, in their order: bit-exact
+        given[i] = generator.multinomial(1, transition[label]).argmax()
+    return given
+
+
+INSTANCE_SPREAD = 0.1  # standard deviation of the flip rates about r, before they are cut off
+
+
+def instance(
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    num_classes: int,
+    inputs: Tensor | list[str] | None = None,
+) -> np.ndarray:
+    """Instance-dependent noise: Algorithm 2 of Xia et al. 2020 (arXiv 2006.07836).
+
+    Sample n is flipped with the probability q_n, from a normal distribution about r of standard
+    deviation 0.1 that is cut off at 0 and 1. It goes to a class j other than its own, y, with the
+    probability softmax_j(x_n W_y): x_n are the bytes of its image as they are, and every class y
+    has a random projection W_y [features, C] of standard normal entries. Draws are made in the
+    order of the authors' code; sums are not rounded as theirs on a GPU. r = 0 changes nothing,
+    whereas their q_n would then have a mean of 0.08.
+
+    Args:
+        inputs: the images of the training set, uint8 [N, ...].
+
+    Raises:
+        UserError: no images in memory, or other than one of each label.
+    """
+    in_memory = isinstance(inputs, Tensor) and inputs.dtype == torch.uint8
+    if not in_memory or len(inputs) != len(labels):
+        got = type(inputs).__name__ if not isinstance(inputs, Tensor) else inputs.dtype
+        raise UserError(
+            f"noise kind instance needs the training images in memory, as those of digits, mnist, "
+            f"cifar10 and cifar100 are: {len(labels)} of uint8, got {got}. Use symmetric or pair"
+        )
+    if fraction == 0:
+        return labels.copy()
+    from scipy.stats import truncnorm  # slow to import
+
+    generator = np.random.RandomState(seed)
+    low, high = -fraction / INSTANCE_SPREAD, (1 - fraction) / INSTANCE_SPREAD
+    rates = truncnorm.rvs(
+        low, high, fraction, INSTANCE_SPREAD, size=len(labels), random_state=generator
+    )
+    images = inputs.cpu().flatten(1)
+    projections = generator.randn(num_classes, images.shape[1], num_classes)
+    chances = np.zeros((len(labels), num_classes))  # of each class to be the given label
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        scores = (
+            images[torch.from_numpy(members)].float() @ torch.from_numpy(projections[label]).float()
+        )
+        scores[:, label] = -torch.inf
+        chances[members] = rates[members, None] * scores.softmax(1).double().numpy()
+        chances[members, label] = 1 - rates[members]
+    cumulative = chances.cumsum(1)
+    drawn = generator.random_sample((len(labels), 1)) * cumulative[:, -1:]
+    return (cumulative <= drawn).sum(1)
+
+
 KINDS = {
     "permute": permute,
     "label_permutation": label_permutation,
     "symmetric": symmetric,
     "symmetric_inclusive": symmetric_inclusive,
+    "symmetric_coteaching": symmetric_coteaching,
     "pair": pair,
+    "pair_coteaching": pair_coteaching,
     "asymmetric": asymmetric,
     "structured": structured,
+    "instance": instance,
 }
 KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
 FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
@@ -225,6 +322,7 @@ def inject(
     trusted: bool = True,
     true: torch.Tensor | None = None,
     data_root: str = "data",
+    inputs: Tensor | list[str] | None = None,
 ) -> Noise:
     """Labels [N] of a training set with noise of the named kind.
 
@@ -237,6 +335,7 @@ def inject(
             human: leave the truth unknown.
         true: the true labels, if the dataset comes with both; then nothing can be injected.
         data_root: where the files of human: lie.
+        inputs: those of the training set, for instance.
 
     Raises:
         UserError: an unknown kind, a fraction outside [0, 1], labels in a file that do not fit the
@@ -267,8 +366,8 @@ def inject(
     else:
         if kind == "permute":
             _check_mixed_order(clean, num_classes, dataset)
-        more = {"dataset": dataset} if kind == "asymmetric" else {}
-        given = KINDS[kind](clean, fraction, seed, num_classes, **more)
+        more = {"asymmetric": {"dataset": dataset}, "instance": {"inputs": inputs}}
+        given = KINDS[kind](clean, fraction, seed, num_classes, **more.get(kind, {}))
     if true is not None:
         truth = true.numpy().astype(clean.dtype)
     elif trusted or kind in KINDS:

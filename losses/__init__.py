@@ -7,8 +7,10 @@ Objective. losses.base says what each of the two promises.
 
 from losses.data_parameters import DataParameters
 from losses.discrimloss import DiscrimLoss
+from losses.forward_correction import ForwardCorrection
 from losses.gce import GCE
 from losses.gradient_rescaling import GradientRescaling
+from losses.mentornet import MentorNet
 from losses.mixmatch import MixMatch
 from losses.plain import Plain
 from losses.superloss import SuperLoss
@@ -21,4 +23,6 @@ __all__ = [
     "GradientRescaling",
     "GCE",
     "MixMatch",
+    "MentorNet",
+    "ForwardCorrection",
 ]

@@ -154,12 +154,15 @@ def test_every_dataset_has_the_methods_of_this_list():
     methods = {
         "data_parameters",
         "discrimloss",
+        "forward_correction",
         "gce",
         "gradient_rescaling",
+        "mentornet",
         "plain",
         "rsl",
         "rsl_mixmatch",
         "superloss",
+        "truncated_gce",
     }
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
@@ -197,8 +200,12 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
             task_loss=task_loss,
             num_samples=50,
             num_outputs=outputs,
+            given=torch.arange(50) % outputs,
+            noise_rate=fraction,
+            noise_transition=torch.eye(outputs).double(),
             model=torch.nn.Linear(3, outputs),
             epochs=config["epochs"],
+            steps_per_epoch=7,
         )
         if isinstance(loss, SampleLoss):
             assert loss(torch.randn(4, outputs), target, torch.arange(4)).isfinite().all()

@@ -168,10 +168,24 @@ def no_waiting(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
-@pytest.mark.parametrize("method", ["Plain", "DiscrimLoss", "SuperLoss", "DataParameters", "GCE"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "Plain",
+        "DiscrimLoss",
+        "SuperLoss",
+        "DataParameters",
+        "GCE",
+        "{name: GCE, k: 0.5}",
+        "{name: MentorNet, curriculum: self_paced, example_dropout: [[0.5, 100]]}",
+        "{name: ForwardCorrection, transition: estimate, estimate_epochs: 1}",
+    ],
+)
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
     skip_check_index(monkeypatch, "losses.discrimloss")
     skip_check_index(monkeypatch, "losses.data_parameters")
+    for module in ("gce", "mentornet", "forward_correction"):
+        skip_check_index(monkeypatch, f"losses.{module}")
     run = small_run(
         tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1"
     )

@@ -42,6 +42,13 @@ METHODS = {  # params file and overrides; 11 steps an epoch
     "data_parameters": ["data_parameters"],
     "gradient_rescaling": ["gradient_rescaling"],
     "gce": ["gce"],
+    "mentornet": ["mentornet", "loss.example_dropout=[[0.5, 50], [0.05, 50]]"],
+    "truncated_gce": ["truncated_gce", "loss.k=0.2", "loss.prune_from=2", "loss.prune_every=1"],
+    "forward_correction": [
+        "forward_correction",
+        "loss.transition=estimate",
+        "loss.estimate_epochs=1",
+    ],
     "superloss_ema": ["superloss", "loss.tau=ema"],
     "discrimloss_visits": ["discrimloss", "loss.bias_correction=visits", "loss.threshold=mean"],
     "data_parameters_both": ["data_parameters", "loss.level=both", "clip_norm=1.0"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import truncnorm
 
 from datasets.noise import KINDS, inject, permutation_order, permute, read_labels
 from tests.test_loaders import generator_states
@@ -38,6 +39,18 @@ APPROXIMATE = [kind for kind in KINDS if kind not in ("symmetric", "asymmetric")
 
 def balanced(num_classes, num_samples=20_000):
     return np.arange(num_samples) % num_classes
+
+
+def flip(kind, labels, fraction, seed, num_classes):
+    """The given labels, of some images if the kind needs any."""
+    more = {"inputs": images(len(labels))} if kind == "instance" else {}
+    return KINDS[kind](labels, fraction, seed, num_classes, **more)
+
+
+def images(num_samples, num_pixels=12):
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_samples, 1, 1, num_pixels)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def digest(array, dtype):
@@ -106,7 +119,18 @@ def test_permute_order_is_bit_exact_on_cifar(row):
 )
 def test_kinds_of_rsl_are_bit_exact(kind, expected):
     labels = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-    assert KINDS[kind](labels, 0.5, 0, 10).tolist() == expected
+    assert flip(kind, labels, 0.5, 0, 10).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "fraction", "expected"),
+    [
+        ("symmetric_coteaching", 0.4, [0, 1, 2, 2, 8, 2, 9, 7, 8, 5, 0, 1, 2, 3, 4, 2, 1, 7, 8, 9]),
+        ("pair_coteaching", 0.45, [0, 2, 2, 3, 5, 6, 6, 8, 9, 0, 0, 1, 2, 4, 5, 6, 7, 8, 9, 9]),
+    ],
+)
+def test_kinds_of_coteaching_are_bit_exact(kind, fraction, expected):
+    assert KINDS[kind](np.arange(20) % 10, fraction, 0, 10).tolist() == expected
 
 
 # Rates
@@ -120,9 +144,10 @@ def test_kinds_of_rsl_are_bit_exact(kind, expected):
 )
 def test_realised_rate_is_within_four_standard_deviations(kind, fraction, num_classes):
     labels = balanced(num_classes)
-    share = {"pair": 1, "structured": 0.5}.get(kind, 1 - 1 / num_classes)
+    exclusive = ("pair", "symmetric_coteaching", "pair_coteaching", "instance")
+    share = {"structured": 0.5, **dict.fromkeys(exclusive, 1)}.get(kind, 1 - 1 / num_classes)
     rate = fraction * share
-    realised = (KINDS[kind](labels, fraction, 1, num_classes) != labels).mean()
+    realised = (flip(kind, labels, fraction, 1, num_classes) != labels).mean()
     assert abs(realised - rate) < 4 * (rate * (1 - rate) / len(labels)) ** 0.5
 
 
@@ -179,6 +204,69 @@ def test_pair_moves_to_the_next_class_only(num_classes):
     np.testing.assert_array_equal(all_moved, (labels + 1) % num_classes)
 
 
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_kinds_of_coteaching_reach_the_classes_they_name(num_classes):
+    labels = balanced(num_classes)
+    pairs = KINDS["pair_coteaching"](labels, 1.0, 0, num_classes)
+    np.testing.assert_array_equal(pairs, (labels + 1) % num_classes)
+    given = KINDS["symmetric_coteaching"](labels, 1.0, 0, num_classes)
+    steps = np.bincount((given - labels) % num_classes, minlength=num_classes)
+    expected = len(labels) / (num_classes - 1)
+    assert steps[0] == 0 and abs(steps[1:] - expected).max() < 5 * expected**0.5
+
+
+def test_instance_follows_the_algorithm_of_its_paper():
+    """Written out sample by sample, with the generators of the authors' code."""
+    labels, inputs = balanced(5, 300), images(300)
+    state = np.random.get_state()
+    np.random.seed(7)
+    rates = truncnorm((0 - 0.3) / 0.1, (1 - 0.3) / 0.1, loc=0.3, scale=0.1).rvs(300)
+    projections = np.random.randn(5, 12, 5)
+    chances = []
+    for image, label, rate in zip(inputs.flatten(1).numpy(), labels, rates, strict=True):
+        scores = image.astype(float) @ projections[label]
+        scores[label] = -np.inf
+        chance = rate * np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        chance[label] += 1 - rate
+        chances.append(chance)
+    expected = [np.random.choice(5, p=chance) for chance in chances]
+    np.random.set_state(state)
+    given = KINDS["instance"](labels, 0.3, 7, 5, inputs=inputs)
+    np.testing.assert_array_equal(given, expected)
+    assert 60 < (given != labels).sum() < 120
+
+
+def test_instance_depends_on_the_image():
+    """The wrong labels of one class: all the same for equal images, several for different ones."""
+    labels = np.zeros(400, int)
+    different = KINDS["instance"](labels, 0.5, 0, 10, inputs=images(400))
+    equal = KINDS["instance"](labels, 0.5, 0, 10, inputs=images(1).expand(400, 1, 1, 12))
+    assert len(set(equal.tolist())) == 2 and len(set(different.tolist())) > 4
+
+
+def test_instance_is_more_than_the_fraction_if_that_is_small():
+    """The mean of a normal distribution about 0.1 that is cut off at 0 is 0.1288."""
+    labels = balanced(10)
+    realised = (flip("instance", labels, 0.1, 0, 10) != labels).mean()
+    assert abs(realised - 0.1288) < 4 * (0.1288 * 0.8712 / len(labels)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (None, "NoneType"),
+        (["a.png"] * 50, "list"),
+        (torch.zeros(50, 7, dtype=torch.int64), r"torch\.int64"),
+        (images(49), r"torch\.uint8"),
+    ],
+    ids=["none", "files", "tokens", "too_few"],
+)
+def test_instance_refuses_what_are_no_images_in_memory(inputs, got):
+    match = f"needs the training images in memory.*: 50 of uint8, got {got}"
+    with pytest.raises(ValueError, match=match):
+        make(balanced(10, 50), "instance", fraction=0.4, inputs=inputs)
+
+
 def test_structured_moves_along_the_cifar10_map():
     assert KINDS["structured"](np.arange(10), 1.0, 0, 10).tolist() == [0, 1, 0, 5, 7, 3, 6, 7, 8, 1]
     labels = balanced(10, 2_000)
@@ -223,7 +311,7 @@ def test_asymmetric_on_cifar100_is_a_circle_within_each_superclass():
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_arguments_give_the_same_labels_and_another_seed_others(kind):
     labels = balanced(10, 1_000)
-    first, again, other = (KINDS[kind](labels, 0.4, seed, 10) for seed in (1, 1, 2))
+    first, again, other = (flip(kind, labels, 0.4, seed, 10) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -234,7 +322,7 @@ def test_input_and_global_generators_are_left_alone(kind):
     labels.flags.writeable = False
     np.random.seed(11)
     before = generator_states()
-    given = KINDS[kind](labels, 0.4, 1, 10)
+    given = flip(kind, labels, 0.4, 1, 10)
     assert not np.shares_memory(given, labels)
     np.testing.assert_array_equal(labels, balanced(10, 1_000))
     assert generator_states() == before
@@ -244,7 +332,7 @@ def test_global_numpy_seed_has_no_influence():
     labels, results = balanced(10, 1_000), []
     for seed in (0, 1):
         np.random.seed(seed)
-        results.append({kind: KINDS[kind](labels, 0.4, 1, 10).tolist() for kind in KINDS})
+        results.append({kind: flip(kind, labels, 0.4, 1, 10).tolist() for kind in KINDS})
     assert results[0] == results[1]
 
 
@@ -252,7 +340,7 @@ def test_global_numpy_seed_has_no_influence():
 def test_fraction_zero_changes_nothing(kind):
     labels = balanced(10, 1_000)
     for seed in range(3):
-        np.testing.assert_array_equal(KINDS[kind](labels, 0.0, seed, 10), labels)
+        np.testing.assert_array_equal(flip(kind, labels, 0.0, seed, 10), labels)
 
 
 # inject()
@@ -261,7 +349,7 @@ def test_fraction_zero_changes_nothing(kind):
 @pytest.mark.parametrize("kind", [*KINDS, "none"])
 def test_transition_is_the_share_of_each_given_label_where_the_true_one_is_c(kind):
     labels = balanced(10, 1_000)
-    noise = make(labels, kind, fraction=0.4, seed=1)
+    noise = make(labels, kind, fraction=0.4, seed=1, inputs=images(1_000))
     counts = np.zeros((10, 10))
     for true, given in zip(labels, noise.given, strict=True):
         counts[true, given] += 1
@@ -270,7 +358,7 @@ def test_transition_is_the_share_of_each_given_label_where_the_true_one_is_c(kin
     np.testing.assert_array_equal(noise.true, labels)
     np.testing.assert_array_equal(noise.corrupted, noise.given != labels)
     assert noise.corrupted.any() == (kind != "none")
-    expected = labels if kind == "none" else KINDS[kind](labels, 0.4, 1, 10)
+    expected = labels if kind == "none" else flip(kind, labels, 0.4, 1, 10)
     np.testing.assert_array_equal(noise.given, expected)
 
 
@@ -293,7 +381,7 @@ def test_sha256_is_that_of_the_given_labels_and_tells_them_apart():
 def test_inject_leaves_the_datasets_labels_as_they_are():
     labels = torch.arange(10).repeat(10)
     for kind in (*KINDS, "none"):
-        noise = inject(labels, kind=kind, fraction=1.0, seed=0, num_classes=10, dataset="cifar10")
+        noise = make(labels.numpy(), kind, fraction=1.0, inputs=images(100))
         noise.given[:] = noise.true[:] = 0
         assert torch.equal(labels, torch.arange(10).repeat(10))
 
@@ -514,7 +602,7 @@ def test_other_formats_are_refused(name, tmp_path):
 
 CLEAN = balanced(10, 60)
 HUMAN = ("worse_label", "aggre_label", "random_label1", "random_label2", "random_label3")
-RELEASE = {name: KINDS["symmetric"](CLEAN, 0.2, seed, 10) for seed, name in enumerate(HUMAN)}
+RELEASE = {name: flip("symmetric", CLEAN, 0.2, seed, 10) for seed, name in enumerate(HUMAN)}
 RELEASE["clean_label"] = CLEAN
 
 

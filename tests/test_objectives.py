@@ -50,6 +50,7 @@ def make(name):
         num_outputs=C,
         given=torch.arange(N) % C,
         noise_rate=0.4,
+        noise_transition=torch.eye(C).double(),
         model=model,
         epochs=5,
         steps_per_epoch=5,

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 KAPPA = -math.log(0.7)
 # with probability r, any label: r (C - 1) / C are wrong
 INCLUSIVE = ("symmetric_inclusive", "uniform", "permute", "label_permutation")
-EXCLUSIVE = ("symmetric", "pair", "pairwise", "none")  # r are wrong, in every class
+EXCLUSIVE = (  # r are wrong, in every class
+    "symmetric",
+    "symmetric_coteaching",
+    "pair",
+    "pair_coteaching",
+    "pairwise",
+    "none",
+)
 
 
 @dataclass
