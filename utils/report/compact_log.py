@@ -70,7 +70,8 @@ def _read_epochs(path, skipped):
         epochs = epochs.sort_values("epoch", kind="stable")
         return dict(iter(epochs.drop(columns=KEY).groupby([epochs[key] for key in KEY])))
     except (OSError, ValueError, KeyError) as error:
-        skipped[str(path)] = f"cannot be read, its epochs are left out: {error}"
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        skipped[str(path)] = f"cannot be read, its epochs are left out: {reason}"
         return {}
 
 
