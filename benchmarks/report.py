@@ -25,13 +25,15 @@ FORMS = {
     "log": ["--log", "{}/log"],
     "from the log": ["--format", "csv"],
 }
+# not ru_maxrss, which a process inherits from the one that starts it
 MEASURE = """
-import resource, sys, time
+import sys, time
 start = time.monotonic()
 from utils.report.__main__ import main
 main(sys.argv[1:])
 seconds = time.monotonic() - start
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(seconds, int(peak.split()[1]) / 1024, file=sys.stderr)
 """
 
 

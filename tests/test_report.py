@@ -475,6 +475,10 @@ def test_rules_whose_epochs_are_not_in_a_log_are_those_of_its_runs(folder, tmp_p
     results, values = last(stored, epochs.rsplit("\n", 2)[0])
     assert values.count(50.0) == 1 and len(results.epochs) == 5 * 7
     assert "it has 6 epochs, runs.csv says 7" in next(iter(results.skipped.values()))
+    twice = epochs.replace(f"{first},1,6,", f"{first},1,5,")
+    results, values = last(stored, twice)
+    assert values.count(50.0) == 1
+    assert "not numbered 0, 1, 2" in next(iter(results.skipped.values()))
     for damage in ("", "a,b\n1,2\n", epochs.replace("97", "x"), '"'):
         results, values = last(stored, damage)
         assert values == [50.0] * 6 and list(results.skipped) == [str(log / "epochs.csv")]

@@ -1,7 +1,4 @@
-"""What runs say together.
-
-Rules, verdicts, ranks; checked against scipy and statsmodels, and by hand.
-"""
+"""Rules, verdicts and ranks, checked against scipy and statsmodels, and by hand."""
 
 import math
 
@@ -17,11 +14,11 @@ SEEDS = {
     "near": [98.61, 98.70, 98.66, 98.59, 98.72],
     "above": [99.4, 99.5, 99.6, 99.3, 99.5],
     "below": [97.1, 97.3, 97.2],
-    "wide": [97.0, 99.5, 98.9],
+    "spread": [97.0, 99.5, 98.9],
 }
 
 
-def test_epochs_by_rule_where_higher_is_better():
+def test_epochs_by_rule_if_higher_is_better():
     values, validation = [50.0, 90, 60, 90, 70, 80, 85], [10.0, 20, 30, 30, 25, 5, 1]
     assert apply_rules(values, validation, True) == {
         "last": 85,
@@ -34,7 +31,7 @@ def test_epochs_by_rule_where_higher_is_better():
     assert apply_rules([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
 
 
-def test_epochs_by_rule_where_lower_is_better():
+def test_epochs_by_rule_if_lower_is_better():
     assert apply_rules([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
         "last": 7,
         "mean_last_5": 4,
@@ -52,9 +49,8 @@ def test_another_metric_is_reported_at_the_epochs_of_the_first():
         "best_epoch": 1,
         "validated": 9,
     }
-    assert (
-        apply_rules([50.0, 90], None, True, values=[7.0, math.nan])["best"] is None
-    )  # which JSON has no word for
+    # NaN, for which JSON has no word
+    assert apply_rules([50.0, 90], None, True, values=[7.0, math.nan])["best"] is None
 
 
 def test_an_epoch_without_a_number_is_never_the_best():
@@ -65,10 +61,8 @@ def test_an_epoch_without_a_number_is_never_the_best():
         "best_epoch": 2,
         "validated": None,
     }
-    assert (
-        apply_rules([50.0, math.nan], None, True)["best"] == 50
-        and apply_rules([math.nan] * 2, None, True)["best"] is None
-    )
+    assert apply_rules([50.0, math.nan], None, True)["best"] == 50
+    assert apply_rules([math.nan] * 2, None, True)["best"] is None
 
 
 @pytest.mark.parametrize("validation", [None, []])
@@ -82,52 +76,46 @@ def test_before_the_first_epoch_no_rule_says_anything(validation):
 @pytest.mark.parametrize("margin", [0.05, 0.2, 0.5, 2.0])
 def test_tost_against_an_exact_number_is_that_of_statsmodels(name, margin):
     values, published = SEEDS[name], 98.64
-    said = compare(values, published, margin)
+    result = compare(values, published, margin)
     p_value, *_ = DescrStatsW(values).ttost_mean(published - margin, published + margin)
-    assert (said.verdict == "reproduced") == (p_value < ALPHA)
+    assert (result.verdict == "reproduced") == (p_value < ALPHA)
     low, high = stats.ttest_1samp(values, published).confidence_interval(1 - 2 * ALPHA)
-    assert (said.low, said.high) == pytest.approx((low - published, high - published))
-    assert said.difference == pytest.approx(np.mean(values) - published)
-    if said.verdict != "reproduced":  # else what a two-sided test says at the same level
+    assert (result.low, result.high) == pytest.approx((low - published, high - published))
+    assert result.difference == pytest.approx(np.mean(values) - published)
+    if result.verdict != "reproduced":  # else what a two-sided test says at the same level
         differs = stats.ttest_1samp(values, published).pvalue < 2 * ALPHA
-        assert said.verdict == (
-            ("above" if said.difference > 0 else "below") if differs else TOO_FEW
-        )
+        side = "above" if result.difference > 0 else "below"
+        assert result.verdict == (side if differs else TOO_FEW)
 
 
 @pytest.mark.parametrize("name", SEEDS)
 @pytest.mark.parametrize("margin", [0.2, 0.5, 2.0])
 def test_tost_against_a_sampled_number_is_welchs(name, margin):
-    values, theirs = SEEDS[name], [98.2, 98.7, 98.4, 98.9]
-    said = compare(values, np.mean(theirs), margin, np.std(theirs, ddof=1), len(theirs))
-    both = CompareMeans(DescrStatsW(values), DescrStatsW(theirs))
+    values, other = SEEDS[name], [98.2, 98.7, 98.4, 98.9]
+    result = compare(values, np.mean(other), margin, np.std(other, ddof=1), len(other))
+    both = CompareMeans(DescrStatsW(values), DescrStatsW(other))
     p_value, *_ = both.ttost_ind(-margin, margin, usevar="unequal")
-    assert (said.verdict == "reproduced") == (p_value < ALPHA)
-    assert (said.low, said.high) == pytest.approx(both.tconfint_diff(2 * ALPHA, usevar="unequal"))
+    assert (result.verdict == "reproduced") == (p_value < ALPHA)
+    interval = both.tconfint_diff(2 * ALPHA, usevar="unequal")
+    assert (result.low, result.high) == pytest.approx(interval)
 
 
 def test_verdicts_by_hand():
-    said = compare([98.0, 98.2], 98.1, 2.0)
-    assert said.verdict == TOO_FEW and said.high == pytest.approx(
-        0.1 * 6.3138, rel=1e-4
-    )  # of two, whatever they say
-    assert (
-        compare([98.0, 98.2, 98.1], 98.1, 0.2).verdict == "reproduced"
-    )  # the interval is 0 +- 0.0577 * 2.92
+    result = compare([98.0, 98.2], 98.1, 2.0)
+    assert result.verdict == TOO_FEW  # of two seeds, whatever they say
+    assert result.high == pytest.approx(0.1 * 6.3138, rel=1e-4)
+    # the interval is 0 +- 0.0577 * 2.92
+    assert compare([98.0, 98.2, 98.1], 98.1, 0.2).verdict == "reproduced"
     assert compare([98.0, 98.2, 98.1], 98.1, 0.1).verdict == TOO_FEW
-    assert (
-        compare([99.0, 99.1, 99.2], 98.1, 0.5).verdict == "above"
-        and compare([5.0, 5.1, 5.2], 9, 0.5).verdict == "below"
-    )
-    said = compare([98.5], 98.1, 0.5)
-    assert (
-        said.verdict == TOO_FEW and said.difference == pytest.approx(0.4) and math.isnan(said.low)
-    )
+    assert compare([99.0, 99.1, 99.2], 98.1, 0.5).verdict == "above"
+    assert compare([5.0, 5.1, 5.2], 9, 0.5).verdict == "below"
+    result = compare([98.5], 98.1, 0.5)
+    assert result.verdict == TOO_FEW and math.isnan(result.low)
+    assert result.difference == pytest.approx(0.4)
     assert compare([98.0] * 3, 98.0, 0.1) == (0, 0, 0, "reproduced")  # nothing varies
     assert compare([98.0] * 3, 97.0, 0.1).verdict == "above"
-    assert (
-        compare([98.2, 98.21, 98.22], 98.1, 0.5).verdict == "reproduced"
-    )  # not zero, and within the margin
+    # not zero, and within the margin
+    assert compare([98.2, 98.21, 98.22], 98.1, 0.5).verdict == "reproduced"
 
 
 @pytest.mark.parametrize(("values", "margin"), [([], 0.5), ([98.0], 0.0), ([98.0], -1)])

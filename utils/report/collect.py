@@ -55,7 +55,8 @@ class Results:
         known = {key: self.epochs_by_run[key] for key in keys if key in self.epochs_by_run}
         if not known:
             return pd.DataFrame(columns=[*KEY, "epoch", "test_metric"])
-        return pd.concat(known, names=KEY).reset_index(KEY).reset_index(drop=True)
+        joined = pd.concat(known, names=KEY).reset_index(KEY).reset_index(drop=True)
+        return joined.astype({"epoch": int})
 
     @functools.cached_property
     def measured(self) -> pd.DataFrame:

@@ -19,10 +19,9 @@ from utils.report.run_files import (
     YAML,
     LoggedRun,
     check,
-    check_number,
+    check_epochs,
     further_columns,
     numbers_by_rule,
-    read_epochs,
 )
 
 TEXTS = ("config", "dataset", "noise", "method")
@@ -49,7 +48,7 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
         own = epochs.get((row["config"], row["seed"]))
         if own is not None:
             try:
-                check_number(own, row.get("epochs", float("nan")), "runs.csv")
+                check_epochs(own, row.get("epochs", float("nan")), "runs.csv")
                 row |= numbers_by_rule(own, row["metric"])
             except ValueError as error:
                 own = None
@@ -67,10 +66,12 @@ def _read_epochs(path, skipped):
     if not path.exists():
         return {}
     try:
-        epochs = read_epochs(path).sort_values("epoch", kind="stable")
+        epochs = pd.read_csv(path, dtype={"config": str, "test_metric": float})
+        epochs = epochs.sort_values("epoch", kind="stable")
         return dict(iter(epochs.drop(columns=KEY).groupby([epochs[key] for key in KEY])))
     except (OSError, ValueError, KeyError) as error:
-        skipped[str(path)] = f"cannot be read, its epochs are left out: {error}"
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        skipped[str(path)] = f"cannot be read, its epochs are left out: {reason}"
         return {}
 
 

@@ -12,6 +12,9 @@ from utils.config import DEFAULTS, EXECUTION, SECTIONS, flatten
 KEY = ["config", "seed"]  # what identifies a run
 CELL = ["dataset", "noise", "fraction", "config"]  # what runs share that differ only in their seed
 TABLE = ["dataset", "noise", "metric"]  # what the rows of one table share
+DEFAULT_KEYS = {
+    key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
+}
 IN_A_LABEL = 4  # keys: a configuration that differs in more has its hash there
 
 
@@ -43,13 +46,10 @@ def config_hash(config: dict) -> str:
     A top-level key with its default counts as absent, so that a key new in a later version changes
     no hash.
     """
-    default = {
-        key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
-    }
     flat = {
         key: value
         for key, value in flatten(without_execution(config)).items()
-        if key not in default or default[key] != value
+        if key not in DEFAULT_KEYS or DEFAULT_KEYS[key] != value
     }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:10]
 
