@@ -52,7 +52,7 @@ class ForwardCorrection(SampleLoss):
             and 100 on CIFAR-100: each class should be well more than 100 - percentile percent of
             the samples.
 
-    State: log T, [C, C]; and for the score 4 bytes a sample.
+    State: log T, [C, C]; and for the score 4 bytes per sample.
 
     Deviations from the authors' code (github.com/giorgiop/loss-correction): 1. That trains a new
     network with T, on a network that was chosen by the loss on noisy held-out samples; here the

@@ -41,7 +41,7 @@ class GCE(SampleLoss):
             CIFAR-10, 80 of 150 on CIFAR-100.
         prune_every: epochs from a refresh to the next.
 
-    State: none; with ``k`` -log p of each sample at the last refresh, 4 bytes a sample.
+    State: none; with ``k`` -log p of each sample at the last refresh, 4 bytes each.
 
     Deviations of the truncated loss from public code (github.com/AlanChou/Truncated-Loss; the
     authors of the paper published none): 1. That prunes by the network with the best accuracy so

@@ -56,7 +56,7 @@ class MentorNet(SampleLoss):
             [[0.5, 17], [0.05, 83]] for PD.
 
     State: m; the number of steps; the seed of the draws; and for the score a moving average of
-    l_i - m, 4 bytes a sample.
+    l_i - m, 4 bytes per sample.
 
     Deviations from the authors' code (github.com/google/mentornet): 1. They train a small network
     to imitate the curriculum and weigh by that; here the curriculum is computed. 2. Their ResNet's
