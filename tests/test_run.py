@@ -239,6 +239,8 @@ def prepare(run, method):
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
     if method == "rsl_mixmatch":
         overrides += ["loss.epoch_steps=11"]
+    if method == "forward_correction":
+        overrides += ["loss.estimate_epochs=1"]
     return {"params": f"params/digits/{method}.yaml"}, overrides
 
 
