@@ -20,7 +20,7 @@ from experiment import SCHEMAS, Experiment
 from utils import optimizers, schedules
 from utils.checkpoint import StopRequest
 from utils.config import parse
-from utils.distributed import fail_together, process_group, rank_seed
+from utils.distributed import end_process, fail_together, process_group, rank_seed
 from utils.errors import UserError
 from utils.run_directory import RunDirectory
 from utils.run_state import INTERRUPTED
@@ -101,4 +101,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ from tests import toy_methods
 from utils.distributed import (
     all_gather_objects,
     data_parallel,
+    end_process,
     gather,
     process_group,
     rank,
@@ -133,3 +134,4 @@ if __name__ == "__main__":
         codes = [all_gather_objects(run_job(job)) for job in json.loads(jobs.read_text())]
     if rank() == 0:
         jobs.with_suffix(".codes").write_text(json.dumps(codes))
+    end_process(0)

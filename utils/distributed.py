@@ -14,6 +14,7 @@ import datetime
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -75,7 +76,22 @@ def process_group():
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise OSError(f"the other processes cannot be met at {address}: {error}") from None
     yield
+    barrier()  # torchrun ends the others soon after the first that ends
     dist.destroy_process_group()  # not after an error: the others might never get here
+
+
+def end_process(code: int):
+    """End this process with an exit code.
+
+    One of several ends without the destructors of C++: at exit, threads of gloo that are still
+    running may abort it ("terminate called without an active exception"), and torchrun would take
+    that for a failure.
+    """
+    if is_distributed():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main_process_only(method: Callable) -> Callable:
