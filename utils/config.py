@@ -119,6 +119,16 @@ def load(path: str, overrides: list[str], schemas: dict[str, Schema]) -> dict:
     mistakes = check(config, schemas)
     if mistakes:
         raise UserError("\n".join(mistakes))
+    return complete(config, path)
+
+
+def complete(config: dict, path: str) -> dict:
+    """A configuration with what follows from other keys written in: seed of the noise, paths.
+
+    ``path``: of its params file. Of a configuration that has not been checked, it may raise
+    whatever values of wrong types raise.
+    """
+    config = copy.deepcopy(config)
     if config["noise"]["kind"] == "none":
         config["noise"]["fraction"] = 0.0
     config["noise"]["fraction"] = float(config["noise"]["fraction"])
@@ -149,12 +159,6 @@ def _noise_fraction(noise):
     if not isinstance(noise, dict):
         return None
     return 0.0 if noise.get("kind") == "none" else noise.get("fraction")
-
-
-def run_dir(path: str, overrides: list[str]) -> str:
-    """Where the run of this command line writes, if nothing is wrong with it."""
-    config = resolve(path, overrides)
-    return config["run_dir"] or default_run_dir(config, Path(path).stem)
 
 
 def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:

@@ -9,8 +9,6 @@ import socket
 import time
 from pathlib import Path
 
-import yaml
-
 from utils.config import differences
 from utils.distributed import (
     OtherProcessFailed,
@@ -21,7 +19,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.run_state import FAILED, LOCK, describe, read_summary
+from utils.run_state import FAILED, LOCK, describe, read_config, read_summary
 
 
 class RunDirectory:
@@ -64,15 +62,14 @@ class RunDirectory:
         update_summary(self.path, error=None, interrupted=None)  # of an earlier attempt
 
     def _compare_config(self):
-        path = self.path / "config.yaml"
-        if path.exists():
-            changed = differences(yaml.safe_load(path.read_text()), self.config)
-            if changed:
-                lines = "\n  ".join(changed)
-                raise UserError(
-                    f"{self.path} holds a run with another configuration:\n  {lines}\n"
-                    f"choose another run_dir=, or remove that one"
-                )
+        begun = read_config(self.path)
+        changed = [] if begun is None else differences(begun, self.config)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise UserError(
+                f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                f"choose another run_dir=, or remove that one"
+            )
 
     def _lock(self):
         # the kernel releases it when the process ends, however it ends

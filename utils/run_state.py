@@ -10,14 +10,18 @@ import fcntl
 import json
 from pathlib import Path
 
+import yaml
+
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of what this program has written
 INTERRUPTED = 75  # exit code of a run that was stopped and has saved (EX_TEMPFAIL): run it again
 FAILED = "failed.txt"  # how the last attempt ended, if it was neither finished nor interrupted
 LOCK = ".lock"
-STATES = ("done", "running", "interrupted", "failed", "missing")
+OTHER = "other configuration"  # of a sweep's cell: its directory holds a run of another one
+STATES = ("done", "running", "interrupted", "failed", "missing", OTHER)
 
 
 def run_state(directory: Path) -> tuple[str, str]:
-    """One of STATES, and the reason or the progress in a few words."""
+    """One of STATES but OTHER, and the reason or the progress in a few words."""
     summary, failed = read_summary(directory), directory / FAILED
     if summary.get("finished"):
         shown = (
@@ -43,6 +47,12 @@ def read_summary(directory: Path) -> dict:
     """summary.json; {} if there is none."""
     path = directory / "summary.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_config(directory: Path) -> dict | None:
+    """config.yaml, what the run was begun with; None if there is none."""
+    path = directory / "config.yaml"
+    return yaml.load(path.read_text(), YAML) if path.exists() else None
 
 
 def summary_time(directory: Path) -> int:
