@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from experiment import SCHEMAS
+from tests.fixtures import make_run
 from utils.config import load
 from utils.run_state import run_state
 from utils.sweep.cells import Cell, choose, ranges, read_cells
 from utils.sweep.runner import CellRunner, failure_reason, python_command
 from utils.sweep.slurm import LAUNCHER_VARIABLES
 from utils.sweep.status import print_status, relaunch
-from tests.fixtures import make_run
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
