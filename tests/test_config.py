@@ -196,7 +196,10 @@ def test_help_prints_the_manual_and_every_key(capsys):
         (["params/digits/gce.yaml", "loss.q=2"], "GCE: q must lie in"),
         (["params/digits/plain.yaml", "noise=pare"], "did you mean 'pair'"),
         (["params/digits/plain.yaml", "model=lenet"], "lenet"),
-        (["params/digits/plain.yaml", "optimizer.lr=-1"], "SGD: Invalid learning rate"),
+        (
+            ["params/digits/plain.yaml", "optimizer.lr=-1"],
+            "optimizer.lr must be at least 0, got -1",
+        ),
         (["params/folder/plain.yaml", "data_root=/nowhere"], "/nowhere/train is not a folder"),
         (["params/digits/plain.yaml", "noise.kind=file:/nowhere.npz"], "no such file"),
         ([], "first argument is a params file"),
