@@ -9,8 +9,6 @@ import socket
 import time
 from pathlib import Path
 
-import yaml
-
 from utils.config import differences
 from utils.distributed import (
     OtherProcessFailed,
@@ -20,8 +18,8 @@ from utils.distributed import (
     rank,
 )
 from utils.errors import UserError
-from utils.files import atomic_write
-from utils.run_state import FAILED, LOCK, describe, read_summary
+from utils.files import atomic_write, check_regular, read_yaml
+from utils.run_state import FAILED, LOCK, describe, foreign_files, read_summary, write_failed
 
 
 class RunDirectory:
@@ -35,8 +33,9 @@ class RunDirectory:
         log: the EpochLog of the run, once that is built.
 
     Raises:
-        UserError: it holds a run with another configuration, or another process is writing it.
-        OSError: it cannot be written.
+        UserError: it holds a run with another configuration, or files of something else; or another
+            process is writing it.
+        OSError: it cannot be written, or its files are damaged.
     """
 
     def __init__(self, config: dict):
@@ -53,7 +52,7 @@ class RunDirectory:
     @main_process_only
     def _open(self):
         self._compare_config()
-        summary = read_summary(self.path)
+        summary = read_summary(self.path, complete=True)
         if summary.get("finished"):
             print(f"{self.path} is finished: {describe(summary)}")
             return
@@ -64,19 +63,34 @@ class RunDirectory:
         update_summary(self.path, error=None, interrupted=None)  # of an earlier attempt
 
     def _compare_config(self):
+        foreign = foreign_files(self.path)
+        if foreign:
+            more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+            raise UserError(
+                f"{self.path} is not the directory of a run, which has a config.yaml, and it is "
+                f"not empty: it holds {', '.join(foreign[:5])}{more}; choose another run_dir="
+            )
         path = self.path / "config.yaml"
-        if path.exists():
-            changed = differences(yaml.safe_load(path.read_text()), self.config)
-            if changed:
-                lines = "\n  ".join(changed)
-                raise UserError(
-                    f"{self.path} holds a run with another configuration:\n  {lines}\n"
-                    f"choose another run_dir=, or remove that one"
-                )
+        if not os.path.lexists(path):
+            return
+        try:
+            before = read_yaml(path)
+        except OSError as error:
+            raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
+        changed = differences(before, self.config)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise UserError(
+                f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                f"choose another run_dir=, or remove that one"
+            )
 
     def _lock(self):
+        path = self.path / LOCK
+        if os.path.lexists(path):
+            check_regular(path)
         # the kernel releases it when the process ends, however it ends
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115
+        lock = open(path, "a+", errors="replace")  # noqa: SIM115
         for _ in range(20):  # another process may be testing it, or about to release it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +130,7 @@ class RunDirectory:
         # RuntimeError: what a process gets if another one has gone
         if failed and rank() and not isinstance(error, (RuntimeError, OtherProcessFailed)):
             with contextlib.suppress(OSError):
-                (self.path / FAILED).write_text(f"process {rank()}: {kind.__name__}: {error}\n")
+                write_failed(self.path, f"process {rank()}: {kind.__name__}: {error}")
         if failed and self.log is not None:
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 self.log.note_error(f"{kind.__name__}: {error}")

@@ -1,5 +1,6 @@
 """The cells of a sweep: what each runs, where it writes, and which of them are chosen."""
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -35,8 +36,12 @@ class Cell:
         return state, detail
 
     def seconds(self) -> float:
-        """Spent on training so far."""
-        return sum(read_summary(directory).get("seconds") or 0 for directory in self.directories)
+        """Spent on training so far, as far as that is known."""
+        total = 0.0
+        for directory in self.directories:
+            with contextlib.suppress(OSError):  # damaged, which the state says
+                total += read_summary(directory).get("seconds") or 0
+        return total
 
 
 def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:

@@ -15,6 +15,7 @@ a search on test images has put into a params file is tried.
 """
 
 import argparse
+import io
 import random
 import sys
 from collections.abc import Callable
@@ -24,7 +25,8 @@ import pandas as pd
 
 from utils.config import resolve
 from utils.errors import UserError
-from utils.run_state import FAILED, read_summary
+from utils.files import read_bytes
+from utils.run_state import FAILED, read_failed, read_summary
 
 # Of all trials: labels, split and initialisation are the same. It is not one of the reported seeds.
 SEED = 101
@@ -124,8 +126,8 @@ def trial_state(directory: Path) -> str:
     """What has become of a trial: "finished"; "diverged", the worst; "" if it is to be run."""
     if read_summary(directory).get("finished"):
         return "finished"
-    reasons = [path / FAILED for path in (directory, recording_of(directory))]
-    diverged = any(path.exists() and "not finite" in path.read_text() for path in reasons)
+    reasons = [read_failed(path) for path in (directory, recording_of(directory))]
+    diverged = any("not finite" in reason for reason in reasons)
     return "diverged" if diverged else ""
 
 
@@ -182,7 +184,7 @@ def _row(root: Path, directory: Path) -> dict | None:
 def read_csv(path: Path) -> pd.DataFrame:
     """Raises UserError if the file is no table."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(io.BytesIO(read_bytes(path)))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
