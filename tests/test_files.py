@@ -4,11 +4,13 @@ import io
 import os
 import stat
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.fixtures import make_run
-from utils.files import atomic_write
+from tests.test_run import interrupt_at
+from utils.files import atomic_write, map_array, read_arrays
 from utils.report.__main__ import main as report
 from utils.run_directory import RunDirectory
 from utils.run_state import write_failed
@@ -107,3 +109,69 @@ def test_the_page_does_not_replace_a_special_file(tmp_path, capsys):
     assert report([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 2
     assert "page.html is no regular file" in capsys.readouterr().err
     assert (tmp_path / "page.html").is_fifo()
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lambda content: content[:1000], "losses.npy cannot be read"),
+        (lambda content: content + b"x", "longer than its header says"),
+        (lambda content: b"", "losses.npy cannot be read"),
+        (lambda content: content.replace(b"3, 1297", b"1, 3891"), "must hold the losses of 3 epoc"),
+        (lambda content: content[:128] + content[-5188:] * 3, "lacks the losses of epoch 0"),
+    ],
+    ids=["truncated", "longer", "empty", "shape", "old"],
+)
+def test_recorded_losses_that_are_damaged_are_an_error(run, monkeypatch, damage, complaint):
+    options = ["record_losses=true", "model=mlp"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        code, directory, *_ = run(*options, **PLAIN)
+        assert code == 75
+    path = directory / "losses.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    code, _, _, stderr = run(*options, **PLAIN)
+    assert code in (1, 2) and complaint in stderr and stderr.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["noise.npz", "config.yaml", "summary.json"])
+def test_a_damaged_file_of_an_interrupted_run_is_named(run, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        _, directory, *_ = run(**PLAIN)
+    whole = (directory / name).read_bytes()
+    contents = [b"", b"PK\3\4" + b"x" * 100, b"[]", b"null", b"\xff", b"{a"]
+    contents += [] if name == "config.yaml" else [whole[:200]]  # which is another configuration
+    for content in contents:
+        (directory / name).write_bytes(content)
+        code, _, _, stderr = run(**PLAIN)
+        assert code == 2 and stderr.count("\n") == 1 and f"{directory / name} " in stderr, content
+        assert (directory / name).read_bytes() == content
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    code, _, _, stderr = run(**PLAIN)
+    assert code == 2 and f"{name} is no regular file" in stderr
+
+
+def test_arrays_are_read_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, a=np.zeros(10**6), b=np.arange(3))
+    assert read_arrays(path, ("b",), limit=1000)["b"].tolist() == [0, 1, 2]
+    with pytest.raises(OSError, match="more than 1,000 bytes"):
+        read_arrays(path, limit=1000)
+    with pytest.raises(OSError, match="cannot be read"):
+        read_arrays(path, ("c",))
+    np.savez(path, a=np.array([print], object))
+    with pytest.raises(OSError, match="allow_pickle"):
+        read_arrays(path)
+    np.save(tmp_path / "a.npy", np.array([[1, 2]]))
+    with pytest.raises(OSError, match="cannot be read"):
+        read_arrays(tmp_path / "a.npy")
+    with pytest.raises(OSError, match=r"it is no \.npy"):
+        map_array(path)
+    assert map_array(tmp_path / "a.npy").tolist() == [[1, 2]]
+    os.symlink(tmp_path / "a.npy", tmp_path / "link.npy")
+    with pytest.raises(OSError, match="is a link"):
+        map_array(tmp_path / "link.npy", "r+")
