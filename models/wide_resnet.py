@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from utils.build import check_interval
 from utils.errors import UserError
 
-
 DEEPEST = 1000  # a thousand layers are more than anybody has trained
 
 

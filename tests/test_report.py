@@ -21,6 +21,7 @@ from utils.report.__main__ import main, markdown_table
 from utils.report.collect import choose, collect
 from utils.report.compact_log import write_log
 from utils.report.comparison import compare_all
+from utils.report.condition import evaluate
 from utils.report.identity import config_hash
 from utils.report.render import render
 from utils.report.statistics import TOO_FEW
@@ -585,6 +586,71 @@ def test_only_the_rows_that_are_wanted_are_shown(run_report, folder):
     condition = "noise == 'pair 0.45' and method == 'RSL'"
     table = summarise(path, ["method"], ["last"], condition=condition)
     assert table.method.tolist() == ["RSL"] and table.n.tolist() == ["3"]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "@pd.io.common.os.system('touch {0}') == 0",
+        "__import__('os').system('touch {0}') == 0",
+        "method.to_csv('{0}') == 0",
+        "fraction.values.tofile('{0}') == 0",
+        "(lambda: open('{0}', 'w'))() == 0",
+        "[x for x in (0,)] == 0",
+        "f'{{open(\"{0}\", \"w\")}}' == 'x'",
+        "method[0] == 'Plain'",
+        "fraction == 9**9**9",
+        "fraction == 1e3 + 1",
+        "label is True",
+        "method == b'x'",
+        "seed := 1",
+        "seed = 1",
+        "seed == 1; seed == 2",
+        "index.max() == 1",
+        "'x' in method",
+        "method < 3",
+        "fraction in 0.4",
+        "fraction in [seed]",
+        "((" * 5000,
+        "not " * 400 + "chosen",
+        "",
+        "fraction ==\0 0.4",
+    ],
+)
+def test_a_condition_runs_no_code(run_report, folder, tmp_path, condition):
+    """--where also stands in markdown files, which somebody else may have written."""
+    condition = condition.format(tmp_path / "made")
+    files = sorted(tmp_path.rglob("*"))
+    _, complaint = run_report(folder, "--where", condition, code=2)
+    assert "is no condition" in complaint and complaint.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_conditions_are_those_of_pandas():
+    table = pd.DataFrame(
+        {
+            "method": ["GCE", "Plain", None, "RSL"],
+            "fraction": [0.2, 0.4, np.nan, 0.4],
+            "seed": [1, 2, 3, -1],
+            "last": [1.0, 2.0, 3.0, 0.5],
+            "chosen": [True, False, True, False],
+        }
+    )
+    for condition, rows in (
+        ("fraction == 0.4", [1, 3]),
+        ("method != 'GCE'", [1, 2, 3]),
+        ("method in ['GCE', \"RSL\"] and not chosen", [3]),
+        ("method not in ('GCE', 'RSL') or seed == -1", [1, 2, 3]),
+        ("chosen", [0, 2]),
+        ("chosen == True", [0, 2]),
+        ("not (chosen or fraction <= .2)", [1, 3]),
+        ("1 < seed <= +3", [1, 2]),
+        ("last > seed", [3]),
+        (" seed >= 2 and fraction < 1 ", [1]),
+    ):
+        mask = evaluate(table, condition)
+        assert mask.dtype == bool and table.index[mask].tolist() == rows, condition
+        assert (table.eval(condition.strip()) == mask).all()
 
 
 def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(run_report, folder):

@@ -18,8 +18,16 @@ from utils.distributed import (
     rank,
 )
 from utils.errors import UserError
-from utils.files import atomic_write
-from utils.run_state import FAILED, LOCK, describe, read_config, read_summary
+from utils.files import atomic_write, check_regular
+from utils.run_state import (
+    FAILED,
+    LOCK,
+    describe,
+    foreign_files,
+    read_config,
+    read_summary,
+    write_failed,
+)
 
 
 class RunDirectory:
@@ -33,8 +41,9 @@ class RunDirectory:
         log: the EpochLog of the run, once that is built.
 
     Raises:
-        UserError: it holds a run with another configuration, or another process is writing it.
-        OSError: it cannot be written.
+        UserError: it holds a run with another configuration, or files of something else; or another
+            process is writing it.
+        OSError: it cannot be written, or its files are damaged.
     """
 
     def __init__(self, config: dict):
@@ -51,7 +60,7 @@ class RunDirectory:
     @main_process_only
     def _open(self):
         self._compare_config()
-        summary = read_summary(self.path)
+        summary = read_summary(self.path, complete=True)
         if summary.get("finished"):
             print(f"{self.path} is finished: {describe(summary)}")
             return
@@ -62,7 +71,17 @@ class RunDirectory:
         update_summary(self.path, error=None, interrupted=None)  # of an earlier attempt
 
     def _compare_config(self):
-        begun = read_config(self.path)
+        foreign = foreign_files(self.path)
+        if foreign:
+            more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+            raise UserError(
+                f"{self.path} is not the directory of a run, which has a config.yaml, and it is "
+                f"not empty: it holds {', '.join(foreign[:5])}{more}; choose another run_dir="
+            )
+        try:
+            begun = read_config(self.path)
+        except OSError as error:
+            raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
         changed = [] if begun is None else differences(begun, self.config)
         if changed:
             lines = "\n  ".join(changed)
@@ -72,8 +91,11 @@ class RunDirectory:
             )
 
     def _lock(self):
+        path = self.path / LOCK
+        if os.path.lexists(path):
+            check_regular(path)
         # the kernel releases it when the process ends, however it ends
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115
+        lock = open(path, "a+", errors="replace")  # noqa: SIM115
         for _ in range(20):  # another process may be testing it, or about to release it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +135,7 @@ class RunDirectory:
         # RuntimeError: what a process gets if another one has gone
         if failed and rank() and not isinstance(error, (RuntimeError, OtherProcessFailed)):
             with contextlib.suppress(OSError):
-                (self.path / FAILED).write_text(f"process {rank()}: {kind.__name__}: {error}\n")
+                write_failed(self.path, f"process {rank()}: {kind.__name__}: {error}")
         if failed and self.log is not None:
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 self.log.note_error(f"{kind.__name__}: {error}")

@@ -1,5 +1,6 @@
 """The cells of a sweep: what each runs, where it writes, and which of them are chosen."""
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -32,7 +33,9 @@ class Cell:
         A directory that holds a run of another configuration says nothing about this one.
         """
         directory = self.directories[position]
-        begun = read_config(directory) if self.configs else None
+        begun = None
+        with contextlib.suppress(OSError):  # damaged, which its state says
+            begun = read_config(directory) if self.configs else None
         changed = [] if begun is None else differences(begun, self.configs[position])
         if changed:
             return OTHER, "; ".join(changed)
@@ -51,12 +54,13 @@ class Cell:
         return state, detail
 
     def seconds(self) -> float:
-        """Spent on training so far, of this configuration."""
-        return sum(
-            read_summary(directory).get("seconds") or 0
-            for position, directory in enumerate(self.directories)
-            if self.run_state(position)[0] != OTHER
-        )
+        """Spent on training so far, of this configuration, as far as that is known."""
+        total = 0.0
+        for position, directory in enumerate(self.directories):
+            with contextlib.suppress(OSError):  # damaged, which the state says
+                if self.run_state(position)[0] != OTHER:
+                    total += read_summary(directory).get("seconds") or 0
+        return total
 
 
 def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:

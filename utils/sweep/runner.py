@@ -14,7 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.run_state import FAILED, INTERRUPTED, OTHER, STATES, read_summary, summary_time
+from utils.run_state import (
+    INTERRUPTED,
+    OTHER,
+    STATES,
+    foreign_files,
+    read_summary,
+    summary_time,
+    write_failed,
+)
 from utils.sweep.cells import Cell
 from utils.sweep.slurm import integer, requeue
 
@@ -124,12 +132,16 @@ class CellRunner:
         if state in ("done", OTHER):
             return state, detail
         # torchrun's own exit code is 1, whatever those of its processes are
-        saved = read_summary(directory).get("interrupted") and summary_time(directory) != before
+        saved = False
+        with contextlib.suppress(OSError):  # if it is damaged, nothing was saved
+            saved = read_summary(directory).get("interrupted") and summary_time(directory) != before
         if self.signal or code == INTERRUPTED or saved:
             return "interrupted", detail
-        if state != "running":  # else another process has it, and this failure is not the run's
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / FAILED).write_text(f"{reason}\n")
+        with contextlib.suppress(OSError):  # which may have been the failure
+            # if it is running, another process has it, and this failure is not the run's
+            if state != "running" and not foreign_files(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                write_failed(directory, reason)
         return "failed", reason
 
     def _state_when_unlocked(self, cell, position):

@@ -19,6 +19,7 @@ chosen, and how often each method would have come out ahead.
 """
 
 import argparse
+import io
 import itertools
 import random
 import sys
@@ -30,7 +31,8 @@ import pandas as pd
 
 from utils.config import flatten, merge, parse_override, resolve
 from utils.errors import UserError
-from utils.run_state import FAILED, OTHER, read_config, read_summary
+from utils.files import read_bytes
+from utils.run_state import FAILED, OTHER, read_config, read_failed, read_summary
 
 # Of all trials: labels, split and initialisation are the same. It is not one of the reported seeds.
 SEED = 101
@@ -131,8 +133,8 @@ def trial_state(directory: Path) -> str:
     """What has become of a trial: "finished"; "diverged", the worst; "" if it is to be run."""
     if read_summary(directory).get("finished"):
         return "finished"
-    reasons = [path / FAILED for path in (directory, recording_of(directory))]
-    diverged = any(path.exists() and "not finite" in path.read_text() for path in reasons)
+    reasons = [read_failed(path) for path in (directory, recording_of(directory))]
+    diverged = any("not finite" in reason for reason in reasons)
     return "diverged" if diverged else ""
 
 
@@ -258,7 +260,7 @@ def _is_of(directory: Path, overrides: list[str]) -> bool:
 def read_csv(path: Path) -> pd.DataFrame:
     """Raises UserError if the file is no table."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(io.BytesIO(read_bytes(path)))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
