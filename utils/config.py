@@ -299,7 +299,7 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
     except RecursionError:
         raise UserError(f"{path} has sections in more than {DEEPEST} others") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what an explicit tag may raise
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         raise UserError(f"{path} is empty: it must hold keys and values, or name a base")
     if not isinstance(content, dict):
