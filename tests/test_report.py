@@ -379,6 +379,22 @@ def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
     assert config_hash(config) not in {config_hash(config | change) for change in other}
 
 
+def test_runs_on_the_labels_of_an_earlier_run_share_a_hash():
+    """Each seed has an earlier run of its own, so the path differs."""
+
+    def hash_of(directory, seed):
+        return config_hash({"seed": seed, "targets": f"{directory}/seed{seed}/labels.npz"})
+
+    same = {
+        hash_of("runs/digits/joint_optimization/pair-0.4", 1),
+        hash_of("runs/digits/joint_optimization/pair-0.4", 22),
+        hash_of("/home/somebody/runs/digits/joint_optimization/pair-0.4", 3),
+    }
+    assert len(same) == 1
+    assert hash_of("runs/digits/selfie/pair-0.4", 1) not in same
+    assert hash_of("runs/digits/joint_optimization/pair-0.2", 1) not in same
+
+
 def test_a_compact_log_is_read_like_the_runs_it_was_made_from(folder, tmp_path):
     make_run(
         folder / "digitsum",
