@@ -10,10 +10,13 @@ from losses.discrimloss import DiscrimLoss
 from losses.forward_correction import ForwardCorrection
 from losses.gce import GCE
 from losses.gradient_rescaling import GradientRescaling
+from losses.joint_optimization import JointOptimization
 from losses.mentornet import MentorNet
 from losses.mixmatch import MixMatch
 from losses.plain import Plain
+from losses.selfie import SELFIE
 from losses.superloss import SuperLoss
+from losses.two_stage import TwoStage
 
 __all__ = [
     "Plain",
@@ -25,4 +28,7 @@ __all__ = [
     "MixMatch",
     "MentorNet",
     "ForwardCorrection",
+    "SELFIE",
+    "JointOptimization",
+    "TwoStage",
 ]

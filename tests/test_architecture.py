@@ -157,12 +157,16 @@ def test_every_dataset_has_the_methods_of_this_list():
         "forward_correction",
         "gce",
         "gradient_rescaling",
+        "joint_optimization",
+        "joint_optimization_step2",
         "mentornet",
         "plain",
         "rsl",
         "rsl_mixmatch",
+        "selfie",
         "superloss",
         "truncated_gce",
+        "two_stage",
     }
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods

@@ -44,6 +44,19 @@ ALSO = {
         {"level": "class"},
         {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
     ],
+    "SELFIE": [
+        {"warm_up": 1, "q": 1, "epoch": 1},
+        {"warm_up": 2, "q": 2, "epoch": 2, "tau": 0.7, "eps": 0.5, "reuse": False},
+    ],
+    "JointOptimization": [
+        {"begin": 1, "window": 1},
+        {"begin": 1, "window": 1, "hard": True, "prior": [0.6, 0.1, 0.1, 0.1, 0.1]},
+    ],
+    "TwoStage": [
+        {"select_epochs": 0},
+        {"select_epochs": 0, "epoch": 3},
+        {"select_epochs": 1, "share": 0.5},
+    ],
 }
 REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # these are also tested on regression
 
@@ -67,7 +80,10 @@ def name_of(value):
 
 
 def make(name, arguments, task_loss):
-    return build(
+    """The method with these arguments; "epoch" is not one, but the epoch that it is in."""
+    arguments = dict(arguments)
+    epoch = arguments.pop("epoch", 0)
+    method = build(
         ALL,
         {"name": name, **arguments},
         task_loss=task_loss,
@@ -80,6 +96,8 @@ def make(name, arguments, task_loss):
         epochs=5,
         steps_per_epoch=5,
     )
+    method.set_epoch(epoch)
+    return method
 
 
 def batches(task_loss, count, seed=0):
@@ -276,7 +294,9 @@ def test_an_argument_outside_its_range_is_named(name, arguments, message):
         make(name, arguments, cross_entropy)
 
 
-@pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters"])
+@pytest.mark.parametrize(
+    "name", ["DiscrimLoss", "DataParameters", "SELFIE", "JointOptimization", "TwoStage"]
+)
 @pytest.mark.parametrize("bad", [-1, N])
 def test_an_index_outside_the_training_set_is_an_error(name, bad):
     loss = make(name, {}, cross_entropy)

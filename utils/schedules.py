@@ -30,9 +30,36 @@ __all__ = [
     "LinearLR",
     "PolynomialLR",
     "ConstantLR",
+    "RampUpAndDown",
     "ExponentialPerBatch",
     "LinearPerBatch",
 ]
+
+
+class RampUpAndDown(LambdaLR):
+    """From 0.0067 lr up to lr, and down at the end: the schedule of temporal ensembling.
+
+    lr exp(-5 (1 - e / up)^2) in the first ``up`` epochs e = 0, 1, ...; in the last ``down`` epochs
+    lr exp(-(k / 2)^2 / down), k = 0, 1, ... (Laine and Aila, ICLR 2017). As the rate falls, their
+    code also lowers the first beta of Adam from 0.9 to 0.5, which this does not.
+
+    Args:
+        epochs: of the run.
+        up, down: how many epochs, at least 0.
+
+    Raises UserError if up or down is negative.
+    """
+
+    def __init__(self, optimizer: Optimizer, epochs: int, *, up: int = 80, down: int = 50):
+        if up < 0 or down < 0:
+            raise UserError(f"up and down are epochs and must be at least 0, got {up} and {down}")
+
+        def factor(epoch):
+            rising = math.exp(-5 * (1 - epoch / up) ** 2) if epoch < up else 1.0
+            after = epoch - (epochs - down)
+            return rising * (math.exp(-((after / 2) ** 2) / down) if after > 0 else 1.0)
+
+        super().__init__(optimizer, factor)
 
 
 class ExponentialPerBatch(LambdaLR):
