@@ -36,9 +36,9 @@ class JointOptimization(SampleLoss):
         num_samples: N, the size of the training set that ``index`` counts in.
         num_outputs: C.
         given: the given labels [N]; a sample that is never drawn keeps its own.
+        epochs: of the whole training, if it is known: at least ``begin``.
         alpha, beta: as above, at least 0.
         begin: after which epoch, counted from 1, targets are first replaced; at least ``window``.
-            If the run has fewer epochs, nothing is replaced and the run leaves no labels.
         window: how many predictions are averaged.
         hard: replace a target by the most probable class instead of the distribution.
         prior: p, a probability for each class; None for 1/C each.
@@ -72,6 +72,7 @@ class JointOptimization(SampleLoss):
         num_samples: int,
         num_outputs: int,
         given: Tensor,
+        epochs: int | None = None,
         *,
         alpha: float = 1.0,
         beta: float = 0.5,
@@ -91,6 +92,11 @@ class JointOptimization(SampleLoss):
             raise UserError(
                 f"begin must be at least window, because an epoch adds one prediction and window "
                 f"of them are averaged, got begin={begin} and window={window}"
+            )
+        if epochs is not None and begin > epochs:
+            raise UserError(
+                f"begin must be at most {epochs}, the epochs of the training, or no target is ever "
+                f"replaced, got {begin}"
             )
         prior = [1 / num_outputs] * num_outputs if prior is None else prior
         if len(prior) != num_outputs:

@@ -40,6 +40,7 @@ class SELFIE(SampleLoss):
         num_outputs: C.
         given: the given labels [N].
         noise_rate: what part of them is wrong, or None; used if ``tau`` is None.
+        epochs: of the whole training, if it is known: more than ``warm_up``.
         tau: the assumed noise rate, in [0, 1); 0 keeps all samples.
         warm_up: a number of epochs, at least q, because before that no queue is full.
         q: how many votes are kept.
@@ -79,6 +80,7 @@ class SELFIE(SampleLoss):
         num_outputs: int,
         given: Tensor,
         noise_rate: float | None,
+        epochs: int | None = None,
         *,
         tau: float | None = None,
         warm_up: int = 25,
@@ -102,6 +104,11 @@ class SELFIE(SampleLoss):
             raise UserError(
                 f"warm_up must be at least q, since a sample has a vote an epoch and needs q of "
                 f"them, got warm_up={warm_up} and q={q}"
+            )
+        if epochs is not None and warm_up >= epochs:
+            raise UserError(
+                f"warm_up must be less than {epochs}, the epochs of the training, or nothing is "
+                f"ever selected, got {warm_up}"
             )
         if not -math.inf < eps <= 1:
             raise UserError(
@@ -144,7 +151,7 @@ class SELFIE(SampleLoss):
         rank = torch.empty_like(order).scatter_(
             0, order, torch.arange(len(order), device=order.device)
         )
-        return rank < torch.ceil(len(losses) * (1 - self.tau) - 1e-6)
+        return rank < torch.ceil(len(losses) * (1 - self.tau) - 1e-6).clamp_min(1)
 
     def _vote(self, index):
         """The most frequent class of the votes [B], and whether it may replace the label [B]."""

@@ -45,6 +45,7 @@ class TwoStage(SampleLoss):
         num_samples: N, the size of the training set that ``index`` counts in.
         num_outputs: C.
         given: the given labels [N].
+        epochs: of the whole training, if it is known: at least ``select_epochs``.
         select_epochs: of stage 1; few, before the network learns wrong labels by heart. 0: none.
         share: of each given label, in (0, 1].
         decay: a, in [0, 1).
@@ -83,6 +84,7 @@ class TwoStage(SampleLoss):
         num_samples: int,
         num_outputs: int,
         given: Tensor,
+        epochs: int | None = None,
         *,
         select_epochs: int = 10,
         share: float = 0.25,
@@ -101,6 +103,11 @@ class TwoStage(SampleLoss):
         ):
             if not fits:
                 raise UserError(f"{name} must be {allowed}, got {value}")
+        if epochs is not None and select_epochs > epochs:
+            raise UserError(
+                f"select_epochs must be at most {epochs}, the epochs of the training, or no label "
+                f"is ever trusted, got {select_epochs}"
+            )
         self.num_samples, self.num_outputs = num_samples, num_outputs
         self.select_epochs, self.share = select_epochs, share
         self.decay, self.max_weight, self.ramp_epochs = decay, max_weight, ramp_epochs

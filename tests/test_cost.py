@@ -76,7 +76,7 @@ class Watch(TorchDispatchMode):
 
 def make_loss(name, num_samples, **arguments):
     spec = {"name": name} | ARGUMENTS.get(name, {}) | arguments
-    facts = {"noise_rate": 0.4, "noise_transition": torch.eye(C), "epochs": 5}
+    facts = {"noise_rate": 0.4, "noise_transition": torch.eye(C), "epochs": 100}
     return build(
         losses,
         spec,
@@ -191,7 +191,7 @@ def no_waiting(device):
         "{name: MentorNet, curriculum: self_paced, example_dropout: [[0.5, 100]]}",
         "{name: ForwardCorrection, transition: estimate, estimate_epochs: 1}",
         "SELFIE",
-        "JointOptimization",
+        "{name: JointOptimization, begin: 1, window: 1}",
         "TwoStage",
     ],
 )

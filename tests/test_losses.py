@@ -17,13 +17,27 @@ from tests.toy_methods import ALL
 from utils.build import build
 
 N, C, B = 40, 5, 8
-REQUIRED = {
+REQUIRED = {  # instead of the defaults, which are none or do not fit five epochs
     "GradientRescaling": [
         {"beta": 8.0, "lam": 0.5},
         {"beta": 2.0, "lam": 0.3, "variant": "normal", "normalise": "none"},
         {"beta": 2.0, "lam": 2.0, "variant": "beta"},
         {"beta": 3.0, "lam": 0.0, "variant": "exponential"},
-    ]
+    ],
+    "SELFIE": [
+        {"warm_up": 1, "q": 1},
+        {"warm_up": 1, "q": 1, "epoch": 1},
+        {"warm_up": 2, "q": 2, "epoch": 2, "tau": 0.7, "eps": 0.5, "reuse": False},
+    ],
+    "JointOptimization": [
+        {"begin": 1, "window": 1},
+        {"begin": 1, "window": 1, "hard": True, "prior": [0.6, 0.1, 0.1, 0.1, 0.1]},
+    ],
+    "TwoStage": [
+        {"select_epochs": 1, "share": 0.5},
+        {"select_epochs": 0},
+        {"select_epochs": 0, "epoch": 3},
+    ],
 }
 ALSO = {
     "DiscrimLoss": [
@@ -43,19 +57,6 @@ ALSO = {
     "DataParameters": [
         {"level": "class"},
         {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
-    ],
-    "SELFIE": [
-        {"warm_up": 1, "q": 1, "epoch": 1},
-        {"warm_up": 2, "q": 2, "epoch": 2, "tau": 0.7, "eps": 0.5, "reuse": False},
-    ],
-    "JointOptimization": [
-        {"begin": 1, "window": 1},
-        {"begin": 1, "window": 1, "hard": True, "prior": [0.6, 0.1, 0.1, 0.1, 0.1]},
-    ],
-    "TwoStage": [
-        {"select_epochs": 0},
-        {"select_epochs": 0, "epoch": 3},
-        {"select_epochs": 1, "share": 0.5},
     ],
 }
 REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # these are also tested on regression
@@ -299,7 +300,7 @@ def test_an_argument_outside_its_range_is_named(name, arguments, message):
 )
 @pytest.mark.parametrize("bad", [-1, N])
 def test_an_index_outside_the_training_set_is_an_error(name, bad):
-    loss = make(name, {}, cross_entropy)
+    loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
     output, target = torch.randn(B, C), torch.zeros(B, dtype=torch.long)
     index = torch.arange(B)
     index[3] = bad
