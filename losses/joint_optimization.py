@@ -118,14 +118,15 @@ class JointOptimization(SampleLoss):
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
         output = output.float() if output.dtype.itemsize < 4 else output
+        if self.epoch >= self.begin:
+            target = self.soft_target[index].to(output.dtype)
+        match = self.task_loss(output, target)
         log_p = output.log_softmax(1)
-        if not target.is_floating_point():
-            target = torch.zeros_like(log_p).scatter_(1, target.unsqueeze(1), 1)
-        target = torch.where(self.replaced, self.soft_target[index], target).to(log_p.dtype)
-        match, balance, entropy = terms(log_p, target, self.prior.to(log_p.dtype))
+        p = log_p.exp()
         if self.training:
-            self._remember(log_p.detach().exp(), index)
-        return match + self.alpha * balance + self.beta * entropy
+            self._remember(p.detach(), index)
+        entropy = -(p * log_p).sum(1)
+        return match + self.alpha * imbalance(log_p, self.prior) + self.beta * entropy
 
     def _remember(self, prediction, index):
         number = self.num_predictions[index]
@@ -160,8 +161,7 @@ class JointOptimization(SampleLoss):
         return -torch.where(self.num_predictions > 0, own, 1).clamp_min(1e-38).log()
 
 
-def terms(log_p: Tensor, target: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """L_c [B], L_p and L_e [B] of log-probabilities [B, C], targets [B, C] and a prior [C]."""
+def imbalance(log_p: Tensor, prior: Tensor) -> Tensor:
+    """L_p of log-probabilities [B, C] and a prior [C], a scalar."""
     log_mean = log_p.logsumexp(0) - math.log(len(log_p))
-    match = -(target * log_p).sum(1)
-    return match, -(prior * log_mean).sum(), -(log_p.exp() * log_p).sum(1)
+    return -(prior * log_mean).sum()

@@ -30,7 +30,7 @@ class SELFIE(SampleLoss):
     unanimous votes refurbish a label, unless there are more than 134 classes.
 
     A *restart* is a further run with a fresh network and ``targets=<run>/labels.npz``: it begins
-    with the c_i of the run before. A loop of one's own calls ``restart`` instead.
+    with the c_i of the run before.
 
     Classification only.
 
@@ -49,8 +49,7 @@ class SELFIE(SampleLoss):
         reuse: whether a sample with a c_i is still used when its votes no longer agree. The
             authors' code does so; a comment in it says that this costs 0.3 points.
 
-    State: votes, number of votes, c_i, given label and last loss: 2 * q + 24 bytes per sample; and
-    tau.
+    State: votes, number of votes, c_i, given label and last loss: 2 * q + 24 bytes per sample.
 
     Deviations from the authors' code:
 
@@ -61,10 +60,10 @@ class SELFIE(SampleLoss):
     3. A queue that is not full refurbishes nothing. Theirs begin full of votes for class 0.
     4. 1e-6 is taken off B (1 - tau) before it is rounded up, so that 10 (1 - 0.7) gives 3 although
        it is 3.0000000000000004.
-    5. A restart as a further run knows a c_i only if it differs from the given label, because
-       labels.npz holds nothing but labels. It does not reuse the others until their votes agree
-       again. Its tau is that of the first run; theirs falls to min(tau, 1 - number of c_i / N),
-       which ``loss.tau`` can set. ``restart`` does both as they do.
+    5. A restart knows a c_i only if it differs from the given label, because labels.npz holds
+       nothing but labels. It does not reuse the others until their votes agree again.
+    6. The tau of a restart is that of the first run, unless ``loss.tau`` is set. Theirs falls to
+       min(tau, 1 - number of c_i / N).
 
     Raises:
         UserError: a regression task loss, an argument out of range, or no noise rate.
@@ -114,7 +113,7 @@ class SELFIE(SampleLoss):
             raise UserError(
                 f"eps bounds an uncertainty in [0, 1] and must be a number up to 1, got {eps}"
             )
-        self.num_samples, self.num_outputs = num_samples, num_outputs
+        self.num_samples, self.num_outputs, self.tau = num_samples, num_outputs, tau
         self.warm_up, self.q, self.eps, self.reuse = warm_up, q, eps, reuse
         small = torch.int16 if num_outputs <= 2**15 else torch.int32
         self.register_buffer("votes", torch.zeros(num_samples, q, dtype=small))
@@ -122,7 +121,6 @@ class SELFIE(SampleLoss):
         self.register_buffer("corrected", torch.full((num_samples,), -1))  # -1: has no c_i
         self.register_buffer("given", given.to(torch.int64, copy=True))
         self.register_buffer("last_loss", torch.zeros(num_samples))
-        self.register_buffer("tau", torch.tensor(float(tau), dtype=torch.float64))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
@@ -147,11 +145,8 @@ class SELFIE(SampleLoss):
 
     def _clean(self, losses):
         """Mask [B] of the ceil(B (1 - tau)) smallest losses; of equal ones, the first."""
-        order = losses.argsort(stable=True)
-        rank = torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
-        return rank < torch.ceil(len(losses) * (1 - self.tau) - 1e-6).clamp_min(1)
+        rank = losses.argsort(stable=True).argsort()
+        return rank < max(1, math.ceil(len(losses) * (1 - self.tau) - 1e-6))
 
     def _vote(self, index):
         """The most frequent class of the votes [B], and whether it may replace the label [B]."""
@@ -164,16 +159,6 @@ class SELFIE(SampleLoss):
         self.num_votes.index_copy_(0, index, number + 1)
         self.corrected.index_copy_(0, index, corrected)
         self.last_loss.index_copy_(0, index, given_loss.to(self.last_loss.dtype))
-
-    @torch.no_grad()
-    def restart(self):
-        """Begin anew but for the corrections: clear the votes, and lower tau to what remains.
-
-        For a loop of one's own, which makes network, optimiser and schedule anew and counts epochs
-        from 0 again. tau becomes min(tau, 1 - number of corrected samples / N).
-        """
-        self.votes.zero_()
-        self.tau.copy_(torch.minimum(self.tau, 1 - (self.corrected >= 0).double().mean()))
 
     def labels(self) -> Tensor:
         """The corrected labels [N], and the given ones where there is no correction."""
@@ -193,5 +178,5 @@ def vote(votes: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
     counts = torch.zeros(len(votes), num_outputs, device=votes.device)
     counts.scatter_add_(1, votes, torch.ones(votes.shape, device=votes.device))
     share = counts / votes.shape[1]
-    entropy = -torch.xlogy(share, share).sum(1)
+    entropy = torch.special.entr(share).sum(1)
     return entropy / math.log(num_outputs), counts.argmax(1)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from losses import SELFIE, JointOptimization, TwoStage
-from losses.joint_optimization import terms
+from losses.joint_optimization import imbalance
 from losses.task import cross_entropy
 from losses.two_stage import normalised
 from utils.schedules import RampUpAndDown
@@ -43,7 +43,8 @@ class ReplaySELFIE:
         output, target, index = step["output"], step["target"], step["index"]
         loss.given[index] = target
         if step["restart"]:
-            loss.restart()
+            loss.votes.zero_()
+            loss.tau = min(loss.tau, 1 - (loss.corrected >= 0).double().mean().item())
         loss.set_epoch(int(step["epoch_in_run"]))
         warm_up = loss.epoch < loss.warm_up
         clean = torch.zeros(len(index), dtype=torch.bool)
@@ -96,13 +97,13 @@ class ReplayJointOptimization:
         goal = loss.soft_target[index].clone()
         value = loss(output, target, index).mean()
         value.backward()
-        match, balance, entropy = terms(output.detach().log_softmax(1), goal, loss.prior)
+        log_p = output.detach().log_softmax(1)
         return {
             "soft_target_used": goal,
             "loss": value,
-            "loss_c": match.mean(),
-            "loss_p": balance,
-            "loss_e": entropy.mean(),
+            "loss_c": -(goal * log_p).sum(1).mean(),
+            "loss_p": imbalance(log_p, loss.prior),
+            "loss_e": -(log_p.exp() * log_p).sum(1).mean(),
             "grad_output": output.grad,
         }
 
