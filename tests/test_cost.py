@@ -185,7 +185,7 @@ def no_waiting(device):
         "SuperLoss",
         "DataParameters",
         "GCE",
-        "{name: GCE, k: 0.5}",
+        "{name: GCE, k: 0.5, prune_from: 1, prune_every: 1}",
         "{name: MentorNet, curriculum: self_paced, example_dropout: [[0.5, 100]]}",
         "{name: ForwardCorrection, transition: estimate, estimate_epochs: 1}",
     ],

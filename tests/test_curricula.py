@@ -372,8 +372,16 @@ def test_there_is_no_score_before_the_first_refresh():
 def test_an_argument_of_truncated_gce_outside_its_range_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         truncated(**arguments)
+
+
+def test_truncated_gce_needs_the_size_of_the_set_and_an_epoch_to_prune_before():
     with pytest.raises(ValueError, match="needs num_samples"):
         GCE(cross_entropy, k=0.5)
+    for epochs, prune_from, prune_every in ((20, 40, 10), (45, 41, 10), (1, 1, 1)):
+        with pytest.raises(ValueError, match=f"none of the {epochs} epochs begins with a refresh"):
+            truncated(epochs=epochs, prune_from=prune_from, prune_every=prune_every)
+    assert truncated(epochs=40, prune_from=40, prune_every=10).drops_samples
+    assert GCE(cross_entropy, N, 1).k is None
 
 
 # --- forward correction

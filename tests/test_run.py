@@ -241,6 +241,8 @@ def prepare(run, method):
         overrides += ["loss.epoch_steps=11"]
     if method == "forward_correction":
         overrides += ["loss.estimate_epochs=1"]
+    if method == "truncated_gce":  # within the 3 epochs of these runs
+        overrides += ["loss.k=0.2", "loss.prune_from=2", "loss.prune_every=1"]
     return {"params": f"params/digits/{method}.yaml"}, overrides
 
 
