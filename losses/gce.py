@@ -109,7 +109,7 @@ class GCE(SampleLoss):
             self.pruning_loss.index_copy_(0, index.to(device), losses.to(device))
 
     def begins_with_a_refresh(self, number: int) -> bool:
-        """Whether the epoch of that number, from 1, does; not the first, which nothing precedes."""
+        """Whether the epoch of that number does, counted from 1 and at least 2."""
         return number >= self.prune_from and number % self.prune_every == 0
 
     def kept(self, losses: Tensor) -> Tensor:
