@@ -480,6 +480,18 @@ def test_the_estimate_finds_the_noise():
     torch.testing.assert_close(got, UNIFORM, atol=0.01, rtol=0)
 
 
+def test_the_estimate_does_not_depend_on_the_order_of_the_predictions():
+    """Of samples that tie, the first one in the training set counts."""
+    p = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.1, 0.3]] * 20).repeat_interleave(2, 1)[:, :C]
+    matrices = []
+    for seed in range(6):
+        loss = forward(None, transition="estimate", estimate_epochs=1, percentile=100.0)
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+        loss.end_epoch(lambda order=order: (p[order].log(), order, order))
+        matrices.append(loss.transition)
+    assert all(torch.equal(matrix, matrices[0]) for matrix in matrices)
+
+
 def test_the_loss_is_corrected_once_the_matrix_is_estimated():
     loss, plain = forward(None, transition="estimate", estimate_epochs=2), Plain(cross_entropy)
     p = torch.from_numpy(np.random.default_rng(0).dirichlet([0.5] * C, N))
