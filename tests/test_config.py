@@ -73,6 +73,19 @@ def test_a_section_with_another_name_starts_afresh():
     assert config("noise=pair")["noise"]["kind"] == "pair"
 
 
+def test_an_argument_may_be_called_as_a_section_is():
+    loss = {"name": "CoTeaching", "schedule": "paper"}
+    resolved = config(
+        "loss=CoTeaching", "loss.schedule=paper", "schedule=StepLR", "schedule.step_size=9"
+    )
+    assert (resolved["loss"], resolved["schedule"]) == (loss, {"name": "StepLR", "step_size": 9})
+    rows = {"by_fraction": {0.4: {"loss": loss, "schedule": "ExponentialLR"}}}
+    assert merge({}, rows)["by_fraction"][0.4] == {
+        "loss": loss,
+        "schedule": {"name": "ExponentialLR"},
+    }
+
+
 def test_noise_seed_and_run_directory_follow():
     assert config("seed=7")["noise"]["seed"] == 7
     assert config("seed=7", "noise.seed=1")["noise"]["seed"] == 1

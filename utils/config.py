@@ -184,29 +184,30 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
     return merge(read(path.parent / base, descendants), content)
 
 
-def merge(old: dict, new: dict) -> dict:
+def merge(old: dict, new: dict, *, inside: bool = False) -> dict:
     """A copy of ``old`` with ``new`` on top, section by section.
 
-    ``section: name`` is short for ``section: {name: ...}``.
+    ``section: name`` is short for ``section: {name: ...}``, but not inside another section: there
+    it is an argument, as loss.schedule is.
     """
     result = copy.deepcopy(old)
     for key, value in new.items():
-        if key in SECTIONS and isinstance(value, str):
+        if key in SECTIONS and isinstance(value, str) and not inside:
             value = {"kind" if key == "noise" else "name": value}
         if isinstance(value, dict):
-            value = _merge_section(result.get(key), value)
+            value = _merge_section(result.get(key), value, inside or key in SECTIONS)
         result[key] = value
     return result
 
 
-def _merge_section(before, value):
+def _merge_section(before, value, inside):
     if not isinstance(before, dict):
-        return merge({}, value)
+        return merge({}, value, inside=inside)
     if "name" not in value or before.get("name") in (None, value["name"]):
-        return merge(before, value)
+        return merge(before, value, inside=inside)
     if "selection" in before:  # no argument of the dataset: it goes with any
         value = {"selection": before["selection"]} | value
-    return merge({}, value)
+    return merge({}, value, inside=inside)
 
 
 def parse_override(text: str) -> dict:
