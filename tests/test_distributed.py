@@ -151,7 +151,7 @@ def test_two_processes_equal_one(both, method):
     alone_summary, shared_summary = read_summary(alone), read_summary(shared)
     assert alone_summary["processes"] == 1
     assert shared_summary["processes"] == 2
-    for rule in ("last", "mean_last_5", "best", "best_epoch"):
+    for rule in ("last", "mean_last_5", "mean_last_10", "best", "best_epoch"):
         expected = alone_summary["test"][rule]
         np.testing.assert_allclose(shared_summary["test"][rule], expected, rtol=1e-5)
     alone_samples, shared_samples = arrays(alone / "samples.npz"), arrays(shared / "samples.npz")

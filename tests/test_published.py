@@ -13,7 +13,7 @@ from utils.report import published
 from utils.report.identity import method_name
 
 ROOT = Path(__file__).parents[1]
-RULES = {"last", "best", "validated", "mean_last_5", "epoch 84", "not stated"}
+RULES = {"last", "best", "validated", "mean_last_5", "mean_last_10", "epoch 84", "not stated"}
 
 
 def test_every_number_says_what_it_is_and_where_it_is_from():
