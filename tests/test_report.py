@@ -307,7 +307,7 @@ def test_epochs_that_cannot_be_read_are_left_out_and_named(run_report, folder, t
     )
     assert complaints.count("its epochs are left out") == 3
     assert "it has 1 epochs, summary.json says 12" in complaints
-    assert len(pd.read_csv(tmp_path / "log/epochs.csv")) == 21 and "25.0 +- 0.0 %" in text
+    assert len(pd.read_csv(tmp_path / "log/epochs.csv")) == 36 and "25.0 +- 0.0 %" in text
     assert run_report(tmp_path / "log")[0] == before
 
 
