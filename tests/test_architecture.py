@@ -169,9 +169,15 @@ def test_every_dataset_has_the_methods_of_this_list():
         "superloss",
         "truncated_gce",
     }
+    two_networks = (
+        "co_teaching co_teaching_plus decoupling discrimloss forward_correction gce jocor "
+        "mentornet plain superloss"
+    )
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
+        "mnist_cnn9": two_networks,
+        "mnist_mlp": two_networks,
         "folder": "discrimloss plain rsl",
         "csv": "discrimloss plain",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",

@@ -92,6 +92,11 @@ def test_noise_seed_and_run_directory_follow():
     assert config("seed=7")["run_dir"] == "runs/digits/discrimloss/symmetric-0.4/seed7"
     assert config("noise=none")["run_dir"] == "runs/digits/discrimloss/none/seed1"
     assert config("noise=none")["noise"]["fraction"] == 0
+    for folder in ("mnist", "mnist_mlp", "mnist_cnn9"):
+        resolved = load(
+            f"params/{folder}/gce.yaml", ["noise.kind=pair", "noise.fraction=0.4"], SCHEMAS
+        )
+        assert resolved["run_dir"] == f"runs/{folder}/gce/pair-0.4/seed1"
     labels_of_a_file = config("noise.kind=file:a/b c.npz#key")
     assert labels_of_a_file["run_dir"] == "runs/digits/discrimloss/file-b-c.npz-key/seed1"
 

@@ -31,6 +31,8 @@ COUNTS = {
     "digitsum": 75,
     "mnist": 150,
     "mnist_ablations": 50,
+    "mnist_cnn9": 150,
+    "mnist_mlp": 200,
     "multi_node": 3,
     "rsl": 3,
     "search": 56,

@@ -124,10 +124,10 @@ def load(path: str, overrides: list[str], schemas: dict[str, Schema]) -> dict:
     config["noise"]["fraction"] = float(config["noise"]["fraction"])
     if config["noise"]["seed"] is None:
         config["noise"]["seed"] = config["seed"]
-    config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path).stem)
+    config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path))
     selection = config["dataset"].get("selection")
     if selection is not None and selection.get("history") is None:
-        selection["history"] = f"{default_run_dir(config, recorder(path).stem)}/losses.npy"
+        selection["history"] = f"{default_run_dir(config, recorder(path))}/losses.npy"
     return config
 
 
@@ -154,7 +154,7 @@ def _noise_fraction(noise):
 def run_dir(path: str, overrides: list[str]) -> str:
     """Where the run of this command line writes, if nothing is wrong with it."""
     config = resolve(path, overrides)
-    return config["run_dir"] or default_run_dir(config, Path(path).stem)
+    return config["run_dir"] or default_run_dir(config, Path(path))
 
 
 def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
@@ -315,21 +315,22 @@ def manual(text: str, config: dict, schemas: dict[str, Schema]) -> str:
     return "\n".join([text.strip(), "", "keys, with their values here:", *lines])
 
 
-def default_run_dir(config: dict, method: str) -> str:
+def default_run_dir(config: dict, params: Path) -> str:
     """runs/<dataset>/<method>/<noise>/seed<k>, with the kind and fraction of the noise.
 
     Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks,
-    e.g. wikihow-goal.
+    e.g. wikihow-goal; of one with several protocols, e.g. mnist_mlp, the folder of the params file.
     """
-    section = config["dataset"]
+    section, folder = config["dataset"], params.parent.name
+    dataset = folder if folder.startswith(f"{section['name']}_") else section["name"]
     source = section.get("file") or section.get("root") or section.get("task")
-    dataset = section["name"] + (f"-{Path(source).stem}" if source else "")
+    dataset += f"-{Path(source).stem}" if source else ""
     kind, _, detail = config["noise"]["kind"].partition(":")
     if detail:
         noise = f"{kind}-" + re.sub(r"[^\w.-]+", "-", Path(detail).name)
     else:
         noise = kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
-    return f"runs/{dataset}/{method}/{noise}/seed{config['seed']}"
+    return f"runs/{dataset}/{params.stem}/{noise}/seed{config['seed']}"
 
 
 def _row(rows, fraction, path):
