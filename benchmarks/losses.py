@@ -15,8 +15,9 @@ highest of the rounds; ratios are taken within a round.
     python -m benchmarks.losses --training threads=1
 
 times whole steps instead: forward and backward pass of a small network on 28x28 images, optimiser
-and method. It compares the methods that keep predictions of every sample with Plain, by the lowest
-time of the rounds, which other work on the machine disturbs least.
+and method. The methods that train two networks and those that keep predictions of every sample are
+compared with Plain, by the lowest time of the rounds, which other work on the machine disturbs
+least.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from datasets.base import Batch
 from losses.base import as_objective
 from losses.task import cross_entropy
 from models.lenet import lenet
+from models.several import build_several
 from utils.device import choose_device, device_name
 from utils.epoch_log import commit
 
@@ -65,6 +67,12 @@ NUM_SAMPLES = 50_000
 GIVEN = {"num_outputs": NUM_OUTPUTS, "given": torch.zeros(NUM_SAMPLES, dtype=torch.int64)}
 IN_TRAINING = {
     "Plain": losses.Plain,
+    "CoTeaching": functools.partial(losses.CoTeaching, num_samples=NUM_SAMPLES, noise_rate=0.4),
+    "CoTeachingPlus": functools.partial(
+        losses.CoTeachingPlus, num_samples=NUM_SAMPLES, noise_rate=0.4
+    ),
+    "JoCoR": functools.partial(losses.JoCoR, num_samples=NUM_SAMPLES, noise_rate=0.4),
+    "Decoupling": functools.partial(losses.Decoupling, num_samples=NUM_SAMPLES),
     "SELFIE": functools.partial(losses.SELFIE, num_samples=NUM_SAMPLES, noise_rate=0.4, **GIVEN),
     "JointOptimization": functools.partial(
         losses.JointOptimization, num_samples=NUM_SAMPLES, **GIVEN
@@ -121,8 +129,10 @@ class Training:
     """Steps of SGD on random images under a method that is past its first phase."""
 
     def __init__(self, name: str, device: torch.device):
-        self.model = lenet(NUM_OUTPUTS).to(device)
-        self.objective = as_objective(IN_TRAINING[name](cross_entropy)).to(device)
+        make, networks = IN_TRAINING[name], getattr(getattr(losses, name), "networks", 1)
+        self.model = build_several(lambda: lenet(NUM_OUTPUTS), networks).to(device)
+        facts = {"model": self.model} if networks > 1 else {}
+        self.objective = as_objective(make(cross_entropy, **facts)).to(device)
         self.objective.set_epoch(30)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.device = device

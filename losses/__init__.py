@@ -5,11 +5,15 @@ A new method is imported and named here: YAML, tests and README then know it. It
 Objective. losses.base says what each of the two promises.
 """
 
+from losses.co_teaching import CoTeaching
+from losses.co_teaching_plus import CoTeachingPlus
 from losses.data_parameters import DataParameters
+from losses.decoupling import Decoupling
 from losses.discrimloss import DiscrimLoss
 from losses.forward_correction import ForwardCorrection
 from losses.gce import GCE
 from losses.gradient_rescaling import GradientRescaling
+from losses.jocor import JoCoR
 from losses.joint_optimization import JointOptimization
 from losses.mentornet import MentorNet
 from losses.mixmatch import MixMatch
@@ -28,6 +32,10 @@ __all__ = [
     "MixMatch",
     "MentorNet",
     "ForwardCorrection",
+    "CoTeaching",
+    "CoTeachingPlus",
+    "JoCoR",
+    "Decoupling",
     "SELFIE",
     "JointOptimization",
     "TwoStage",

@@ -36,7 +36,7 @@ METHODS = sorted(
 SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "rsl_mixmatch": ["loss.epoch_steps=11"],
     "forward_correction": ["loss.estimate_epochs=1"],
-    "truncated_gce": ["loss.prune_from=1", "loss.prune_every=1"],
+    "truncated_gce": ["loss.k=0.2", "loss.prune_from=2", "loss.prune_every=1"],
     "selfie": ["loss.warm_up=1", "loss.q=1"],
     "joint_optimization": ["loss.begin=2", "loss.window=2"],
     "two_stage": ["loss.select_epochs=1"],

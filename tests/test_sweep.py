@@ -32,6 +32,8 @@ COUNTS = {
     "joint_optimization": 3,
     "mnist": 150,
     "mnist_ablations": 50,
+    "mnist_cnn9": 150,
+    "mnist_mlp": 200,
     "multi_node": 3,
     "rsl": 3,
     "search": 56,

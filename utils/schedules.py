@@ -1,6 +1,6 @@
 """The learning-rate schedules that a params file may name.
 
-Those of torch.optim are stepped after each epoch, the two that are defined here after each batch.
+RampUpAndDown and those of torch.optim are stepped after each epoch, the others after each batch.
 """
 
 import math
@@ -31,6 +31,7 @@ __all__ = [
     "PolynomialLR",
     "ConstantLR",
     "RampUpAndDown",
+    "ConstantThenLinear",
     "ExponentialPerBatch",
     "LinearPerBatch",
 ]
@@ -60,6 +61,55 @@ class RampUpAndDown(LambdaLR):
             return rising * (math.exp(-((after / 2) ** 2) / down) if after > 0 else 1.0)
 
         super().__init__(optimizer, factor)
+
+
+class ConstantThenLinear(LambdaLR):
+    """lr for some epochs, then in equal steps to 0: the schedule of Co-teaching and JoCoR.
+
+    In epoch e, counted from 0, of E: lr min(1, (E - e) / (E - constant_epochs)).
+
+    Args:
+        steps_per_epoch: batches of a pass over the data.
+        epochs: E.
+        constant_epochs: in [0, E).
+        late_beta1: beta1 of Adam from epoch ``constant_epochs`` on; None leaves it.
+
+    Raises UserError for an argument outside its range, and for an optimiser without beta1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        steps_per_epoch: int,
+        epochs: int,
+        *,
+        constant_epochs: int,
+        late_beta1: float | None = None,
+    ):
+        if not 0 <= constant_epochs < epochs:
+            raise UserError(
+                f"constant_epochs must lie in [0, {epochs}), the epochs of the training, got "
+                f"{constant_epochs}"
+            )
+        if late_beta1 is not None and not 0 <= late_beta1 < 1:
+            raise UserError(f"late_beta1 must lie in [0, 1), got {late_beta1}")
+        if late_beta1 is not None and "betas" not in optimizer.defaults:
+            raise UserError(
+                f"late_beta1 is of Adam and its kin, and {type(optimizer).__name__} has no beta1: "
+                "leave it out"
+            )
+        self.constant_steps, self.late_beta1 = constant_epochs * steps_per_epoch, late_beta1
+
+        def factor(step):
+            return min(1, (epochs - step // steps_per_epoch) / (epochs - constant_epochs))
+
+        super().__init__(optimizer, factor)
+
+    def step(self):
+        super().step()
+        if self.late_beta1 is not None and self.last_epoch >= self.constant_steps:
+            for group in self.optimizer.param_groups:
+                group["betas"] = (self.late_beta1, *group["betas"][1:])
 
 
 class ExponentialPerBatch(LambdaLR):
@@ -121,6 +171,6 @@ class LinearPerBatch(LambdaLR):
 
 def step(schedule, after: Literal["batch", "epoch"]):
     """Step a schedule if it counts what has just ended; None is no schedule."""
-    per_batch = isinstance(schedule, (ExponentialPerBatch, LinearPerBatch))
+    per_batch = isinstance(schedule, (ConstantThenLinear, ExponentialPerBatch, LinearPerBatch))
     if schedule and after == ("batch" if per_batch else "epoch"):
         schedule.step()

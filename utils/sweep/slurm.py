@@ -18,6 +18,7 @@ LAUNCHER_VARIABLES = (
     "METHODS",
     "KIND",
     "FRACTIONS",
+    "NOISES",
     "SEEDS",
     "TASKS",
     "SELECTION",
