@@ -11,6 +11,13 @@ losses that keep something of each sample.
 
 The losses take turns, separately for each batch size. The table has the median, the lowest and the
 highest of the rounds; ratios are taken within a round.
+
+    python -m benchmarks.losses --training threads=1
+
+times whole steps instead: forward and backward pass of a small network on 28x28 images, optimiser
+and method. The methods that train two networks and those that keep predictions of every sample are
+compared with Plain, by the lowest time of the rounds, which other work on the machine disturbs
+least.
 """
 
 import argparse
@@ -26,7 +33,11 @@ from scipy.special import lambertw
 
 import losses
 from benchmarks.throughput import seconds_of
+from datasets.base import Batch
+from losses.base import as_objective
 from losses.task import cross_entropy
+from models.lenet import lenet
+from models.several import build_several
 from utils.device import choose_device, device_name
 from utils.epoch_log import commit
 
@@ -50,6 +61,23 @@ PER_SAMPLE = {
         noise_transition=0.5 * torch.eye(NUM_OUTPUTS).double() + 0.5 / NUM_OUTPUTS,
         epochs=1,
     ),
+}
+
+NUM_SAMPLES = 50_000
+GIVEN = {"num_outputs": NUM_OUTPUTS, "given": torch.zeros(NUM_SAMPLES, dtype=torch.int64)}
+IN_TRAINING = {
+    "Plain": losses.Plain,
+    "CoTeaching": functools.partial(losses.CoTeaching, num_samples=NUM_SAMPLES, noise_rate=0.4),
+    "CoTeachingPlus": functools.partial(
+        losses.CoTeachingPlus, num_samples=NUM_SAMPLES, noise_rate=0.4
+    ),
+    "JoCoR": functools.partial(losses.JoCoR, num_samples=NUM_SAMPLES, noise_rate=0.4),
+    "Decoupling": functools.partial(losses.Decoupling, num_samples=NUM_SAMPLES),
+    "SELFIE": functools.partial(losses.SELFIE, num_samples=NUM_SAMPLES, noise_rate=0.4, **GIVEN),
+    "JointOptimization": functools.partial(
+        losses.JointOptimization, num_samples=NUM_SAMPLES, **GIVEN
+    ),
+    "TwoStage": functools.partial(losses.TwoStage, num_samples=NUM_SAMPLES, **GIVEN),
 }
 
 
@@ -97,6 +125,52 @@ def make_losses(sizes: list[int], device: torch.device) -> dict[tuple[str, int |
     return made
 
 
+class Training:
+    """Steps of SGD on random images under a method that is past its first phase."""
+
+    def __init__(self, name: str, device: torch.device):
+        make, networks = IN_TRAINING[name], getattr(getattr(losses, name), "networks", 1)
+        self.model = build_several(lambda: lenet(NUM_OUTPUTS), networks).to(device)
+        facts = {"model": self.model} if networks > 1 else {}
+        self.objective = as_objective(make(cross_entropy, **facts)).to(device)
+        self.objective.set_epoch(30)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        self.device = device
+
+    def microseconds(self, batch_size: int, steps: int) -> float:
+        """Mean time of a step."""
+        inputs = torch.randn(batch_size, 1, 28, 28, device=self.device)
+        target = torch.randint(NUM_OUTPUTS, (batch_size,), device=self.device)
+        index = [torch.randperm(NUM_SAMPLES)[:batch_size].to(self.device) for _ in range(steps)]
+
+        def work():
+            for drawn in index:
+                loss = self.objective(self.model, Batch(inputs, target, drawn))
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+
+        return 1e6 * seconds_of(self.device, work) / steps
+
+
+def compare_training(
+    batch_sizes: list[int], rounds: int, steps: int, device: torch.device
+) -> pd.DataFrame:
+    """Microseconds of a step by method, the lowest of the rounds, and how many times Plain's."""
+    trainings = {name: Training(name, device) for name in IN_TRAINING}
+    rows = []
+    for batch_size in batch_sizes:
+        lowest = dict.fromkeys(trainings, math.inf)
+        for _ in range(rounds):
+            for name, training in trainings.items():
+                spent = training.microseconds(batch_size, steps)
+                lowest[name] = min(lowest[name], spent)
+        for name, spent in lowest.items():
+            row = {"batch_size": batch_size, "method": name, "microseconds": spent}
+            rows.append(row | {"over Plain": spent / lowest["Plain"]})
+    return pd.DataFrame(rows).round(2)
+
+
 def compare(spent: dict[tuple[str, int | None], float], batch_size: int) -> list[dict]:
     """A row for each loss of one round, from the microseconds that it took."""
     smallest = min(size for _, size in spent if size)
@@ -130,32 +204,43 @@ def summarise(rows: list[dict]) -> pd.DataFrame:
     return table
 
 
-def main(arguments):
-    options = {"device": "auto", "threads": "1"}
-    options |= dict(option.split("=") for option in arguments.options)
-    device, _ = choose_device(options["device"], threads=int(options["threads"]))
-    made = make_losses(arguments.sizes, device)
-    largest, steps = max(arguments.sizes), arguments.steps
-    Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+def compare_losses(
+    sizes: list[int], batch_sizes: list[int], rounds: int, steps: int, device: torch.device
+) -> pd.DataFrame:
+    """Microseconds of a forward pass by loss, and their ratios."""
+    made = make_losses(sizes, device)
     rows = []
-    for batch_size in arguments.batch_sizes:
-        for number in range(arguments.rounds + 1):
+    for batch_size in batch_sizes:
+        for number in range(rounds + 1):
             spent = {
-                (name, size): microseconds(loss, size or largest, batch_size, steps, device)
+                (name, size): microseconds(loss, size or max(sizes), batch_size, steps, device)
                 for (name, size), loss in made.items()
             }
             if number:  # the first round warms up
                 rows += compare(spent, batch_size)
-    table = summarise(rows)
+    return summarise(rows)
+
+
+def main(arguments):
+    options = {"device": "auto", "threads": "1"}
+    options |= dict(option.split("=") for option in arguments.options)
+    device, _ = choose_device(options["device"], threads=int(options["threads"]))
+    measured = (arguments.batch_sizes, arguments.rounds, arguments.steps, device)
+    if arguments.training:
+        out, table = "results/speed/losses_in_training.csv", compare_training(*measured)
+    else:
+        out, table = "results/speed/losses.csv", compare_losses(arguments.sizes, *measured)
+    path = Path(arguments.out or out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     print(table.to_string(index=False))
     table.assign(
         rounds=arguments.rounds,
-        steps=steps,
+        steps=arguments.steps,
         device=device_name(device.type),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         commit=commit(),
-    ).to_csv(arguments.out, index=False)
+    ).to_csv(path, index=False)
 
 
 if __name__ == "__main__":
@@ -167,6 +252,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 4096])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", default="results/speed/losses.csv")
+    parser.add_argument("--training", action="store_true", help="time whole steps of training")
+    parser.add_argument("--out", help="default: results/speed/losses[_in_training].csv")
     parser.add_argument("options", nargs="*", help="device=cpu|cuda, threads=1")
     main(parser.parse_intermixed_args())

@@ -5,12 +5,14 @@ from pathlib import Path
 from datasets.base import Dataset, Split, from_torchvision
 
 
-def mnist(data_root: str = "data", crop_padding: int = 0) -> Dataset:
+def mnist(data_root: str = "data", crop_padding: int = 0, standardise: bool = True) -> Dataset:
     """60,000 training and 10,000 test digits of 28x28 pixels (LeCun et al. 1998).
 
     Args:
         crop_padding: so many zeros are padded on each side before a random crop of the training
             images; 0 leaves them.
+        standardise: subtract the mean of all training pixels and divide by their standard
+            deviation; otherwise pixels lie in [0, 1].
 
     Raises FileNotFoundError if the files are neither under ``data_root`` nor to be downloaded.
     """
@@ -24,7 +26,7 @@ def mnist(data_root: str = "data", crop_padding: int = 0) -> Dataset:
         classes=[str(digit) for digit in range(10)],
         in_channels=1,
         image_size=28,
-        mean=(0.1307,),
-        std=(0.3081,),
+        mean=(0.1307,) if standardise else (0.0,),
+        std=(0.3081,) if standardise else (1.0,),
         crop_padding=crop_padding,
     )

@@ -5,15 +5,22 @@ A new method is imported and named here: YAML, tests and README then know it. It
 Objective. losses.base says what each of the two promises.
 """
 
+from losses.co_teaching import CoTeaching
+from losses.co_teaching_plus import CoTeachingPlus
 from losses.data_parameters import DataParameters
+from losses.decoupling import Decoupling
 from losses.discrimloss import DiscrimLoss
 from losses.forward_correction import ForwardCorrection
 from losses.gce import GCE
 from losses.gradient_rescaling import GradientRescaling
+from losses.jocor import JoCoR
+from losses.joint_optimization import JointOptimization
 from losses.mentornet import MentorNet
 from losses.mixmatch import MixMatch
 from losses.plain import Plain
+from losses.selfie import SELFIE
 from losses.superloss import SuperLoss
+from losses.two_stage import TwoStage
 
 __all__ = [
     "Plain",
@@ -25,4 +32,11 @@ __all__ = [
     "MixMatch",
     "MentorNet",
     "ForwardCorrection",
+    "CoTeaching",
+    "CoTeachingPlus",
+    "JoCoR",
+    "Decoupling",
+    "SELFIE",
+    "JointOptimization",
+    "TwoStage",
 ]

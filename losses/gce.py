@@ -34,6 +34,7 @@ class GCE(SampleLoss):
     Args:
         task_loss: cross_entropy.
         num_samples: N; needed if samples are pruned.
+        epochs: of the whole training, if it is known: one of them must begin with a refresh.
         q: in (0, 1]; the paper uses 0.7.
         k: in (0, 1): a label with a probability of at most k is pruned; the paper uses 0.5. None:
             nothing is pruned.
@@ -61,6 +62,7 @@ class GCE(SampleLoss):
         self,
         task_loss: Callable,
         num_samples: int | None = None,
+        epochs: int | None = None,
         *,
         q: float = 0.7,
         k: float | None = None,
@@ -82,6 +84,11 @@ class GCE(SampleLoss):
             raise UserError("k prunes samples of a training set, and needs num_samples, its size")
         self.drops_samples = True
         self.num_samples, self.prune_from, self.prune_every = num_samples, prune_from, prune_every
+        if epochs is not None and not any(map(self.begins_with_a_refresh, range(2, epochs + 1))):
+            raise UserError(
+                f"with prune_from={prune_from} and prune_every={prune_every} none of the {epochs} "
+                "epochs begins with a refresh, and nothing would be pruned: lower them"
+            )
         self.register_buffer("pruning_loss", torch.zeros(num_samples))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
@@ -93,7 +100,7 @@ class GCE(SampleLoss):
         return (losses - largest) * self.kept(self.pruning_loss[index]).to(losses.dtype)
 
     def end_epoch(self, predict: Predict):
-        if self.k is None or not self._is_before_a_refresh():
+        if self.k is None or not self.begins_with_a_refresh(self.epoch + 2):
             return
         output, target, index = predict()
         losses = self.task_loss(output, target).float()
@@ -101,9 +108,9 @@ class GCE(SampleLoss):
             device = self.pruning_loss.device
             self.pruning_loss.index_copy_(0, index.to(device), losses.to(device))
 
-    def _is_before_a_refresh(self):
-        following = self.epoch + 2  # the number, from 1, of the epoch after this one
-        return following >= self.prune_from and following % self.prune_every == 0
+    def begins_with_a_refresh(self, number: int) -> bool:
+        """Whether the epoch of that number does, counted from 1 and at least 2."""
+        return number >= self.prune_from and number % self.prune_every == 0
 
     def kept(self, losses: Tensor) -> Tensor:
         """Whether p > k, from -log p: exact also for a small k."""

@@ -7,6 +7,7 @@ models.several makes one module of several networks, for methods that train more
 """
 
 from models.cnn import cnn
+from models.cnn9 import cnn9
 from models.digitsum_lstm import digitsum_lstm
 from models.imagenet_resnet import imagenet_resnet18, resnet50
 from models.lenet import lenet
@@ -18,6 +19,7 @@ from models.wide_resnet import wide_resnet, wide_resnet28_2, wide_resnet28_10
 
 __all__ = [
     "cnn",
+    "cnn9",
     "digitsum_lstm",
     "imagenet_resnet18",
     "lenet",

@@ -21,6 +21,7 @@ from datasets.base import Batch
 from experiment import SCHEMAS
 from losses.base import SampleLoss
 from losses.task import get_task_loss
+from models.several import build_several
 from tests.toy_methods import ALL
 from utils import optimizers, schedules
 from utils.build import build
@@ -152,21 +153,35 @@ def test_every_dataset_has_the_methods_of_this_list():
         for dataset in {path.parent.name for path in PARAMS}
     }
     methods = {
+        "co_teaching",
+        "co_teaching_plus",
         "data_parameters",
+        "decoupling",
         "discrimloss",
         "forward_correction",
         "gce",
         "gradient_rescaling",
+        "jocor",
+        "joint_optimization",
+        "joint_optimization_step2",
         "mentornet",
         "plain",
         "rsl",
         "rsl_mixmatch",
+        "selfie",
         "superloss",
         "truncated_gce",
+        "two_stage",
     }
+    two_networks = (
+        "co_teaching co_teaching_plus decoupling discrimloss forward_correction gce jocor "
+        "mentornet plain superloss"
+    )
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
+        "mnist_cnn9": two_networks,
+        "mnist_mlp": two_networks,
         "folder": "discrimloss plain rsl",
         "csv": "discrimloss plain",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
@@ -194,6 +209,8 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         regression = config["task"] == "regression"
         task_loss = get_task_loss(config["task"], config["task_loss"], config["task"])
         outputs, target = (1, torch.rand(4)) if regression else (10, torch.arange(4))
+        networks = getattr(getattr(losses, config["loss"]["name"]), "networks", 1)
+        network = build_several(lambda outputs=outputs: torch.nn.Linear(3, outputs), networks)
         loss = build(
             losses,
             config["loss"],
@@ -203,17 +220,16 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
             given=torch.arange(50) % outputs,
             noise_rate=fraction,
             noise_transition=torch.eye(outputs).double(),
-            model=torch.nn.Linear(3, outputs),
+            model=network,
             epochs=config["epochs"],
             steps_per_epoch=7,
         )
         if isinstance(loss, SampleLoss):
             assert loss(torch.randn(4, outputs), target, torch.arange(4)).isfinite().all()
         else:
-            index = torch.arange(4)
-            views = Batch(torch.randn(loss.unlabelled["num_views"], 4, 3), None, index)
-            batch = Batch(torch.randn(4, 3), target, index, views)
-            assert loss(torch.nn.Linear(3, 10), batch).isfinite()
+            index, num_views = torch.arange(4), loss.unlabelled.get("num_views")
+            extra = num_views and Batch(torch.randn(num_views, 4, 3), None, index)
+            assert loss(network, Batch(torch.randn(4, 3), target, index, extra)).isfinite()
     channels, size = INPUTS.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}
     if "path" in spec:

@@ -86,12 +86,30 @@ def test_a_section_with_another_name_starts_afresh():
     assert config("noise=pair")["noise"]["kind"] == "pair"
 
 
+def test_an_argument_may_be_called_as_a_section_is():
+    loss = {"name": "CoTeaching", "schedule": "paper"}
+    resolved = config(
+        "loss=CoTeaching", "loss.schedule=paper", "schedule=StepLR", "schedule.step_size=9"
+    )
+    assert (resolved["loss"], resolved["schedule"]) == (loss, {"name": "StepLR", "step_size": 9})
+    rows = {"by_fraction": {0.4: {"loss": loss, "schedule": "ExponentialLR"}}}
+    assert merge({}, rows)["by_fraction"][0.4] == {
+        "loss": loss,
+        "schedule": {"name": "ExponentialLR"},
+    }
+
+
 def test_noise_seed_and_run_directory_follow():
     assert config("seed=7")["noise"]["seed"] == 7
     assert config("seed=7", "noise.seed=1")["noise"]["seed"] == 1
     assert config("seed=7")["run_dir"] == "runs/digits/discrimloss/symmetric-0.4/seed7"
     assert config("noise=none")["run_dir"] == "runs/digits/discrimloss/none/seed1"
     assert config("noise=none")["noise"]["fraction"] == 0
+    for folder in ("mnist", "mnist_mlp", "mnist_cnn9"):
+        resolved = load(
+            f"params/{folder}/gce.yaml", ["noise.kind=pair", "noise.fraction=0.4"], SCHEMAS
+        )
+        assert resolved["run_dir"] == f"runs/{folder}/gce/pair-0.4/seed1"
     labels_of_a_file = config("noise.kind=file:a/b c.npz#key")
     assert labels_of_a_file["run_dir"] == "runs/digits/discrimloss/file-b-c.npz-key/seed1"
 

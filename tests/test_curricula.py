@@ -372,8 +372,16 @@ def test_there_is_no_score_before_the_first_refresh():
 def test_an_argument_of_truncated_gce_outside_its_range_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         truncated(**arguments)
+
+
+def test_truncated_gce_needs_the_size_of_the_set_and_an_epoch_to_prune_before():
     with pytest.raises(ValueError, match="needs num_samples"):
         GCE(cross_entropy, k=0.5)
+    for epochs, prune_from, prune_every in ((20, 40, 10), (45, 41, 10), (1, 1, 1)):
+        with pytest.raises(ValueError, match=f"none of the {epochs} epochs begins with a refresh"):
+            truncated(epochs=epochs, prune_from=prune_from, prune_every=prune_every)
+    assert truncated(epochs=40, prune_from=40, prune_every=10).drops_samples
+    assert GCE(cross_entropy, N, 1).k is None
 
 
 # --- forward correction
@@ -470,6 +478,18 @@ def test_the_estimate_finds_the_noise():
     sure = 0.99 * torch.nn.functional.one_hot(true, C).double() + 0.01 / C
     got = estimate_transition(sure @ UNIFORM, 100)
     torch.testing.assert_close(got, UNIFORM, atol=0.01, rtol=0)
+
+
+def test_the_estimate_does_not_depend_on_the_order_of_the_predictions():
+    """Of samples that tie, the first one in the training set counts."""
+    p = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.1, 0.3]] * 20).repeat_interleave(2, 1)[:, :C]
+    matrices = []
+    for seed in range(6):
+        loss = forward(None, transition="estimate", estimate_epochs=1, percentile=100.0)
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+        loss.end_epoch(lambda order=order: (p[order].log(), order, order))
+        matrices.append(loss.transition)
+    assert all(torch.equal(matrix, matrices[0]) for matrix in matrices)
 
 
 def test_the_loss_is_corrected_once_the_matrix_is_estimated():

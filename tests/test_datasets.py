@@ -126,6 +126,8 @@ def test_mnist_is_read_from_its_files(mnist_root, requested):
     assert (dataset.in_channels, dataset.image_size) == (1, 28)
     assert dataset.crop_padding == 0 and not dataset.flip
     assert dataset.mean == (0.1307,) and dataset.std == (0.3081,)
+    as_they_are = mnist(str(mnist_root), standardise=False)
+    assert as_they_are.mean == (0,) and as_they_are.std == (1,)
     assert dataset.classes == list("0123456789")
     assert not requested
 

@@ -17,13 +17,27 @@ from tests.toy_methods import ALL
 from utils.build import build
 
 N, C, B = 40, 5, 8
-REQUIRED = {
+REQUIRED = {  # instead of the defaults, which are none or do not fit five epochs
     "GradientRescaling": [
         {"beta": 8.0, "lam": 0.5},
         {"beta": 2.0, "lam": 0.3, "variant": "normal", "normalise": "none"},
         {"beta": 2.0, "lam": 2.0, "variant": "beta"},
         {"beta": 3.0, "lam": 0.0, "variant": "exponential"},
-    ]
+    ],
+    "SELFIE": [
+        {"warm_up": 1, "q": 1},
+        {"warm_up": 1, "q": 1, "epoch": 1},
+        {"warm_up": 2, "q": 2, "epoch": 2, "tau": 0.7, "eps": 0.5, "reuse": False},
+    ],
+    "JointOptimization": [
+        {"begin": 1, "window": 1},
+        {"begin": 1, "window": 1, "hard": True, "prior": [0.6, 0.1, 0.1, 0.1, 0.1]},
+    ],
+    "TwoStage": [
+        {"select_epochs": 1, "share": 0.5},
+        {"select_epochs": 0},
+        {"select_epochs": 0, "epoch": 3},
+    ],
 }
 ALSO = {
     "DiscrimLoss": [
@@ -67,7 +81,10 @@ def name_of(value):
 
 
 def make(name, arguments, task_loss):
-    return build(
+    """The method with these arguments; "epoch" is not one, but the epoch that it is in."""
+    arguments = dict(arguments)
+    epoch = arguments.pop("epoch", 0)
+    method = build(
         ALL,
         {"name": name, **arguments},
         task_loss=task_loss,
@@ -80,6 +97,8 @@ def make(name, arguments, task_loss):
         epochs=5,
         steps_per_epoch=5,
     )
+    method.set_epoch(epoch)
+    return method
 
 
 def batches(task_loss, count, seed=0):
@@ -276,10 +295,12 @@ def test_an_argument_outside_its_range_is_named(name, arguments, message):
         make(name, arguments, cross_entropy)
 
 
-@pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters"])
+@pytest.mark.parametrize(
+    "name", ["DiscrimLoss", "DataParameters", "SELFIE", "JointOptimization", "TwoStage"]
+)
 @pytest.mark.parametrize("bad", [-1, N])
 def test_an_index_outside_the_training_set_is_an_error(name, bad):
-    loss = make(name, {}, cross_entropy)
+    loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
     output, target = torch.randn(B, C), torch.zeros(B, dtype=torch.long)
     index = torch.arange(B)
     index[3] = bad

@@ -20,6 +20,7 @@ from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_ac
 # Parameters with 10 outputs and defaults otherwise. The sums are by hand: a number for each layer
 # or group.
 COUNTS = {
+    "cnn9": 3_840 + 295_680 + 295_680 + 1_181_184 + 1_181_184 + 1_180_416 + 295_296 + 1_290,
     "cnn": 320 + 18_496 + 131_200 + 1_290,
     "lenet": 156 + 2_416 + 30_840 + 10_164 + 850,
     "mlp": 16_640 + 65_792 + 2_570,
@@ -106,6 +107,7 @@ def test_other_channels_and_sizes(name):
         ("imagenet_resnet18", 1, {}, 11_177_025),
         ("mlp", 3, {"hidden": [5, 7], "image_size": 2, "in_channels": 3}, 65 + 42 + 24),
         ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
+        ("cnn9", 10, {"in_channels": 1}, 4_434_570 - 2 * 9 * 128),
         ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
     ],
 )
@@ -124,6 +126,8 @@ def test_other_counts(name, num_outputs, arguments, expected):
         ("lenet", {"image_size": 32}, "28x28, got 32x32; resize"),
         ("cnn", {"image_size": 1}, "image_size must be at least 2, got 1; use mlp"),
         ("cnn", {"width": 0}, "width must be at least 1, got 0"),
+        ("cnn9", {"image_size": 27}, "at least 28x28, got 27x27; use cnn or mlp"),
+        ("cnn9", {"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1.5"),
         ("mlp", {"hidden": [16, 0]}, r"at least 1 unit, got hidden = \[16, 0\]"),
     ],
 )
@@ -139,6 +143,10 @@ def test_order_of_layers():
     assert kinds("mlp") == "Flatten Linear ReLU Linear ReLU Linear"
     assert kinds("cnn") == "Conv2d ReLU Conv2d ReLU MaxPool2d Flatten Linear ReLU Linear"
     convolutional = "Conv2d ReLU MaxPool2d Conv2d ReLU MaxPool2d"
+    block = "Conv2d BatchNorm2d LeakyReLU"
+    part = " ".join([*[block] * 3, "MaxPool2d Dropout2d"])
+    end = " ".join([*[block] * 3, "AdaptiveAvgPool2d Flatten Linear"])
+    assert kinds("cnn9") == f"{part} {part} {end}"
     assert kinds("lenet") == f"{convolutional} Flatten Linear ReLU Linear ReLU Linear"
 
 

@@ -141,3 +141,36 @@ def test_weighted_mixmatch_is_as_its_authors_set_it(dataset):
     assert config["batch_size"] == 64 and config["epochs"] == 500
     assert config["dataset"]["padding_mode"] == "reflect"
     assert config["loss"]["parameter_decay"] == pytest.approx(0.02 * config["optimizer"]["lr"])
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_selfie_is_as_its_authors_set_it(dataset):
+    config = resolved(dataset, "selfie")
+    assert config["loss"] == {"name": "SELFIE", "warm_up": 25, "q": 15, "eps": 0.05}
+    assert config["optimizer"] == SGD | {"nesterov": True}
+    assert config["schedule"] == {"name": "MultiStepLR", "milestones": [50, 75], "gamma": 0.2}
+    assert config["epochs"] == 100 and config["batch_size"] == 128
+    assert config["dataset"]["augment"] is False
+
+
+@pytest.mark.parametrize(
+    ("fraction", "lr", "alpha", "beta"), [(0.7, 0.08, 1.2, 0.8), (0.4, 0.03, 0.8, 0.4)]
+)
+def test_joint_optimization_is_as_its_authors_set_it(fraction, lr, alpha, beta):
+    config = resolved("cifar10", "joint_optimization", f"noise.fraction={fraction}")
+    loss = {"name": "JointOptimization", "begin": 70, "window": 10}
+    assert config["loss"] == loss | {"alpha": alpha, "beta": beta}
+    assert config["optimizer"] == SGD | {"lr": lr, "weight_decay": 1e-4}
+    assert config["epochs"] == 200 and config["schedule"] is None and config["batch_size"] == 128
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_both_steps_of_joint_optimization_fit_and_are_as_their_authors_set_them(dataset):
+    first, second = (resolved(dataset, f"joint_optimization{suffix}") for suffix in ("", "_step2"))
+    assert all(first[key] == second[key] for key in ("dataset", "noise", "model", "validation"))
+    assert second["optimizer"] == SGD | {"lr": 0.2, "weight_decay": 1e-4}
+    assert second["schedule"] == {"name": "MultiStepLR", "milestones": [40, 80], "gamma": 0.1}
+    assert second["epochs"] == 120 and second["loss"] == {"name": "Plain"}
+    defaults = resolved(dataset, "joint_optimization", "noise.fraction=0.2")
+    assert (defaults["loss"]["alpha"], defaults["loss"]["beta"]) == (1.0, 0.5)
+    assert defaults["optimizer"]["lr"] == 0.1

@@ -227,6 +227,47 @@ def test_the_rate_of_fine_tuning_rises_and_falls_in_straight_lines():
         schedules.LinearPerBatch(torch.optim.SGD([torch.zeros(1)]), 10, 4, warmup=1.0)
 
 
+def test_the_rate_of_co_teaching_is_constant_and_falls_in_equal_steps():
+    """As the authors' code has it for each epoch, and beta1 too."""
+    text = (Path(__file__).parent / "golden/methods/co_teaching_schedule.json").read_text()
+    plans = json.loads(text)["adam_plans"]
+    assert plans
+    for plan in plans:
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=plan["lr"])
+        schedule = schedules.ConstantThenLinear(
+            optimizer,
+            3,
+            plan["n_epoch"],
+            constant_epochs=plan["epoch_decay_start"],
+            late_beta1=0.1,
+        )
+        for lr, beta1 in zip(plan["lr_plan"], plan["beta1_plan"], strict=True):
+            for _ in range(3):
+                (group,) = optimizer.param_groups
+                assert group["lr"] == pytest.approx(lr, rel=1e-12)
+                assert group["betas"] == (beta1, 0.999)
+                optimizer.step()
+                schedules.step(schedule, after="epoch")  # nothing
+                schedules.step(schedule, after="batch")
+        assert group["lr"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"constant_epochs": 4}, r"constant_epochs must lie in \[0, 4\), the epochs .* got 4"),
+        ({"constant_epochs": -1}, "got -1"),
+        ({"late_beta1": 1.0}, r"late_beta1 must lie in \[0, 1\), got 1.0"),
+        ({"late_beta1": math.nan}, "got nan"),
+        ({"late_beta1": 0.1}, "SGD has no beta1: leave it out"),
+    ],
+)
+def test_an_impossible_schedule_is_named(arguments, message):
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    with pytest.raises(ValueError, match=message):
+        schedules.ConstantThenLinear(optimizer, 10, 4, **{"constant_epochs": 2} | arguments)
+
+
 # Clothing1M: the layout of the release
 
 

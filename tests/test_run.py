@@ -33,6 +33,14 @@ METHODS = sorted(
     for path in (ROOT / "params/digits").glob("*.yaml")
     if path.stem not in ("base", "plain_slow")
 )
+SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
+    "rsl_mixmatch": ["loss.epoch_steps=11"],
+    "forward_correction": ["loss.estimate_epochs=1"],
+    "truncated_gce": ["loss.k=0.2", "loss.prune_from=2", "loss.prune_every=1"],
+    "selfie": ["loss.warm_up=1", "loss.q=1"],
+    "joint_optimization": ["loss.begin=2", "loss.window=2"],
+    "two_stage": ["loss.select_epochs=1"],
+}
 RECORD = [
     "record_losses=true",
     "dataset.crop_padding=1",
@@ -237,10 +245,7 @@ def prepare(run, method):
     if method.startswith("rsl"):
         _, recording, *_ = run("record_losses=true", "model=cnn", **PLAIN, name="recording")
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
-    if method == "rsl_mixmatch":
-        overrides += ["loss.epoch_steps=11"]
-    if method == "forward_correction":
-        overrides += ["loss.estimate_epochs=1"]
+    overrides += SHORT.get(method, [])
     return {"params": f"params/digits/{method}.yaml"}, overrides
 
 

@@ -30,18 +30,21 @@ def test_epochs_by_rule_if_higher_is_better():
     assert apply_rules(values, validation, True) == {
         "last": 85,
         "mean_last_5": 77,
+        "mean_last_10": 75,
         "best": 90,
         "best_epoch": 1,
         "validated": 60,
     }
     assert apply_rules(values, None, True)["validated"] is None
     assert apply_rules([40.0, 20], None, True)["mean_last_5"] == 30  # of fewer than five, all
+    assert apply_rules([40.0, *range(10)], None, True)["mean_last_10"] == 4.5
 
 
 def test_epochs_by_rule_if_lower_is_better():
     assert apply_rules([5.0, 2, 3, 2, 6, 7], [9.0, 8, 1, 7, 1, 6], False) == {
         "last": 7,
         "mean_last_5": 4,
+        "mean_last_10": 25 / 6,
         "best": 2,
         "best_epoch": 1,
         "validated": 3,
@@ -52,6 +55,7 @@ def test_another_metric_is_reported_at_the_epochs_of_the_first():
     assert apply_rules([50.0, 90, 60], [1.0, 2, 3], True, values=[7.0, 8, 9]) == {
         "last": 9,
         "mean_last_5": 8,
+        "mean_last_10": 8,
         "best": 8,
         "best_epoch": 1,
         "validated": 9,
@@ -64,6 +68,7 @@ def test_an_epoch_without_a_number_is_never_the_best():
     assert apply_rules([math.nan, 5.0, 2, math.nan], [1.0, math.nan, 3, 2], False) == {
         "last": None,
         "mean_last_5": None,
+        "mean_last_10": None,
         "best": 2,
         "best_epoch": 2,
         "validated": None,
@@ -75,7 +80,7 @@ def test_an_epoch_without_a_number_is_never_the_best():
 @pytest.mark.parametrize("validation", [None, []])
 def test_before_the_first_epoch_no_rule_says_anything(validation):
     assert apply_rules([], validation, True) == dict.fromkeys(
-        ("last", "mean_last_5", "best", "best_epoch", "validated")
+        ("last", "mean_last_5", "mean_last_10", "best", "best_epoch", "validated")
     )
 
 

@@ -31,12 +31,17 @@ COUNTS = {
     "cifar100": 120,
     "clothing1m": 15,
     "digitsum": 75,
+    "joint_optimization": 3,
     "mnist": 150,
     "mnist_ablations": 50,
+    "mnist_cnn9": 150,
+    "mnist_mlp": 200,
     "multi_node": 3,
     "rsl": 3,
     "search": 56,
+    "selfie": 3,
     "sweep": 24,
+    "two_stage": 3,
     "utkface": 150,
     "wikihow": 18,
 }
@@ -122,6 +127,27 @@ def test_what_the_environment_chooses():
     assert [command[-2:] for command in selecting] == [
         [f"dataset.selection.history={folder}/losses.npy", "dataset.selection.beta=0.3"]
     ] * 2
+    for name, chosen, directories, overrides in (
+        (
+            "selfie",
+            {"RESTART_TAU": "0.1"},
+            ["selfie", "selfie_restart1", "selfie_restart2"],
+            "loss.tau=0.1",
+        ),
+        ("joint_optimization", {}, ["joint_optimization", "joint_optimization_step2"], ""),
+        (
+            "two_stage",
+            {"SELECT_EPOCHS": "7"},
+            ["two_stage_selection", "two_stage_fresh"],
+            "loss.select_epochs=0",
+        ),
+    ):
+        _, listed, _ = launch(f"examples/{name}.sbatch", "--dry-run", SEEDS="1", **chosen)
+        commands = listed.strip().split(" && ")
+        folders = [f"runs/digits/{name}/symmetric-0.4/seed1" for name in directories]
+        assert [command.split(" run_dir=")[1].split()[0] for command in commands] == folders
+        for before, command in zip(folders, commands[1:], strict=False):
+            assert f" targets={before}/labels.npz " in command and overrides in command
     _, listed, _ = launch("examples/clothing1m.sbatch", "--dry-run", "--cells", "0", PROCESSES="4")
     assert (
         f"{sys.executable} -m torch.distributed.run --nproc-per-node=4 --standalone main.py "

@@ -172,10 +172,10 @@ def complete(config: dict, path: str) -> dict:
     config["noise"]["fraction"] = float(config["noise"]["fraction"])
     if config["noise"]["seed"] is None:
         config["noise"]["seed"] = config["seed"]
-    config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path).stem)
+    config["run_dir"] = config["run_dir"] or default_run_dir(config, Path(path))
     selection = config["dataset"].get("selection")
     if selection is not None and selection.get("history") is None:
-        selection["history"] = f"{default_run_dir(config, recorder(path).stem)}/losses.npy"
+        selection["history"] = f"{default_run_dir(config, recorder(path))}/losses.npy"
     return config
 
 
@@ -331,29 +331,30 @@ def _check_size(content, path):
             waiting += [(inner, depth + 1) for inner in value]
 
 
-def merge(old: dict, new: dict) -> dict:
+def merge(old: dict, new: dict, *, inside: bool = False) -> dict:
     """A copy of ``old`` with ``new`` on top, section by section.
 
-    ``section: name`` is short for ``section: {name: ...}``.
+    ``section: name`` is short for ``section: {name: ...}``, but not inside another section: there
+    it is an argument, as loss.schedule is.
     """
     result = copy.deepcopy(old)
     for key, value in new.items():
-        if key in SECTIONS and isinstance(value, str):
+        if key in SECTIONS and isinstance(value, str) and not inside:
             value = {"kind" if key == "noise" else "name": value}
         if isinstance(value, dict):
-            value = _merge_section(result.get(key), value)
+            value = _merge_section(result.get(key), value, inside or key in SECTIONS)
         result[key] = value
     return result
 
 
-def _merge_section(before, value):
+def _merge_section(before, value, inside):
     if not isinstance(before, dict):
-        return merge({}, value)
+        return merge({}, value, inside=inside)
     if "name" not in value or before.get("name") in (None, value["name"]):
-        return merge(before, value)
+        return merge(before, value, inside=inside)
     if "selection" in before:  # no argument of the dataset: it goes with any
         value = {"selection": before["selection"]} | value
-    return merge({}, value)
+    return merge({}, value, inside=inside)
 
 
 def parse_override(text: str) -> dict:
@@ -477,22 +478,23 @@ def manual(text: str, config: dict, schemas: dict[str, Schema]) -> str:
     return "\n".join([text.strip(), "", "keys, with their values here:", *lines])
 
 
-def default_run_dir(config: dict, method: str) -> str:
+def default_run_dir(config: dict, params: Path) -> str:
     """runs/<dataset>/<method>/<noise>/seed<k>, with the kind and fraction of the noise.
 
     Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks,
-    e.g. wikihow-goal.
+    e.g. wikihow-goal; of one with several protocols, e.g. mnist_mlp, the folder of the params file.
     """
-    section = config["dataset"]
+    section, folder = config["dataset"], params.parent.name
+    dataset = folder if folder.startswith(f"{section['name']}_") else section["name"]
     source = section.get("file") or section.get("root") or section.get("task")
-    dataset = section["name"] + (f"-{Path(str(source)).stem}" if source else "")
+    dataset += f"-{Path(str(source)).stem}" if source else ""
     kind, _, detail = config["noise"]["kind"].partition(":")
     kind = re.sub(r"[^\w.-]+", "-", kind)  # of a kind that is refused later on: no folder elsewhere
     if detail:
         noise = f"{kind}-" + re.sub(r"[^\w.-]+", "-", Path(detail).name)
     else:
         noise = kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
-    return f"runs/{dataset}/{method}/{noise}/seed{config['seed']}"
+    return f"runs/{dataset}/{params.stem}/{noise}/seed{config['seed']}"
 
 
 def _row(rows, fraction, path, command_line):

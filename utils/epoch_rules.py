@@ -21,6 +21,11 @@ def mean_last_5(test, validation, higher_is_better) -> Sequence[int]:
     return range(max(0, len(test) - 5), len(test))
 
 
+def mean_last_10(test, validation, higher_is_better) -> Sequence[int]:
+    """The last ten epochs, or all if there are fewer: the rule of Co-teaching and JoCoR."""
+    return range(max(0, len(test) - 10), len(test))
+
+
 def best(test, validation, higher_is_better) -> Sequence[int]:
     """The epoch that is best on the test set itself, which flatters."""
     return [_first_best(test, higher_is_better)]
@@ -31,7 +36,7 @@ def validated(test, validation, higher_is_better) -> Sequence[int] | None:
     return None if validation is None else [_first_best(validation, higher_is_better)]
 
 
-RULES = {rule.__name__: rule for rule in (last, mean_last_5, best, validated)}
+RULES = {rule.__name__: rule for rule in (last, mean_last_5, mean_last_10, best, validated)}
 
 
 def apply_rules(

@@ -1,6 +1,6 @@
 """The learning-rate schedules that a params file may name.
 
-Those of torch.optim are stepped after each epoch, the two that are defined here after each batch.
+RampUpAndDown and those of torch.optim are stepped after each epoch, the others after each batch.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from utils.build import AT_LEAST_0, AT_LEAST_1, Must, check_interval
+from utils.errors import UserError
 
 __all__ = [
     "MultiStepLR",
@@ -30,6 +31,8 @@ __all__ = [
     "LinearLR",
     "PolynomialLR",
     "ConstantLR",
+    "RampUpAndDown",
+    "ConstantThenLinear",
     "ExponentialPerBatch",
     "LinearPerBatch",
 ]
@@ -52,6 +55,81 @@ RANGES = {
     "power": [AT_LEAST_0],
     "last_epoch": [Must("be -1: a run goes on from its checkpoint", lambda value: value == -1)],
 }
+
+
+class RampUpAndDown(LambdaLR):
+    """From 0.0067 lr up to lr, and down at the end: the schedule of temporal ensembling.
+
+    lr exp(-5 (1 - e / up)^2) in the first ``up`` epochs e = 0, 1, ...; in the last ``down`` epochs
+    lr exp(-(k / 2)^2 / down), k = 0, 1, ... (Laine and Aila, ICLR 2017). As the rate falls, their
+    code also lowers the first beta of Adam from 0.9 to 0.5, which this does not.
+
+    Args:
+        epochs: of the run.
+        up, down: how many epochs, at least 0.
+
+    Raises UserError if up or down is negative.
+    """
+
+    def __init__(self, optimizer: Optimizer, epochs: int, *, up: int = 80, down: int = 50):
+        check_interval("up", up, "[0, inf)")
+        check_interval("down", down, "[0, inf)")
+
+        def factor(epoch):
+            rising = math.exp(-5 * (1 - epoch / up) ** 2) if epoch < up else 1.0
+            after = epoch - (epochs - down)
+            return rising * (math.exp(-((after / 2) ** 2) / down) if after > 0 else 1.0)
+
+        super().__init__(optimizer, factor)
+
+
+class ConstantThenLinear(LambdaLR):
+    """lr for some epochs, then in equal steps to 0: the schedule of Co-teaching and JoCoR.
+
+    In epoch e, counted from 0, of E: lr min(1, (E - e) / (E - constant_epochs)).
+
+    Args:
+        steps_per_epoch: batches of a pass over the data.
+        epochs: E.
+        constant_epochs: in [0, E).
+        late_beta1: beta1 of Adam from epoch ``constant_epochs`` on; None leaves it.
+
+    Raises UserError for an argument outside its range, and for an optimiser without beta1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        steps_per_epoch: int,
+        epochs: int,
+        *,
+        constant_epochs: int,
+        late_beta1: float | None = None,
+    ):
+        if not 0 <= constant_epochs < epochs:
+            raise UserError(
+                f"constant_epochs must lie in [0, {epochs}), the epochs of the training, got "
+                f"{constant_epochs}"
+            )
+        if late_beta1 is not None:
+            check_interval("late_beta1", late_beta1, "[0, 1)")
+        if late_beta1 is not None and "betas" not in optimizer.defaults:
+            raise UserError(
+                f"late_beta1 is of Adam and its kin, and {type(optimizer).__name__} has no beta1: "
+                "leave it out"
+            )
+        self.constant_steps, self.late_beta1 = constant_epochs * steps_per_epoch, late_beta1
+
+        def factor(step):
+            return min(1, (epochs - step // steps_per_epoch) / (epochs - constant_epochs))
+
+        super().__init__(optimizer, factor)
+
+    def step(self):
+        super().step()
+        if self.late_beta1 is not None and self.last_epoch >= self.constant_steps:
+            for group in self.optimizer.param_groups:
+                group["betas"] = (self.late_beta1, *group["betas"][1:])
 
 
 class ExponentialPerBatch(LambdaLR):
@@ -111,6 +189,6 @@ class LinearPerBatch(LambdaLR):
 
 def step(schedule, after: Literal["batch", "epoch"]):
     """Step a schedule if it counts what has just ended; None is no schedule."""
-    per_batch = isinstance(schedule, (ExponentialPerBatch, LinearPerBatch))
+    per_batch = isinstance(schedule, (ConstantThenLinear, ExponentialPerBatch, LinearPerBatch))
     if schedule and after == ("batch" if per_batch else "epoch"):
         schedule.step()

@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,14 +16,12 @@ TABLE = ["dataset", "noise", "metric"]  # what the rows of one table share
 DEFAULT_KEYS = {
     key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
 }
+SEED_DIRECTORY = re.compile(r"seed\d+")
 IN_A_LABEL = 4  # keys: a configuration that differs in more has its hash there
 
 
 def without_execution(config: dict) -> dict:
-    """A configuration without its seeds and without what says only where a run is executed.
-
-    Of a full path, the last two parts.
-    """
+    """A configuration without its seeds and without what says only where a run is executed."""
     dropped = {"seed", "noise.seed", *EXECUTION}
 
     def strip(section, prefix=""):
@@ -32,12 +31,25 @@ def without_execution(config: dict) -> dict:
                 continue
             if isinstance(value, dict):
                 value = strip(value, f"{prefix}{key}.")
-            elif isinstance(value, str) and value.startswith("/"):
-                value = "/".join(Path(value).parts[-2:])
+            elif isinstance(value, str):
+                value = shorten_path(value)
             kept[key] = value
         return kept
 
     return strip(config)
+
+
+def shorten_path(value: str) -> str:
+    """A path without what differs between machines and seeds; any other text as it is.
+
+    Of a file of a run, <method>/<noise>/seed<k>/<file>, the last four parts without the k; of
+    another full path, the last two.
+    """
+    parts = Path(value).parts
+    same = ["seed" if SEED_DIRECTORY.fullmatch(part) else part for part in parts]
+    if same != list(parts):
+        return "/".join(same[-4:])
+    return "/".join(parts[-2:]) if value.startswith("/") else value
 
 
 def config_hash(config: dict) -> str:
