@@ -15,7 +15,12 @@ from utils import exports, optimizers, run_inputs, schedules
 from utils.build import asks_for, build
 from utils.checkpoint import Checkpoint
 from utils.config import Schema, without_own_rate, without_selection
-from utils.detection import measure_detection, measure_recovery, sample_table
+from utils.detection import (
+    measure_detection,
+    measure_learning,
+    measure_recovery,
+    sample_table,
+)
 from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
@@ -214,6 +219,9 @@ class Experiment:
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""
+        # Of a run that was killed after its last checkpoint, no epoch has set the loaders: test
+        # images may be cropped anew in each.
+        self.loaders.set_epoch(self.epochs - 1, 0)
         model = self.objective.evaluated(self.forward)
         tested = predict(model, self.loaders.evaluation["test"], self.autocast)
         trained = prediction_table(*self.predict_training(), self.task_loss)
@@ -240,7 +248,11 @@ class Experiment:
         for export in (*exports.FILES, *exports.PICTURES):
             export(finished)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
-        self.log.write_summary(detection=measure_detection(finished.samples), recovery=recovery)
+        learning = measure_learning(finished.samples)
+        detection = measure_detection(finished.samples)
+        self.log.write_summary(detection=detection, recovery=recovery, learning=learning)
+        if learning["warning"]:
+            print(f"warning: {learning['warning']}")
         print(f"{self.path}: {describe(read_summary(self.path))}")
 
     @main_process_only

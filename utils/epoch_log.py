@@ -150,7 +150,7 @@ class EpochLog:
         """Write summary.json.
 
         Args:
-            finished: ``detection`` and ``recovery``, given once the run is finished.
+            finished: ``detection``, ``recovery`` and ``learning``, given once the run is finished.
         """
         config, corrupted = self.config, self.noise.corrupted
         kind = config["noise"]["kind"]
@@ -176,6 +176,7 @@ class EpochLog:
             "selection": self.selection,
             "detection": None,
             "recovery": None,
+            "learning": None,
             **finished,
             "seconds": seconds,
             "images_per_second": images / seconds if seconds else None,

@@ -27,8 +27,18 @@ DETECTION = (
     "flag_precision",
     "flag_recall",
 )
+LEARNED = "learned"  # 1 or 0: whether the finished network has learned anything
 COST = ("seconds", "processes", "threads", "device")
-OPTIONAL = ("model", "epochs", "realised", *RULES, "best_epoch", *DETECTION, *COST)  # or NaN
+OPTIONAL = (
+    "model",
+    "epochs",
+    "realised",
+    *RULES,
+    "best_epoch",
+    *DETECTION,
+    LEARNED,
+    *COST,
+)  # or NaN
 NUMBERS = {*OPTIONAL, "seed", "fraction"} - {"model", "device"}
 
 
@@ -69,6 +79,8 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
         **_stored_numbers(summary),
         **{key: (summary["detection"] or {}).get(key) for key in DETECTION},
     }
+    learning = summary.get("learning")
+    row[LEARNED] = None if not learning else float(learning["warning"] is None)
     for key in ("precision", "recall"):
         row[f"selection_{key}"] = (summary.get("selection") or {}).get(key)
     row |= {
