@@ -1,5 +1,6 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -7,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.distributed import main_process_only
 from utils.errors import UserError
 
 
@@ -112,6 +114,12 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
             f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with "
             f"{files}; or name the folder that has it with data_root=<folder>"
         ) from error
+
+
+@main_process_only
+def warn(message: str):
+    """Say in a line what is strange about the data and no error."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
