@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.base import Batch
-from datasets.images import Decoded, decode, normalisation, shorter_side
+from datasets.images import Decoded, decode, middle, normalisation, shorter_side
 from datasets.streams import ORDER, Draw, batch_slices
 from utils.distributed import is_distributed, rank_slice
 from utils.seed import derive
@@ -166,7 +166,7 @@ class _Files(torch.utils.data.Dataset):
             return None, row, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # of the CPU alone
-            return self.transform(image), row, None
+            return self.transform(middle(image)), row, None
 
 
 def _transform(image_size, augment, crop_scale, flip):

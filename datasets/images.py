@@ -15,6 +15,8 @@ from tqdm import tqdm
 from utils.decoding import UNREADABLE, decode
 from utils.files import atomic_write
 
+MAX_RATIO = 32  # of the sides of an image: of a longer one the middle is taken
+
 
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """(scale, shift) with which pixel * scale + shift is (pixel / 255 - mean) / std."""
@@ -25,6 +27,19 @@ def normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tens
 def shorter_side(image_size: int) -> int:
     """What the shorter side of an image is resized to before a square is cut out: 256 for 224."""
     return round(image_size * 256 / 224)
+
+
+def middle(image: Tensor) -> Tensor:
+    """An image [C, H, W] that is not longer than MAX_RATIO times its shorter side.
+
+    Resized to a shorter side of 256, a scan line of 12,000 x 1 pixels would take gigabytes.
+    """
+    from torchvision.transforms.v2.functional import center_crop
+
+    longest = MAX_RATIO * min(image.shape[1:])
+    if max(image.shape[1:]) <= longest:
+        return image
+    return center_crop(image, [min(length, longest) for length in image.shape[1:]])
 
 
 class Decoded:
@@ -130,6 +145,7 @@ def _write(packed, paths, shorter):
     from torchvision.transforms.v2.functional import resize
 
     def shrunk(image):
+        image = middle(image)
         return resize(image, [shorter]) if min(image.shape[1:]) > shorter else image
 
     shapes = np.zeros((len(paths), 2), np.int32)

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import datasets.images
 from datasets import folder
-from datasets.images import Decoded, decode, pack
+from datasets.images import Decoded, decode, middle, pack
 from tests.test_loaders import loaders_of
 
 
@@ -187,3 +187,29 @@ def test_of_two_processes_that_want_the_cache_one_makes_it(tmp_path):
     assert sorted(results.get(timeout=60) for _ in both) == [(0, 360), (5, 360)]
     for process in both:
         process.join()
+
+
+@pytest.mark.parametrize("shape", [(1, 12_000), (12_000, 1)])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_scan_line_is_not_blown_up_to_gigabytes(tree, shape, cache):
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tree / "train/a/0.png")
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tree / "test/a/0.png")
+    found = loaders(tree, cache=cache, num_workers=0)
+    for loader in (found.train, found.train_plain, found.evaluation["test"]):
+        shapes, transform = [], loader.files.transform
+
+        def noted(image, shapes=shapes, transform=transform):
+            shapes.append(image.shape)
+            return transform(image)
+
+        loader.files.transform = noted
+        assert all(batch.input.shape[1:] == (3, 48, 48) for batch in loader)
+        assert max(max(shape[1:]) for shape in shapes) < 200
+
+
+def test_images_of_ordinary_shape_are_whole():
+    for shape in ((3, 10, 320), (3, 320, 10), (3, 7, 7)):
+        image = torch.zeros(shape)
+        assert middle(image) is image
+    line = torch.arange(1000).expand(3, 2, -1)
+    assert torch.equal(middle(line), line[:, :, 468:532])
