@@ -1,5 +1,7 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -235,8 +237,14 @@ class Experiment:
 
     @main_process_only
     def _export(self, finished):
-        for export in (*exports.FILES, *exports.PICTURES):
-            export(finished)
+        for write in exports.FILES:
+            write(finished)
+        for draw in exports.PICTURES:
+            try:
+                draw(finished)
+            except Exception as error:  # whatever it is, the results are there
+                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                print(f"warning: {draw.__name__} has failed ({reason})", file=sys.stderr)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
         self.log.write_summary(detection=measure_detection(finished.samples), recovery=recovery)
         print(f"{self.path}: {describe(read_summary(self.path))}")

@@ -63,6 +63,13 @@ class Dataset:
     made_split: bool = False  # files were split into train and test here: a run writes down how
     note: str = ""  # what else there is to say
 
+    def __post_init__(self):
+        if len(self.classes) == 1:
+            raise UserError(
+                f"there is one class, {self.classes[0]!r}, and it takes two to tell one from the "
+                f"other: add images or rows of another class"
+            )
+
     @property
     def task(self) -> str:
         return "classification" if self.classes else "regression"

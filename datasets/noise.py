@@ -351,6 +351,11 @@ def inject(
             f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
             f"{', '.join(FOR_NUMBERS)}"
         )
+    if num_classes == 1 and kind in KINDS:
+        raise UserError(
+            f"noise.kind={kind} gives samples the label of another class, and there is one class: "
+            f"set noise.kind=none"
+        )
     if kind == "none":
         given = clean.copy()
     elif kind.startswith("file:"):
