@@ -74,7 +74,11 @@ SCHEMAS = {
     ),
     "selection": Schema(
         selection.make_selection,
-        {"noise": lambda self: self.noise, "rows": lambda self: self.parts.rows},
+        {
+            "noise": lambda self: self.noise,
+            "rows": lambda self: self.parts.rows,
+            "classes": lambda self: self.data.classes,
+        },
     ),
 }
 
@@ -113,6 +117,8 @@ class Experiment:
             trusted=config["trusted"],
             seed=config["noise"]["seed"],
             verified=self.data.verified,
+            original=self.data.original,
+            classes=self.data.classes,
         )
         # 4. What another run has found out about these samples.
         self.selection = self.targets = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from datasets.copies import among, count_copies, find_copies
 from datasets.tables import number_labels, read_table
 from utils.errors import UserError
 
@@ -37,7 +38,8 @@ def csv(
         file: the training part.
         root: what paths are relative to; ``data_root`` unless given.
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of
-            ``file`` is split off. It is tested on true labels if they are known.
+            ``file`` is split off, copies of an image together. It is tested on true labels if they
+            are known.
         crop_scale, flip, cache: as for ``folder``.
         task: give the same to ``task`` of the run, and a task_loss of it.
 
@@ -57,8 +59,14 @@ def csv(
     else:
         files = (file, file, test_file)
         classes, (given, true, tested) = [], map(_numbers, columns, files)
+    names = [*table.path, *([] if test is None else test.path)]
+    shown = [*given.tolist(), *([] if tested is None else tested.tolist())]
+    if classes:
+        shown = [classes[number] for number in shown]
+    original, note = find_copies("images", names, shown, len(table)), ""
     if test is None:
-        rows, held_out = split_off(given, test_fraction)
+        rows, held_out = split_off(given, test_fraction, original, classes)
+        note, original = count_copies(original), among(original, rows)
         tested = (given if true is None else true)[held_out]
         test_part = Split([table.path.iloc[row] for row in held_out], tested)
     else:
@@ -76,7 +84,9 @@ def csv(
         trusted=False,
         true=None if true is None else true[rows],
         num_workers=num_workers,
+        original=original,
         made_split=test is None,
+        note=note,
         cache=cache_folder(data_root, cache),
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from datasets.copies import among, count_copies, find_copies
 from datasets.scan import describe, scan
 from utils.errors import UserError
 
@@ -31,7 +32,7 @@ def folder(
     Args:
         root: the folder; ``data_root`` unless given.
         test_fraction: if there is no test/, this part of the training images is the test part, with
-            labels as they are.
+            labels as they are; copies of an image stay together.
         crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves
             almost everything.
         flip: whether training images are mirrored with probability 1/2.
@@ -56,11 +57,18 @@ def folder(
     test = scan(base / "test") if (base / "test").is_dir() else None
     left_out = train.left_out + (test.left_out if test else Counter())
     paths, targets = train.paths, torch.tensor(train.targets)
+    listed = [train] + [test] * (test is not None)
+    names = [path for part in listed for path in part.paths]
+    labels = [part.classes[target] for part in listed for target in part.targets]
+    original = find_copies("images", names, labels, len(paths))
+    notes = [describe(left_out)]
     if test is None:
+        parts = split_off(targets, test_fraction, original, train.classes)
         train_part, test_part = (
-            Split([paths[row] for row in rows], targets[rows])
-            for rows in split_off(targets, test_fraction)
+            Split([paths[row] for row in rows], targets[rows]) for rows in parts
         )
+        notes.append(count_copies(original))
+        original = among(original, parts[0])
     elif train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
@@ -83,5 +91,6 @@ def folder(
         num_workers=num_workers,
         made_split=test is None,
         cache=cache_folder(data_root, cache),
-        note=describe(left_out),
+        original=original,
+        note="; ".join(filter(None, notes)),
     )

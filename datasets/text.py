@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.base import Dataset, Split, split_off
+from datasets.copies import among, count_copies, find_copies
 from datasets.tables import number_labels, read_table
 from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
@@ -36,7 +37,8 @@ def text(
 
     Args:
         file: the training part; relative to ``data_root``, unless it is there as it stands.
-        test_file: the test part; without it, ``test_fraction`` of ``file`` is split off.
+        test_file: the test part; without it, ``test_fraction`` of ``file`` is split off, copies of
+            a text together.
         text_column, label_column: of both files; true_column: of ``file``, if you know the true
             labels.
         max_length: tokens of a text; what is longer is cut.
@@ -68,8 +70,13 @@ def text(
         by_value=False,
     )
     given, true = labels.given, labels.true
+    names = [*table[text_column], *([] if test is None else test[text_column])]
+    numbers = [*given.tolist(), *([] if test is None else labels.test.tolist())]
+    shown = [labels.classes[number] for number in numbers]
+    original, note = find_copies("texts", names, shown, len(table)), ""
     if test is None:
-        rows, held_out = split_off(given, test_fraction)
+        rows, held_out = split_off(given, test_fraction, original, labels.classes)
+        note, original = count_copies(original), among(original, rows)
         test_texts = list(table[text_column].iloc[held_out])
         test_targets = (given if true is None else true)[held_out]
     else:
@@ -88,6 +95,8 @@ def text(
         image_size=1 if features else 0,
         trusted=False,
         true=None if true is None else true[rows],
+        original=original,
+        note=note,
     )
 
 
