@@ -1,5 +1,7 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -77,7 +79,11 @@ SCHEMAS = {
     ),
     "selection": Schema(
         selection.make_selection,
-        {"noise": lambda self: self.noise, "rows": lambda self: self.parts.rows},
+        {
+            "noise": lambda self: self.noise,
+            "rows": lambda self: self.parts.rows,
+            "classes": lambda self: self.data.classes,
+        },
     ),
 }
 
@@ -116,6 +122,8 @@ class Experiment:
             trusted=config["trusted"],
             seed=config["noise"]["seed"],
             verified=self.data.verified,
+            original=self.data.original,
+            classes=self.data.classes,
         )
         # 4. What another run has found out about these samples.
         self.selection = self.targets = None
@@ -245,8 +253,14 @@ class Experiment:
 
     @main_process_only
     def _export(self, finished):
-        for export in (*exports.FILES, *exports.PICTURES):
-            export(finished)
+        for write in exports.FILES:
+            write(finished)
+        for draw in exports.PICTURES:
+            try:
+                draw(finished)
+            except Exception as error:  # whatever it is, the results are there
+                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                print(f"warning: {draw.__name__} has failed ({reason})", file=sys.stderr)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
         learning = measure_learning(finished.samples)
         detection = measure_detection(finished.samples)

@@ -25,6 +25,7 @@ from utils.errors import UserError
 from utils.run_directory import RunDirectory
 from utils.run_state import INTERRUPTED
 from utils.seed import seed_everything
+from utils.workers import workers_end_too
 
 
 def train(run: Experiment, stop: StopRequest) -> int:
@@ -92,7 +93,8 @@ def main(arguments: list[str]) -> int:
                     return 0
                 with fail_together():
                     run = Experiment(config, directory)
-                return train(run, stop)
+                with workers_end_too():
+                    return train(run, stop)
     except (UserError, OSError, FloatingPointError) as error:
         if run and isinstance(error, UserError):
             raise  # nothing that was asked for: show where

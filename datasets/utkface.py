@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, check_files
+from datasets.scan import is_hidden
 from utils.errors import UserError
 
 
@@ -49,7 +50,12 @@ def utkface(
         )
     folder = Path(data_root, "UTKFace")
     suffixes = (".jpg", ".jpeg", ".png")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(map(is_hidden, path.relative_to(folder).parts))
+    )
     named = [path for path in files if age(path.name) is not None]
     if len(named) < 2:
         raise FileNotFoundError(

@@ -94,7 +94,8 @@ NAMES_OF_NUMBERS = (*NAMES, "large_change", "large_change_auroc")  # of a regres
 def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
     """How well incorrect labels are told from correct ones.
 
-    Every value is None if the truth is unknown, or all labels are of one kind.
+    Every value is None if the truth is unknown, or all labels are of one kind. Samples without a
+    score (NaN), whose images could not be read when losses were recorded, do not count.
 
     auroc, average_precision: of the score.
     hard_vs_incorrect_auroc: the same among the samples whose loss is in the top half, where hard
@@ -111,6 +112,8 @@ def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
     Args:
         table: as from ``sample_table``.
     """
+    scored = np.isfinite(table["score"])
+    table = {key: values[scored] for key, values in table.items()}
     given, true, score, predicted = (table[key] for key in ("given", "true", "score", "predicted"))
     is_regression = true.dtype.kind == "f"
     corrupted = wrong_labels(given, true)
@@ -237,9 +240,15 @@ def flag(score: np.ndarray) -> np.ndarray:
     """Which scores [N] belong to the upper of two groups.
 
     A mixture of two Gaussians is fitted, and cut where the upper one takes over. It always finds
-    two groups, even if there is only one: look at the distribution before trusting it.
+    two groups, even if there is only one: look at the distribution before trusting it. A score
+    that is not known (NaN) belongs to neither.
     """
-    if np.ptp(score) == 0:
+    known = np.isfinite(score)
+    if not known.all():
+        flags = np.zeros(len(score), bool)
+        flags[known] = flag(score[known])
+        return flags
+    if len(score) == 0 or np.ptp(score) == 0 or score.std() == 0:
         return np.zeros(len(score), bool)
     from sklearn.mixture import GaussianMixture
 
