@@ -1,6 +1,7 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -173,6 +174,7 @@ class Experiment:
             metric=self.metric,
             selection=None if self.selection is None else self.selection.report,
             unreadable=self.loaders.unreadable,
+            origins=self._origins(),
         )
         self._write_inputs()
         self.checkpoint = Checkpoint(
@@ -191,6 +193,12 @@ class Experiment:
         if self.config["record_losses"]:
             run_inputs.check_losses(self.path, self.epoch, self.parts.rows)
         self.forward = data_parallel(self.model, self.device, self.config["compile"])
+
+    def _origins(self):
+        """What left the files of other runs that this one depends on."""
+        files = {"recording": (self.selection_spec or {}).get("history")}
+        files["targets"] = self.config["targets"]
+        return {name: run_inputs.origin(Path(path)) for name, path in files.items() if path}
 
     @property
     def noise_rate(self) -> float | None:

@@ -1,6 +1,7 @@
 """What a run was begun with: written into its directory once, and compared when it is resumed."""
 
 import csv
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from utils.distributed import main_process_only
 from utils.errors import UserError
 from utils.files import atomic_write, map_array, open_regular, read_arrays
+from utils.run_state import read_config
 
 
 def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arrays):
@@ -158,3 +160,18 @@ def record_losses(directory: Path, epoch: int, losses: np.ndarray, index: np.nda
     history = map_array(directory / "losses.npy", "r+")
     history[epoch, index] = losses
     history.flush()
+
+
+def origin(path: Path) -> dict:
+    """What left a file: the configuration of its run, or if there is none, the file's own hash."""
+    try:
+        config = read_config(path.parent)
+    except OSError:  # damaged
+        config = None
+    if config is not None:
+        return {"config": config}
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest()}

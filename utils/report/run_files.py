@@ -14,9 +14,9 @@ import yaml
 
 from utils.epoch_rules import RULES, apply_rules
 from utils.errors import UserError
-from utils.files import YAML
+from utils.files import YAML, read_json
 from utils.metrics import METRICS
-from utils.report.identity import config_hash, identity, without_execution
+from utils.report.identity import config_hash, identity, inputs, with_inputs
 from utils.run_state import FAILED
 
 DETECTION = (
@@ -68,7 +68,9 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
     """
     summary = _finished_summary(directory)
     config = yaml.load((directory / "config.yaml").read_text(), YAML)
-    stored = without_execution(config)
+    data = directory / "data.json"
+    named = inputs(config, summary, read_json(data) if data.exists() else None)
+    stored = with_inputs(config, named)
     row = {
         "config": config_hash(stored),
         "seed": int(config["seed"]),
