@@ -21,7 +21,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.run_state import FAILED, LOCK, describe, read_summary
+from utils.run_state import FAILED, LOCK, read_summary
 
 
 class RunDirectory:
@@ -53,9 +53,7 @@ class RunDirectory:
     @main_process_only
     def _open(self):
         self._compare_config()
-        summary = read_summary(self.path)
-        if summary.get("finished"):
-            print(f"{self.path} is finished: {describe(summary)}")
+        if read_summary(self.path).get("finished"):
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
