@@ -10,6 +10,7 @@ import datasets
 import losses
 import models
 from datasets import loader, noise, selection, splits
+from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
@@ -291,6 +292,7 @@ class Experiment:
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
         if self.data.made_split:
             run_inputs.write_split(self.path, self.data.train.inputs, self.data.test.inputs)
+        run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
         if self.config["record_losses"]:
@@ -353,3 +355,33 @@ class Experiment:
         if section == "selection":
             return {name: fact(self) for name, fact in facts.items()}
         return {name: fact(self) for name, fact in facts.items() if asks_for(package, spec, name)}
+
+
+def contents_of(config: dict) -> dict[str, dict]:
+    """What the data of a configuration are, as of datasets.contents."""
+    spec, _ = without_selection(config["dataset"])
+    return contents(
+        spec,
+        noise_kind=config["noise"]["kind"],
+        targets=config["targets"],
+        data_root=config["data_root"],
+    )
+
+
+@main_process_only
+def say_finished(config: dict, directory: Path):
+    """Say how a finished run has ended.
+
+    Raises UserError if its data have changed since.
+    """
+    try:
+        changed = run_inputs.changes(directory, contents_of(config))
+    except FileNotFoundError as error:
+        print(f"warning: the data are not there any more, nor compared: {error}", file=sys.stderr)
+    else:
+        if changed:
+            raise UserError(
+                f"{directory} is finished, but its data have changed since: {changed}; choose "
+                f"another run_dir=, or remove that one"
+            )
+    print(f"{directory} is finished: {describe(read_summary(directory))}")

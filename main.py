@@ -16,7 +16,7 @@ lists all keys. README.md says the rest.
 
 import sys
 
-from experiment import SCHEMAS, Experiment
+from experiment import SCHEMAS, Experiment, say_finished
 from utils import optimizers, schedules
 from utils.checkpoint import StopRequest
 from utils.config import parse
@@ -90,6 +90,8 @@ def main(arguments: list[str]) -> int:
                 config = parse(arguments, __doc__, SCHEMAS)
             with RunDirectory(config) as directory:
                 if directory.finished:
+                    with fail_together():
+                        say_finished(config, directory.path)
                     return 0
                 with fail_together():
                     run = Experiment(config, directory)

@@ -422,7 +422,7 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     """
     path, _, key = path.partition("#")
     key = key or "given"
-    columns = _read_columns(path)
+    columns = read_columns(path)
     if key not in columns:
         raise UserError(
             f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with "
@@ -450,8 +450,8 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     return given
 
 
-def _read_columns(path):
-    """The arrays of a .npz or .csv file, by name."""
+def read_columns(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz or .csv file, by name; raises as ``read_labels``."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
     if path.endswith(".npz"):
