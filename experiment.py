@@ -20,6 +20,7 @@ from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.evaluation import check_fit, evaluate, predict, prediction_table
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
@@ -241,7 +242,7 @@ class Experiment:
             export(finished)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
         self.log.write_summary(detection=measure_detection(finished.samples), recovery=recovery)
-        print(f"{self.path}: {describe(read_summary(self.path))}")
+        print(printable(f"{self.path}: {describe(read_summary(self.path))}"))
 
     @main_process_only
     def record_losses(self, output: Tensor, target: Tensor, index: Tensor):
@@ -251,7 +252,7 @@ class Experiment:
 
     @main_process_only
     def _write_inputs(self):
-        print(f"{self.path}: {self.data}", flush=True)
+        print(printable(f"{self.path}: {self.data}"), flush=True)
         targets = None if self.targets is None else self.targets.numpy()
         run_inputs.write_config(self.path, self.config)
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)

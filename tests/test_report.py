@@ -15,7 +15,7 @@ import yaml
 from tests.fixtures import make_run, make_sweep
 from utils.epoch_rules import RULES
 from utils.report import figures, published, tables
-from utils.report.__main__ import main, markdown_table
+from utils.report.__main__ import markdown_table
 from utils.report.collect import choose, collect
 from utils.report.compact_log import write_log
 from utils.report.comparison import compare_all
@@ -52,23 +52,6 @@ def folder(tmp_path):
         gce = [90, 97.8 + shift, *[97.7 + shift] * 5]
         make_run(tmp_path / f"runs/gce/{seed}", gce, seed=seed, **MNIST, loss={"name": "GCE"})
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def run_report(capsys):
-    """run_report(*arguments) -> what the command prints, and what it complains of."""
-
-    def call(*arguments, code=0):
-        capsys.readouterr()
-        try:
-            returned = main([str(argument) for argument in arguments])
-        except SystemExit as error:  # of argparse
-            returned = error.code
-        printed = capsys.readouterr()
-        assert returned == code, printed.err
-        return printed.out, printed.err
-
-    return call
 
 
 def table_of(*folders, margins=None):

@@ -19,6 +19,7 @@ from utils.distributed import (
     main_process_only,
     rank,
 )
+from utils.escapes import printable
 from utils.files import atomic_write
 from utils.seed import restore_rng_state, rng_state
 
@@ -103,7 +104,7 @@ class Checkpoint:
                 errors.append(f"{path} is damaged ({error})")
                 continue
             for message in errors:
-                print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
+                print(f"warning: {printable(message)}; going on from {path.name}", file=sys.stderr)
             self._restore(state)
             return state["epoch"], state["step"]
         if errors:

@@ -18,6 +18,7 @@ from utils.distributed import (
     rank,
 )
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.files import atomic_write, check_regular, read_yaml
 from utils.run_state import FAILED, LOCK, describe, foreign_files, read_summary, write_failed
 
@@ -54,7 +55,7 @@ class RunDirectory:
         self._compare_config()
         summary = read_summary(self.path, complete=True)
         if summary.get("finished"):
-            print(f"{self.path} is finished: {describe(summary)}")
+            print(printable(f"{self.path} is finished: {describe(summary)}"))
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()

@@ -10,6 +10,7 @@ import yaml
 
 from utils.distributed import main_process_only
 from utils.errors import UserError
+from utils.escapes import in_a_cell
 from utils.files import atomic_write, map_array, open_regular, read_arrays
 
 
@@ -99,7 +100,7 @@ def write_split(directory: Path, train: list[str], test: list[str]):
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["part", "path"])
     for part, names in (("train", train), ("test", test)):
-        writer.writerows([part, os.path.relpath(name, root)] for name in names)
+        writer.writerows([part, in_a_cell(os.path.relpath(name, root))] for name in names)
     if not os.path.lexists(path):
         with atomic_write(path) as file:
             file.write(content.getvalue())

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from utils.epoch_rules import RULES
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.metrics import METRICS
 from utils.report.collect import Results, choose, collect, left_out
 from utils.report.compact_log import write_log
@@ -46,11 +47,11 @@ def main(arguments: list[str]) -> int:
             for path in options.update:
                 print(f"{path}: {'rewritten' if update(path, markdown_table) else 'unchanged'}")
         elif options.summary:
-            print(summary_table(options, Path(), options.format), end="")
+            print(printable(summary_table(options, Path(), options.format)), end="")
         else:
             report(options)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -66,7 +67,7 @@ def report(options: argparse.Namespace):
         print(left_out(everything), end="", file=sys.stderr)
         raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
     results = choose(everything, options.table, options.where)
-    print(result_tables(results, options, options.format), end="")
+    print(printable(result_tables(results, options, options.format)), end="")
     if options.log:
         paths = write_log(options.log, results.measured, results.epochs, results.configs)
         print("written:", *paths, file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_text
 
 MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
@@ -17,12 +17,10 @@ def update(path: Path, table_for: Callable[[list[str]], str]) -> bool:
     ``table_for``: the markdown table for a list of arguments. Returns whether the file changed.
 
     Raises:
-        UserError: a marker lacks its other half, or this is no text.
+        UserError: a marker lacks its other half.
+        OSError: this is no text file.
     """
-    try:
-        before = path.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: {error}") from error
+    before = read_text(path)
     after = renew(before, table_for, path)
     if after != before:
         with atomic_write(path) as file:

@@ -25,6 +25,7 @@ import pandas as pd
 
 from utils.config import resolve
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.files import read_bytes
 from utils.run_state import FAILED, read_failed, read_summary
 
@@ -287,14 +288,14 @@ def main(arguments: list[str]) -> int:
         else:
             print("\n".join(cells_of_stage(options.pop("command"), **options)))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 
 
 def write_table(root: Path, out: Path | None, figure: Path | None):
     table = read_csv(root) if root.is_file() else trials_table(root)
-    print(table.to_string(index=False))
+    print(printable(table.to_string(index=False)))
     if out:
         table.to_csv(out, index=False, float_format="%.6g")
     if figure:
