@@ -165,6 +165,7 @@ class Experiment:
         self._write_inputs()
         self.checkpoint = Checkpoint(
             self.path,
+            self._can_go_on_from,
             model=self.model,
             objective=self.objective,
             optimizer=self.optimizer,
@@ -179,6 +180,10 @@ class Experiment:
         if self.config["record_losses"]:
             run_inputs.check_losses(self.path, self.epoch, self.parts.rows)
         self.forward = data_parallel(self.model, self.device, self.config["compile"])
+
+    def _can_go_on_from(self, epoch, step):
+        steps = len(self.loaders.train)
+        return 0 <= epoch <= self.epochs and 0 <= step < steps and len(self.log.rows) == epoch
 
     @property
     def noise_rate(self) -> float | None:

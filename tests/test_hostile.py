@@ -3,6 +3,7 @@
 import os
 import re
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from PIL import Image
 from tests.fixtures import make_run
 from tests.test_report import MNIST, change_summary, log_of
 from utils.escapes import from_a_cell, in_a_cell, in_a_line, printable
+from utils.exports import FinishedRun, write_suspects
+from utils.metrics import METRICS
 from utils.report.collect import collect
 from utils.report.run_files import read_arrays
 from utils.report.update import MARKER
@@ -290,3 +293,32 @@ def test_main_names_the_summary_that_is_damaged(run):
         assert f"{directory}/summary.json" in stderr and "remove it" in stderr
     (directory / "summary.json").unlink()
     assert run("epochs=1", params="params/digits/plain.yaml")[0] == 0
+
+
+def finished_run(path, num_samples, classes, texts=None):
+    """A FinishedRun of which all samples are flagged, without a dataset behind it."""
+    index = np.arange(num_samples)
+    numbers = dict.fromkeys(("score", "loss", "mean_loss"), index / num_samples)
+    labels = dict.fromkeys(("given", "predicted", "true"), index % len(classes))
+    samples = {"index": index, "flagged": index >= 0, **labels, **numbers}
+    train = SimpleNamespace(texts=texts, inputs=None)
+    data = SimpleNamespace(classes=classes, train=train)
+    return FinishedRun(path, data, METRICS["accuracy"], samples, {}, None, "")
+
+
+def test_suspects_are_cells_that_no_spreadsheet_computes(tmp_path):
+    classes = ("=1+1", "@x", "-2", "b")
+    write_suspects(finished_run(tmp_path, 4, classes, ["+1+1", "\tx", "'=1", "text"]))
+    table = pd.read_csv(tmp_path / "suspects.csv", dtype=str)
+    assert table.given_label.tolist() == ["b", "-2", "'@x", "'=1+1"]
+    assert table.text.tolist() == ["text", "''=1", "'\tx", "'+1+1"]
+    assert table.score.astype(float).tolist() == [0.75, 0.5, 0.25, 0]
+
+
+def test_suspects_are_limited_and_say_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("utils.exports.MAX_SUSPECTS", 1500)
+    for number, lines in ((1200, 1200), (1501, 1500)):
+        assert not capsys.readouterr().out
+        write_suspects(finished_run(tmp_path, number, ("a", "b")))
+        assert len(pd.read_csv(tmp_path / "suspects.csv")) == lines
+    assert "lists the 1,500 most suspicious of 1,501 flagged samples" in capsys.readouterr().out
