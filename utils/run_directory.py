@@ -19,8 +19,16 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.escapes import printable
-from utils.files import atomic_write, check_regular, read_yaml
-from utils.run_state import FAILED, LOCK, describe, foreign_files, read_summary, write_failed
+from utils.files import atomic_write, check_regular
+from utils.run_state import (
+    FAILED,
+    LOCK,
+    describe,
+    foreign_files,
+    read_config,
+    read_summary,
+    write_failed,
+)
 
 
 class RunDirectory:
@@ -42,6 +50,7 @@ class RunDirectory:
     def __init__(self, config: dict):
         self.path, self.config = Path(config["run_dir"]), config
         self.lock = self.log = None
+        self.new_folders: list[Path] = []  # that are made for this run, the innermost first
         if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
             raise UserError(
                 "tensorboard=true needs a package that is not here: pip install tensorboard"
@@ -57,6 +66,7 @@ class RunDirectory:
         if summary.get("finished"):
             print(printable(f"{self.path} is finished: {describe(summary)}"))
             return
+        self.new_folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         self._compare_config()  # again: another process may have begun in between
@@ -71,14 +81,11 @@ class RunDirectory:
                 f"{self.path} is not the directory of a run, which has a config.yaml, and it is "
                 f"not empty: it holds {', '.join(foreign[:5])}{more}; choose another run_dir="
             )
-        path = self.path / "config.yaml"
-        if not os.path.lexists(path):
-            return
         try:
-            before = read_yaml(path)
+            begun = read_config(self.path)
         except OSError as error:
             raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
-        changed = differences(before, self.config)
+        changed = [] if begun is None else differences(begun, self.config)
         if changed:
             lines = "\n  ".join(changed)
             raise UserError(
@@ -95,7 +102,11 @@ class RunDirectory:
         for _ in range(20):  # another process may be testing it, or about to release it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_same_file(lock, path):
+                    break
+                lock.close()  # a run that was refused has removed it
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = open(path, "a+", errors="replace")  # noqa: SIM115
             except BlockingIOError:
                 time.sleep(0.1)
             except OSError as error:
@@ -137,8 +148,24 @@ class RunDirectory:
                 self.log.note_error(f"{kind.__name__}: {error}")
         if self.log is not None:
             self.log.close()
+        elif failed and self.lock:
+            self._leave_nothing()
         if self.lock:
             self.lock.close()
+
+    def _leave_nothing(self):
+        """Remove the lock and the folders that were made for a run that was refused."""
+        if os.listdir(self.path) == [LOCK]:
+            with contextlib.suppress(OSError):  # another process may have begun a run in there
+                (self.path / LOCK).unlink()
+                for folder in self.new_folders:
+                    folder.rmdir()
+
+
+def _is_same_file(file, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
 
 
 def update_summary(directory: Path, **changes):

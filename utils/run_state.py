@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from utils.escapes import in_a_line
-from utils.files import atomic_write, open_regular, read_bytes, read_json
+from utils.files import atomic_write, open_regular, read_bytes, read_json, read_yaml
 
 INTERRUPTED = 75  # exit code of a run that was stopped and has saved (EX_TEMPFAIL): run it again
 FAILED = "failed.txt"  # how the last attempt ended, if it was neither finished nor interrupted
@@ -24,7 +24,8 @@ BEFORE_CONFIG = {
     FAILED: r"(exit code -?\d+|killed by SIG\w+|process \d+: ).*",
     ".config.yaml.tmp": ".*",
 }
-STATES = ("done", "running", "interrupted", "failed", "missing")
+OTHER = "other configuration"  # of a sweep's cell: its directory holds a run of another one
+STATES = ("done", "running", "interrupted", "failed", "missing", OTHER)
 KINDS = {  # what the entries of summary.json are that are read here, if they are there
     "finished": bool,
     "metric": str,
@@ -38,7 +39,7 @@ KINDS = {  # what the entries of summary.json are that are read here, if they ar
 
 
 def run_state(directory: Path) -> tuple[str, str]:
-    """One of STATES, and the reason or the progress in a few words, in one line.
+    """One of STATES but OTHER, and the reason or the progress in a few words, in one line.
 
     A run whose files are damaged has failed.
     """
@@ -136,6 +137,15 @@ def read_failed(directory: Path) -> str:
     """How the last attempt ended; "" if it was not by a failure."""
     path = directory / FAILED
     return read_bytes(path).decode(errors="replace").strip() if os.path.lexists(path) else ""
+
+
+def read_config(directory: Path) -> dict | None:
+    """config.yaml, what the run was begun with; None if there is none.
+
+    Raises OSError if it is damaged.
+    """
+    path = directory / "config.yaml"
+    return read_yaml(path) if os.path.lexists(path) else None
 
 
 def summary_time(directory: Path) -> int:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from utils.errors import UserError
+from utils.build import AT_LEAST_0, AT_LEAST_1, Must, check_interval
 
 __all__ = [
     "MultiStepLR",
@@ -33,6 +33,25 @@ __all__ = [
     "ExponentialPerBatch",
     "LinearPerBatch",
 ]
+
+
+def is_ascending(epochs: list[int]) -> bool:
+    return list(epochs) == sorted(epochs) and all(epoch >= 0 for epoch in epochs)
+
+
+# of the arguments of PyTorch's own, which checks few of them
+RANGES = {
+    "gamma": [AT_LEAST_0],
+    "milestones": [Must("be epochs in ascending order, from 0", is_ascending)],
+    "step_size": [AT_LEAST_1],
+    "T_max": [AT_LEAST_1],
+    "T_0": [AT_LEAST_1],
+    "T_mult": [AT_LEAST_1],
+    "eta_min": [AT_LEAST_0],
+    "total_iters": [AT_LEAST_1],
+    "power": [AT_LEAST_0],
+    "last_epoch": [Must("be -1: a run goes on from its checkpoint", lambda value: value == -1)],
+}
 
 
 class ExponentialPerBatch(LambdaLR):
@@ -56,8 +75,7 @@ class ExponentialPerBatch(LambdaLR):
         rate: float = 0.01,
         restart: Literal["epoch", "never"] = "epoch",
     ):
-        if rate < 0:
-            raise UserError(f"rate must be at least 0, got {rate}")
+        check_interval("rate", rate, "[0, inf)")
 
         def factor(step):
             return math.exp(-rate * (step % steps_per_epoch if restart == "epoch" else step))
@@ -79,8 +97,7 @@ class LinearPerBatch(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.0
     ):
-        if not 0 <= warmup < 1:
-            raise UserError(f"warmup is a part of the run and must lie in [0, 1), got {warmup}")
+        check_interval("warmup", warmup, "[0, 1)")
         total = steps_per_epoch * epochs
         rising = warmup * total
 
