@@ -22,6 +22,7 @@ better for an accuracy, worse for an error.
 """
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -124,7 +125,7 @@ def markdown_table(arguments: list[str]) -> str:
 def parse_margin(text: str) -> tuple[str, float | str]:
     """ "accuracy=0.5" (points) or "mae=5%" (of the published value)."""
     match = re.fullmatch(rf"({'|'.join(METRICS)})=(\d*\.?\d+)(%?)", text)
-    if not match or float(match[2]) == 0:
+    if not match or not 0 < float(match[2]) < math.inf:
         raise argparse.ArgumentTypeError(
             f"a margin is written accuracy=0.5 or mae=5%, got {text!r}"
         )

@@ -118,7 +118,13 @@ def write_log(
 
 def _check_nothing_is_lost(folder, table):
     path = folder / "runs.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
+        others = [name for name in FILES if os.path.lexists(folder / name)]
+        if others:
+            raise UserError(
+                f"{folder} has no runs.csv, so it is no log, and it holds {', '.join(others)}, "
+                "which would be lost: choose another folder"
+            )
         return
     try:
         old = _read_csv(path, dtype={"config": str})[KEY]

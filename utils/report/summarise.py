@@ -1,6 +1,7 @@
 """A table of any CSV file: means and spreads over the rows that agree in some columns."""
 
 import io
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -51,7 +52,7 @@ def summarise(
 
 def _digits(text):
     name, _, digits = text.partition(":")
-    if digits and not digits.isdecimal():
+    if digits and not re.fullmatch("[0-9]{1,2}", digits):
         raise UserError(f"--columns are written name or name:digits, got {text!r}")
     return name, int(digits or 2)
 

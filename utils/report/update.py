@@ -42,6 +42,11 @@ def renew(text: str, table_for: Callable[[list[str]], str], path: Path) -> str:
             arguments = shlex.split(match["arguments"])
         except ValueError as error:
             raise UserError(f"{path}: <!-- report {match['arguments']} -->: {error}") from error
-        return match[1] + table_for(arguments) + match[3]
+        try:
+            return match[1] + table_for(arguments) + match[3]
+        except SystemExit:  # of argparse, which has said what it does not know
+            raise UserError(
+                f"{path}: <!-- report {match['arguments']} --> are not the arguments of a table"
+            ) from None
 
     return MARKER.sub(renewed, text)
