@@ -29,6 +29,7 @@ from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.evaluation import check_fit, evaluate, predict, prediction_table
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
@@ -180,6 +181,7 @@ class Experiment:
         self._write_inputs()
         self.checkpoint = Checkpoint(
             self.path,
+            self._can_go_on_from,
             model=self.model,
             objective=self.objective,
             optimizer=self.optimizer,
@@ -200,6 +202,10 @@ class Experiment:
         files = {"recording": (self.selection_spec or {}).get("history")}
         files["targets"] = self.config["targets"]
         return {name: run_inputs.origin(Path(path)) for name, path in files.items() if path}
+
+    def _can_go_on_from(self, epoch, step):
+        steps = len(self.loaders.train)
+        return 0 <= epoch <= self.epochs and 0 <= step < steps and len(self.log.rows) == epoch
 
     @property
     def noise_rate(self) -> float | None:
@@ -276,7 +282,7 @@ class Experiment:
         self.log.write_summary(detection=detection, recovery=recovery, learning=learning)
         if learning["warning"]:
             print(f"warning: {learning['warning']}")
-        print(f"{self.path}: {describe(read_summary(self.path))}")
+        print(printable(f"{self.path}: {describe(read_summary(self.path))}"))
 
     @main_process_only
     def record_losses(self, output: Tensor, target: Tensor, index: Tensor):
@@ -286,7 +292,7 @@ class Experiment:
 
     @main_process_only
     def _write_inputs(self):
-        print(f"{self.path}: {self.data}", flush=True)
+        print(printable(f"{self.path}: {self.data}"), flush=True)
         targets = None if self.targets is None else self.targets.numpy()
         run_inputs.write_config(self.path, self.config)
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
@@ -359,11 +365,12 @@ class Experiment:
 
 def contents_of(config: dict) -> dict[str, dict]:
     """What the data of a configuration are, as of datasets.contents."""
-    spec, _ = without_selection(config["dataset"])
+    spec, chosen = without_selection(config["dataset"])
     return contents(
         spec,
         noise_kind=config["noise"]["kind"],
         targets=config["targets"],
+        recording=(chosen or {}).get("history"),
         data_root=config["data_root"],
     )
 
@@ -384,4 +391,4 @@ def say_finished(config: dict, directory: Path):
                 f"{directory} is finished, but its data have changed since: {changed}; choose "
                 f"another run_dir=, or remove that one"
             )
-    print(f"{directory} is finished: {describe(read_summary(directory))}")
+    print(printable(f"{directory} is finished: {describe(read_summary(directory))}"))

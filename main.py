@@ -22,6 +22,7 @@ from utils.checkpoint import StopRequest
 from utils.config import parse
 from utils.distributed import end_process, fail_together, process_group, rank_seed
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.run_directory import RunDirectory
 from utils.run_state import INTERRUPTED
 from utils.seed import seed_everything
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
     except (UserError, OSError, FloatingPointError) as error:
         if run and isinstance(error, UserError):
             raise  # nothing that was asked for: show where
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1 if run else 2
 
 

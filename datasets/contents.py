@@ -23,7 +23,7 @@ Line = tuple[str, str]  # a sample: its class, "" where that is not known; and a
 
 
 def contents(
-    spec: dict, *, noise_kind: str, targets: str | None, data_root: str
+    spec: dict, *, noise_kind: str, targets: str | None, recording: str | None, data_root: str
 ) -> dict[str, dict]:
     """For each part of the data its ``sha256`` and how many samples of each class there are.
 
@@ -32,7 +32,8 @@ def contents(
     Args:
         spec: the section ``dataset`` of the configuration.
         noise_kind: as ``noise.kind``, which may name a file.
-        targets: the file that another run has left.
+        targets, recording: files that other runs have left: labels, and losses to select by. Of a
+            recording that is no longer there, nothing: a finished run needs it no more.
 
     Raises as the dataset does if its files are missing or wrong.
     """
@@ -46,6 +47,8 @@ def contents(
         parts["noise.kind"] = _bytes(*sorted(Path(data_root).glob("CIFAR-*_human.*")))
     if targets is not None:
         parts["targets"] = _arrays(targets)
+    if recording is not None and Path(recording).is_file():
+        parts["recording"] = _bytes(Path(recording))
     return {name: _summary(lines) for name, lines in parts.items()}
 
 

@@ -10,6 +10,7 @@ from datasets.base import Batch
 from datasets.images import Decoded, decode, middle, normalisation, shorter_side
 from datasets.streams import ORDER, Draw, batch_slices
 from utils.distributed import is_distributed, rank_slice
+from utils.escapes import printable
 from utils.seed import derive
 from utils.workers import leave_signals_to_the_main_process
 
@@ -123,10 +124,8 @@ class FileLoader:
         for row, reason in failed:
             path = self.files.paths[row]
             if path not in self.unreadable:
-                print(
-                    f"warning: {path} cannot be read as an image and is left out ({reason})",
-                    file=sys.stderr,
-                )
+                warning = f"{path} cannot be read as an image and is left out ({reason})"
+                print(f"warning: {printable(warning)}", file=sys.stderr)
             self.unreadable[path] = reason
             self.missing.add(row)
         if not is_distributed():  # else where they meet

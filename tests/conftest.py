@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import main
+from utils.report.__main__ import main as report
 
 # The tests' networks are too small to share, and on two busy cores spinning threads only wait.
 torch.set_num_threads(1)
@@ -21,6 +22,23 @@ def run(tmp_path, capsys):
         code = main.main([params, *TINY, f"run_dir={directory}", *overrides])
         printed = capsys.readouterr()
         return code, directory, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def run_report(capsys):
+    """run_report(*arguments) -> what the command prints, and what it complains of."""
+
+    def call(*arguments, code=0):
+        capsys.readouterr()
+        try:
+            returned = report([str(argument) for argument in arguments])
+        except SystemExit as error:  # of argparse
+            returned = error.code
+        printed = capsys.readouterr()
+        assert returned == code, printed.err
+        return printed.out, printed.err
 
     return call
 

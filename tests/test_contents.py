@@ -103,7 +103,7 @@ def test_labels_of_noise_in_a_file_that_was_corrected_are_noticed(run, tmp_path)
 
 def contents_of(name, root, **arguments):
     spec = {"name": name, **arguments}
-    return contents(spec, noise_kind="none", targets=None, data_root=str(root))
+    return contents(spec, noise_kind="none", targets=None, recording=None, data_root=str(root))
 
 
 def test_a_table_is_known_by_its_labels_and_images(tmp_path):
@@ -162,3 +162,24 @@ def test_lists_of_released_datasets_are_compared_as_they_are(tmp_path):
         assert contents_of(name, tmp_path, **arguments) != before, name
     for name in ("digits", "cifar10", "cifar100", "digitsum"):  # generated, or checked when read
         assert contents_of(name, tmp_path) == {}
+
+
+def test_a_run_on_a_selection_knows_the_recording_that_it_selects_by(run, tmp_path):
+    for name, seed in (("first", 1), ("other", 2)):
+        recorded = ("record_losses=true", f"seed={seed}", "noise.seed=1")
+        assert run(*recorded, name=name, params="params/digits/plain.yaml")[0] == 0
+
+    def select(recording):
+        history = f"dataset.selection.history={tmp_path / recording}/losses.npy"
+        return run(history, "noise.seed=1", name="rsl", params="params/digits/rsl.yaml")
+
+    assert select("first")[0] == 0
+    (tmp_path / "first").rename(tmp_path / "moved")
+    code, directory, printed, _ = select("moved")  # the same content
+    assert code == 0 and "is finished" in printed
+    code, _, _, complaint = select("other")
+    assert code == 2 and "recording is another file, or has been changed" in complaint
+    origin = json.loads((directory / "summary.json").read_text())["origins"]["recording"]
+    assert origin["config"]["record_losses"] and origin["config"]["seed"] == 1
+    (tmp_path / "moved/losses.npy").unlink()
+    assert select("moved")[0] == 0  # a finished run needs it no more

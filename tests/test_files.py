@@ -1,5 +1,6 @@
 """Files that must not be lost, and files that may hold anything: one line says what is wrong."""
 
+import errno
 import io
 import os
 import stat
@@ -13,7 +14,7 @@ from tests.test_run import interrupt_at
 from utils.files import atomic_write, map_array, read_arrays
 from utils.report.__main__ import main as report
 from utils.run_directory import RunDirectory
-from utils.run_state import write_failed
+from utils.run_state import run_state, write_failed
 from utils.sweep.cells import Cell
 from utils.sweep.runner import CellRunner
 
@@ -175,3 +176,19 @@ def test_arrays_are_read_whole_or_not_at_all(tmp_path):
     os.symlink(tmp_path / "a.npy", tmp_path / "link.npy")
     with pytest.raises(OSError, match="is a link"):
         map_array(tmp_path / "link.npy", "r+")
+
+
+def test_a_file_system_without_locks_is_refused_and_its_runs_are_shown(run, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    make_run(tmp_path / "done", [96.0, 97.0])
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.yaml").write_text("seed: 1")
+    (tmp_path / "begun/.lock").write_text("process 1 on here")
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    code, directory, _, stderr = run(**PLAIN)
+    assert code == 2 and "lies on a file system without locks" in stderr
+    assert not (directory / "config.yaml").exists()
+    assert run_state(tmp_path / "begun")[0] == "interrupted"
+    assert run_state(tmp_path / "done")[0] == "done"

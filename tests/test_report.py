@@ -17,7 +17,7 @@ from scipy import stats
 from tests.fixtures import make_run, make_sweep
 from utils.epoch_rules import RULES
 from utils.report import figures, published, tables
-from utils.report.__main__ import main, markdown_table
+from utils.report.__main__ import markdown_table
 from utils.report.collect import choose, collect
 from utils.report.compact_log import write_log
 from utils.report.comparison import compare_all
@@ -54,23 +54,6 @@ def folder(tmp_path):
         gce = [90, 97.8 + shift, *[97.7 + shift] * 10]
         make_run(tmp_path / f"runs/gce/{seed}", gce, seed=seed, **MNIST, loss={"name": "GCE"})
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def run_report(capsys):
-    """run_report(*arguments) -> what the command prints, and what it complains of."""
-
-    def call(*arguments, code=0):
-        capsys.readouterr()
-        try:
-            returned = main([str(argument) for argument in arguments])
-        except SystemExit as error:  # of argparse
-            returned = error.code
-        printed = capsys.readouterr()
-        assert returned == code, printed.err
-        return printed.out, printed.err
-
-    return call
 
 
 def table_of(*folders, margins=None):
@@ -149,7 +132,9 @@ def test_the_margin_decides_the_verdict(folder):
     assert verdicts == [TOO_FEW, "reproduced", TOO_FEW, "reproduced"]
 
 
-@pytest.mark.parametrize("text", ["accuracy", "accuracy=", "accuracy=0", "f1=0.5", "mae=-1"])
+@pytest.mark.parametrize(
+    "text", ["accuracy", "accuracy=", "accuracy=0", "mae=" + "9" * 400, "f1=0.5", "mae=-1"]
+)
 def test_a_margin_that_is_none_is_refused(run_report, text):
     _, complaint = run_report("runs", "--margin", text, code=2)
     assert "a margin is written accuracy=0.5 or mae=5%" in complaint
@@ -507,6 +492,11 @@ def test_a_compact_log_is_not_overwritten_by_less(folder, tmp_path):
     (tmp_path / "log/runs.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no log that can be written over"):
         log_of(collect([folder]), tmp_path / "log")
+    (tmp_path / "log/runs.csv").unlink()
+    before = (tmp_path / "log/epochs.csv").read_text()
+    with pytest.raises(ValueError, match=r"it holds epochs\.csv, configs\.yaml, which"):
+        log_of(collect([folder]), tmp_path / "log")
+    assert (tmp_path / "log/epochs.csv").read_text() == before
 
 
 def mean_last_3(test, validation, higher_is_better):
@@ -636,6 +626,7 @@ def test_any_csv_file_is_summarised(tmp_path):
     for arguments, complaint in (
         ((path, ["noise"], ["recal"]), "has no column recal; it has noise, seed"),
         ((path, ["noise"], ["last:x"]), "written name or name:digits, got 'last:x'"),
+        ((path, ["noise"], ["last:999999999"]), "written name or name:digits"),
         ((path, ["noise"], ["method"]), "no numbers are in the columns method"),
         ((path, [], ["last"]), "--summary needs --by and --columns"),
     ):
@@ -705,6 +696,7 @@ def test_only_the_rows_that_are_wanted_are_shown(run_report, folder):
         "not " * 400 + "chosen",
         "",
         "fraction ==\0 0.4",
+        f"fraction < {'9' * 5000}",
     ],
 )
 def test_a_condition_runs_no_code(run_report, folder, tmp_path, condition):
@@ -842,6 +834,9 @@ def test_tables_between_markers_are_rewritten(run_report, tmp_path):
         assert path.read_text() == wrong
     path.write_text(text.replace("--by noise", "--by 'noise"))
     assert "No closing quotation" in run_report("--update", path, code=2)[1]
+    for wrong in ("--help", "--by noise --rows", "--grid worst"):
+        path.write_text(f"<!-- report {wrong} -->\nold\n<!-- end of report -->\n")
+        assert "are not the arguments of a table" in run_report("--update", path, code=2)[1]
     path.write_bytes(b"\xff\xfe\x00")
     assert "is no text" in run_report("--update", path, code=2)[1]
 

@@ -1,7 +1,9 @@
 """Whole runs through main.py: what they leave behind, how they resume, and how they fail."""
 
 import contextlib
+import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -366,6 +368,96 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run, monkeypatch, how
     assert "checkpoint.pt is damaged" in stderr
     assert "going on from checkpoint.previous.pt" in stderr
     assert equal(weights(whole), weights(directory))
+
+
+def replace_state(path, change):
+    """Change the content of a checkpoint, whose checksum is right again."""
+    state = torch.load(path, weights_only=True)
+    changed = change(state)
+    state = state if changed is None else changed
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+
+
+def without(state, key):
+    return {name: value for name, value in state.items() if name != key}
+
+
+class Code:
+    """What a pickle runs when it is read."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["MADE_BY_CODE"],)
+
+
+UNFIT = {
+    "a part is missing": lambda state: without(state, "record"),
+    "the step is missing": lambda state: without(state, "step"),
+    "a weight is missing": lambda state: state.update(
+        model=without(state["model"], next(iter(state["model"])))
+    ),
+    "a weight has another shape": lambda state: state["model"].update(
+        {key: torch.zeros(3) for key in state["model"]}
+    ),
+    "the state of a parameter has another shape": lambda state: state["optimizer"]["state"].update(
+        {0: {"momentum_buffer": torch.zeros(3)}}
+    ),
+    "no parameters": lambda state: state["optimizer"].update(param_groups=[]),
+    "a learning rate that is a text": lambda state: state["optimizer"]["param_groups"][0].update(
+        lr="0.1"
+    ),
+    "the samples are others": lambda state: state["record"]["samples"].update(loss=torch.ones(5)),
+    "the record is a list": lambda state: state.update(record=[1]),
+    "an epoch that is none": lambda state: state.update(epoch=7),
+    "an epoch that is a text": lambda state: state.update(epoch="2"),
+    "an epoch that the log does not have": lambda state: state.update(epoch=1),
+    "a step that is none": lambda state: state.update(step=11),
+    "rows that are none": lambda state: state["log"].update(rows=[{"epoch": 0}, {}]),
+    "rows that are a text": lambda state: state["log"].update(rows="ab"),
+    "a list": lambda state: [state],
+    "a tensor": lambda state: torch.zeros(3),
+    "random numbers that are none": lambda state: state.update(rng=[]),
+    "random numbers of another kind": lambda state: state.update(rng=[{"cpu": torch.ones(3)}]),
+    "code": lambda state: {"model": Code()},
+}
+
+
+def test_a_checkpoint_that_does_not_fit_falls_back_to_the_one_before(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 24)
+        _, directory, *_ = run()
+    _, whole, *_ = run(name="whole")
+    saved = {path.name: path.read_bytes() for path in directory.iterdir()}
+    for what, change in UNFIT.items():
+        for name, content in saved.items():
+            (directory / name).write_bytes(content)
+        replace_state(directory / "checkpoint.pt", change)
+        with monkeypatch.context() as patch:
+            patch.setattr("experiment.Experiment.finish", lambda self: None)
+            code, _, _, stderr = run()
+        assert code == 0, what
+        assert re.search(r"checkpoint\.pt (does not fit this run|is damaged) \(.", stderr), what
+        assert stderr.endswith("going on from checkpoint.previous.pt\n"), what
+        assert stderr.count("\n") == 1, what
+        assert equal(weights(whole), weights(directory)), what
+    assert not (tmp_path / "made").exists()
+
+
+def test_two_checkpoints_that_do_not_fit_are_an_error_and_nothing_is_lost(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 24)
+        _, directory, *_ = run()
+    paths = [directory / name for name in ("checkpoint.pt", "checkpoint.previous.pt")]
+    for path in paths:
+        replace_state(path, lambda state: state.update(step=11))
+    before = [path.read_bytes() for path in paths]
+    code, _, _, stderr = run()
+    assert code == 1
+    assert "there is no epoch 2, step 11 to go on from" in stderr
+    assert "nothing to resume from: remove" in stderr
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_two_damaged_checkpoints_are_an_error_and_nothing_is_lost(run, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from utils.distributed import (
     main_process_only,
     rank,
 )
-from utils.files import atomic_write
+from utils.escapes import in_a_line, printable
+from utils.files import atomic_write, open_regular
 from utils.seed import restore_rng_state, rng_state
 
 
@@ -27,22 +29,25 @@ class Checkpoint:
     """The state of all parts of a run, in one file.
 
     ``checkpoint.pt`` is the newest. The one before stays as ``checkpoint.previous.pt``, in case the
-    newest is damaged. Files are written atomically, and verified when they are read. Of several
-    processes the first alone writes: the parts are equal in all of them, and the states of their
-    random numbers, which are not, are all saved.
+    newest is damaged or does not fit. Files are written atomically, and verified when they are
+    read. Of several processes the first alone writes: the parts are equal in all of them, and the
+    states of their random numbers, which are not, are all saved.
 
     Args:
         directory: of the run.
+        fits: whether the run, with its parts restored, can go on from an epoch and a step.
         parts: anything with ``state_dict`` and ``load_state_dict``; None is left out.
     """
 
     budget = 0.02  # the largest part of the time that checkpoints which are not needed may take
     patience = 1800  # seconds after which one is written, whatever it costs
 
-    def __init__(self, directory: Path, **parts):
+    def __init__(
+        self, directory: Path, fits: Callable[[int, int], bool] = lambda epoch, step: True, **parts
+    ):
         self.saved, self.cost = -math.inf, 0.0  # when, and how many seconds it took
         self.newest = directory / "checkpoint.pt"
-        self.previous = directory / "checkpoint.previous.pt"
+        self.previous, self.fits = directory / "checkpoint.previous.pt", fits
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self, epoch: int, step: int, needed: bool = True):
@@ -75,13 +80,13 @@ class Checkpoint:
             file.write(hashlib.sha256(buffer.getbuffer()).digest())
             file.flush()
             os.fsync(file.fileno())  # before the newest is moved away
-            if self.newest.exists():
+            if os.path.lexists(self.newest):
                 os.replace(self.newest, self.previous)
 
     def load(self) -> tuple[int, int] | None:
         """Restore all parts; returns (epoch, step), or None if there is no checkpoint.
 
-        Raises OSError if no checkpoint can be read, or the processes do not all see the same one.
+        Raises OSError if no checkpoint can be used, or the processes do not all see the same one.
         """
         with fail_together():
             position = self._load()
@@ -95,16 +100,21 @@ class Checkpoint:
     def _load(self):
         errors = []
         for path in (self.newest, self.previous):
-            if not path.exists():
+            if not os.path.lexists(path):
                 continue
             try:
                 state = _read(path)
-            except (OSError, ValueError) as error:
-                errors.append(f"{path} is damaged ({error})")
+            except Exception as error:  # of pickle, zip or torch, as the damage may be
+                errors.append(f"{path} is damaged ({in_a_line(error)})")
+                continue
+            try:
+                self._restore(state)
+            except Exception as error:  # whatever a part raises over what is not its own
+                reason = f"{type(error).__name__}: {error}"
+                errors.append(f"{path} does not fit this run ({in_a_line(reason)})")
                 continue
             for message in errors:
-                print(f"warning: {message}; going on from {path.name}", file=sys.stderr)
-            self._restore(state)
+                print(f"warning: {printable(message)}; going on from {path.name}", file=sys.stderr)
             return state["epoch"], state["step"]
         if errors:
             advice = f"nothing to resume from: remove {self.newest.parent} to start again"
@@ -112,15 +122,44 @@ class Checkpoint:
         return None
 
     def _restore(self, state):
+        if not isinstance(state, dict):
+            raise ValueError(f"it must hold the parts of a run, got {type(state).__name__}")
         for name, part in self.parts.items():
+            _check_same_kind(part.state_dict(), state[name], name)
             part.load_state_dict(state[name])
+        epoch, step = state["epoch"], state["step"]
+        if not (isinstance(epoch, int) and isinstance(step, int) and self.fits(epoch, step)):
+            raise ValueError(f"there is no epoch {epoch}, step {step} to go on from")
         random_states = state["rng"]
         if not isinstance(random_states, list):
             random_states = [random_states]  # an older checkpoint holds that of one process
+        if not random_states:
+            raise ValueError("there are no states of random numbers")
         if rank() < len(random_states):
             restore_rng_state(random_states[rank()])
         else:  # fewer processes have saved it
             torch.manual_seed(rank())
+
+
+def _check_same_kind(fresh, loaded, name: str):
+    """Raise ValueError if a value of a state is of another type or shape than in a fresh state.
+
+    What a state lacks, or has more, is left to the part whose state it is.
+    """
+    if isinstance(fresh, torch.Tensor):
+        same = isinstance(loaded, torch.Tensor) and loaded.shape == fresh.shape
+    elif isinstance(fresh, (int, float)):
+        same = isinstance(loaded, (int, float))
+    else:
+        same = fresh is None or isinstance(loaded, type(fresh))
+    if not same:
+        raise ValueError(f"{name} is of another type or shape")
+    if isinstance(fresh, dict):
+        for key in fresh.keys() & loaded.keys():
+            _check_same_kind(fresh[key], loaded[key], f"{name}.{key}")
+    elif isinstance(fresh, (list, tuple)):
+        for position, (value, other) in enumerate(zip(fresh, loaded, strict=False)):
+            _check_same_kind(value, other, f"{name}.{position}")
 
 
 def _read(path):
@@ -128,7 +167,8 @@ def _read(path):
 
     torch.load itself checks no checksum.
     """
-    content = path.read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     state, digest = content[:-32], content[-32:]
     if hashlib.sha256(state).digest() != digest:
         raise ValueError("its content does not match its checksum")

@@ -71,6 +71,10 @@ class EpochLog:
         return {"rows": self.rows, "restarts": self.restarts}
 
     def load_state_dict(self, state: dict):
+        for row in state["rows"]:
+            numbers = all(isinstance(value, (int, float)) for value in row.values())
+            if not numbers or not set(COLUMNS) <= row.keys():
+                raise ValueError("its rows are not those of metrics.csv")
         self.rows, self.restarts = state["rows"], state["restarts"] + 1
 
     @main_process_only

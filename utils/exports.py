@@ -9,11 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from utils.detection import wrong_labels
+from utils.escapes import in_a_cell
 from utils.files import atomic_write
 from utils.labels import write_labels
 from utils.metrics import Metric
 
-NUM_SUSPECTS = 1000  # suspects.csv lists at least this many of the most suspicious samples
+NUM_SUSPECTS = 1000  # suspects.csv lists at least this many of the most suspicious samples,
+MAX_SUSPECTS = 100_000  # and at most this many: samples.npz has all
 SHEET = 64  # samples on a contact sheet
 
 
@@ -58,7 +60,10 @@ def write_labels_of_method(run: FinishedRun):
 
 
 def write_suspects(run: FinishedRun):
-    """suspects.csv: the most suspicious training samples, in words, the most suspicious first."""
+    """suspects.csv: the most suspicious training samples, in words, the most suspicious first.
+
+    All that are flagged, but at least NUM_SUSPECTS and at most MAX_SUSPECTS.
+    """
     table, part = run.samples, run.data.train
     column, names = "path", None
     if part.texts:
@@ -66,17 +71,23 @@ def write_suspects(run: FinishedRun):
     elif isinstance(part.inputs, list):
         names = part.inputs
     heads = ["rank", "index", column, "given_label", "predicted_label", "score", "loss"]
-    count = max(NUM_SUSPECTS, int(table["flagged"].sum()))
+    num_flagged = int(table["flagged"].sum())
+    count = min(max(NUM_SUSPECTS, num_flagged), MAX_SUSPECTS)
+    if num_flagged > count:
+        print(
+            f"suspects.csv lists the {count:,} most suspicious of {num_flagged:,} flagged samples; "
+            "samples.npz has all of them"
+        )
     with atomic_write(run.path / "suspects.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*heads, "mean_loss", "flagged", "true_label"])
         for rank, row in enumerate(run.most_suspicious[:count], start=1):
             index = table["index"][row]
             given, predicted, true = (
-                run.in_words(table[key][row]) for key in ("given", "predicted", "true")
+                in_a_cell(run.in_words(table[key][row])) for key in ("given", "predicted", "true")
             )
             numbers = [f"{table[key][row]:.6g}" for key in ("score", "loss", "mean_loss")]
-            name = names[index] if names else ""
+            name = in_a_cell(names[index]) if names else ""
             flagged = int(table["flagged"][row])
             writer.writerow([rank, index, name, given, predicted, *numbers, flagged, true])
 

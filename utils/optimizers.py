@@ -63,11 +63,14 @@ def make(spec: dict, parameters, own=(), own_lr: float | None = None) -> torch.o
         groups = [{"params": list(parameters)}, {"params": list(own), **rate}]
     fused = spec["name"] in FUSED and spec.get("fused") is None and spec.get("foreach") is None
     if not fused or spec.get("differentiable") or spec.get("dampening"):
-        return build(sys.modules[__name__], spec, params=groups)
+        optimizer = build(sys.modules[__name__], spec, params=groups)
+        optimizer.register_load_state_dict_post_hook(_check_shapes)
+        return optimizer
     optimizer = build(sys.modules[__name__], spec | {"fused": True}, params=groups)
     if spec.get("momentum"):
         for parameter in all_parameters(optimizer):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    optimizer.register_load_state_dict_post_hook(_check_shapes)
     optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
     return optimizer
 
@@ -75,6 +78,14 @@ def make(spec: dict, parameters, own=(), own_lr: float | None = None) -> torch.o
 def all_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     """The parameters of all groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_shapes(optimizer):
+    """Raise ValueError if a state that was loaded is not that of these parameters."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} {list(value.shape)} is none of {list(parameter.shape)}")
 
 
 def _lay_out_as_parameters(optimizer):

@@ -12,6 +12,7 @@ import yaml
 
 from utils.distributed import main_process_only
 from utils.errors import UserError
+from utils.escapes import in_a_cell
 from utils.files import atomic_write, map_array, open_regular, read_arrays
 from utils.run_state import read_config
 
@@ -104,6 +105,8 @@ def changes(directory: Path, contents: dict[str, dict]) -> str:
         return ""
     try:
         before, found = json.loads(path.read_text()), []
+        if "recording" not in contents:  # which a finished run needs no more
+            before.pop("recording", None)
         for part in sorted(before.keys() | contents.keys()):
             old, new = before.get(part), contents.get(part)
             if old is None or new is None:
@@ -120,6 +123,8 @@ def _changed_classes(part, old, new):
     counts = [
         (name, old.get(name, 0), new.get(name, 0)) for name in sorted(old.keys() | new.keys())
     ]
+    if counts == [("", 1, 1)]:  # a single file
+        return [f"{part} is another file, or has been changed"]
     return [
         f"{part} had {before} samples{f' of class {name}' if name else ''} and has {now}"
         for name, before, now in counts
@@ -156,7 +161,7 @@ def write_split(directory: Path, train: list[str], test: list[str]):
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["part", "path"])
     for part, names in (("train", train), ("test", test)):
-        writer.writerows([part, os.path.relpath(name, root)] for name in names)
+        writer.writerows([part, in_a_cell(os.path.relpath(name, root))] for name in names)
     if not os.path.lexists(path):
         with atomic_write(path) as file:
             file.write(content.getvalue())

@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
+from utils.escapes import in_a_line
 from utils.files import atomic_write, open_regular, read_bytes, read_json, read_yaml
-from utils.terminal import in_a_line
 
 INTERRUPTED = 75  # exit code of a run that was stopped and has saved (EX_TEMPFAIL): run it again
 FAILED = "failed.txt"  # how the last attempt ended, if it was neither finished nor interrupted

@@ -16,6 +16,7 @@ import pandas as pd
 from datasets.selection.histories import read_arrays, read_history, read_noise, read_settings
 from datasets.selection.rules import compare, how_many, rank_losses
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.plots import draw_selection
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
     try:
         table, kept, total = evaluate(options.run, figure)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     print(f"{int(kept.sum())} of {total} samples kept, {kept.min()} to {kept.max()} of a label")
     print(summarise(table))

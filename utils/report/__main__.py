@@ -22,12 +22,14 @@ better for an accuracy, worse for an error.
 """
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
 
 from utils.epoch_rules import RULES
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.metrics import METRICS
 from utils.report.collect import Results, choose, collect, left_out
 from utils.report.compact_log import write_log
@@ -46,11 +48,11 @@ def main(arguments: list[str]) -> int:
             for path in options.update:
                 print(f"{path}: {'rewritten' if update(path, markdown_table) else 'unchanged'}")
         elif options.summary:
-            print(summary_table(options, Path(), options.format), end="")
+            print(printable(summary_table(options, Path(), options.format)), end="")
         else:
             report(options)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -66,7 +68,7 @@ def report(options: argparse.Namespace):
         print(left_out(everything), end="", file=sys.stderr)
         raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
     results = choose(everything, options.table, options.where)
-    print(result_tables(results, options, options.format), end="")
+    print(printable(result_tables(results, options, options.format)), end="")
     if options.log:
         paths = write_log(options.log, results.measured, results.epochs, results.configs)
         print("written:", *paths, file=sys.stderr)
@@ -123,7 +125,7 @@ def markdown_table(arguments: list[str]) -> str:
 def parse_margin(text: str) -> tuple[str, float | str]:
     """ "accuracy=0.5" (points) or "mae=5%" (of the published value)."""
     match = re.fullmatch(rf"({'|'.join(METRICS)})=(\d*\.?\d+)(%?)", text)
-    if not match or float(match[2]) == 0:
+    if not match or not 0 < float(match[2]) < math.inf:
         raise argparse.ArgumentTypeError(
             f"a margin is written accuracy=0.5 or mae=5%, got {text!r}"
         )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from utils.epoch_rules import RULES
 from utils.errors import UserError
+from utils.escapes import in_a_line
 from utils.report.compact_log import read_log
 from utils.report.condition import evaluate
 from utils.report.hardness import add_hardness, add_mass
@@ -35,8 +35,8 @@ FOREIGN = (  # what files may raise that are not ours, or damaged
     KeyError,
     TypeError,
     AttributeError,
+    OverflowError,
     RecursionError,
-    yaml.YAMLError,
 )
 SHOWN = 20  # lines of what was not counted
 
@@ -108,7 +108,7 @@ def collect(paths: list[Path]) -> Results:
     if rows:
         table = pd.DataFrame(rows)
         table = table.assign(**{name: np.nan for name in OPTIONAL if name not in table})
-        table["label"] = labels(table, results.configs)
+        table["label"] = labels(table, results.configs).map(in_a_line)
         order = ["dataset", "noise", "fraction", "label", *KEY]
         results.table = table.sort_values(order, ignore_index=True)
     return results
@@ -217,6 +217,7 @@ def left_out(results: Results) -> str:
     unfinished, skipped = results.unfinished, results.skipped
     lines = [f"not finished, not counted: {path} ({why})" for path, why in unfinished.items()]
     lines += [f"skipped: {path} ({why})" for path, why in skipped.items()]
+    lines = [in_a_line(line) for line in lines]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"... and {len(lines) - SHOWN} more"]
     counts = f"{len(unfinished)} not finished, {len(skipped)} skipped"

@@ -6,6 +6,8 @@ runs of one hash differ in nothing but their seed. What a rule for the epoch say
 the epochs; runs.csv has it only of runs whose epochs are not there, or in an old log.
 """
 
+import io
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +15,12 @@ import yaml
 
 from utils.epoch_rules import RULES
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.escapes import from_a_cell, in_a_cell
+from utils.files import atomic_write, read_bytes, read_yaml
 from utils.report.identity import CELL, KEY, without_execution
 from utils.report.run_files import (
-    YAML,
+    NEEDED,
+    TEXTS,
     LoggedRun,
     check,
     check_epochs,
@@ -24,7 +28,6 @@ from utils.report.run_files import (
     numbers_by_rule,
 )
 
-TEXTS = ("config", "dataset", "noise", "method")
 FILES = ("runs.csv", "epochs.csv", "configs.yaml")
 
 
@@ -33,9 +36,9 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
 
     Raises an Exception if these are not the files of one; of many kinds, by what is wrong.
     """
-    table = pd.read_csv(folder / "runs.csv", dtype=dict.fromkeys(TEXTS, str))
-    configs = yaml.load((folder / "configs.yaml").read_text(), YAML)
-    missing = {*TEXTS, "seed", "fraction", "metric"} - set(table)
+    table = _read_csv(folder / "runs.csv", dtype=dict.fromkeys(NEEDED, str))
+    configs = read_yaml(folder / "configs.yaml")
+    missing = {*NEEDED, "seed", "fraction", "metric"} - set(table)
     if missing:
         raise UserError(f"runs.csv lacks the columns {', '.join(sorted(missing))}")
     unknown = set(table.config) - set(configs)
@@ -63,16 +66,25 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
 
 def _read_epochs(path, skipped):
     """(config, seed) -> its epochs in their order."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        epochs = pd.read_csv(path, dtype={"config": str, "test_metric": float})
+        epochs = _read_csv(path, dtype={"config": str, "test_metric": float})
         epochs = epochs.sort_values("epoch", kind="stable")
         return dict(iter(epochs.drop(columns=KEY).groupby([epochs[key] for key in KEY])))
     except (OSError, ValueError, KeyError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         skipped[str(path)] = f"cannot be read, its epochs are left out: {reason}"
         return {}
+
+
+def _read_csv(path, **options):
+    return _map_texts(pd.read_csv(io.BytesIO(read_bytes(path)), **options), from_a_cell)
+
+
+def _map_texts(table, function):
+    texts = {name: table[name].map(function, na_action="ignore") for name in TEXTS if name in table}
+    return table.assign(**texts)
 
 
 def write_log(
@@ -95,7 +107,7 @@ def write_log(
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("runs.csv", table), ("epochs.csv", epochs)):
         with atomic_write(folder / name) as file:
-            content.dropna(axis="columns", how="all").to_csv(
+            _map_texts(content, in_a_cell).dropna(axis="columns", how="all").to_csv(
                 file, index=False, float_format="%.6g", lineterminator="\n"
             )
     with atomic_write(folder / "configs.yaml") as file:
@@ -106,10 +118,16 @@ def write_log(
 
 def _check_nothing_is_lost(folder, table):
     path = folder / "runs.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
+        others = [name for name in FILES if os.path.lexists(folder / name)]
+        if others:
+            raise UserError(
+                f"{folder} has no runs.csv, so it is no log, and it holds {', '.join(others)}, "
+                "which would be lost: choose another folder"
+            )
         return
     try:
-        old = pd.read_csv(path, dtype={"config": str})[KEY]
+        old = _read_csv(path, dtype={"config": str})[KEY]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is no log that can be written over, remove it: {error}") from error
     lost = len(_keys(old) - _keys(table))

@@ -1,5 +1,7 @@
 """Pictures of many runs: each drawn as .png and .svg, from run directories or compact logs."""
 
+import io
+import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -11,10 +13,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils.detection import wrong_labels
-from utils.files import atomic_write
+from utils.errors import UserError
+from utils.files import atomic_write, read_bytes
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
@@ -32,6 +36,9 @@ SHEETS = {
     "most suspicious labels": "suspects.png",
     "correct labels with the largest loss": "hardest.png",
 }
+
+
+LARGEST_SHEET = 4000  # pixels wide; ours have 800
 
 
 class Picture(NamedTuple):
@@ -54,7 +61,7 @@ def draw(results: Results, folder: Path, forms: tuple[str, ...] = ("png", "svg")
     pictures = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         names = [dataset, noise, metric] if metrics[dataset, noise] > 1 else [dataset, noise]
-        condition = re.sub(r"[^\w.-]+", "-", "-".join(names))
+        condition = re.sub(r"[^\w.-]+", "-", "-".join(names))[:150]  # a file's name
         for name, title, figure in _figures(rows, results, styles):
             path = folder / f"{name.format(condition)}.png"
             save(figure, path, forms)
@@ -362,11 +369,16 @@ def _sheets(directory: Path, skipped: dict[str, str]) -> dict[str, np.ndarray]:
     images = {}
     for name, file in SHEETS.items():
         path = directory / file
-        if path.exists():
-            try:
-                images[name] = imread(path)
-            except (OSError, ValueError, SyntaxError) as error:
-                skipped[str(path)] = f"cannot be read: {error}"
+        if not os.path.lexists(path):
+            continue
+        try:
+            content = io.BytesIO(read_bytes(path))
+            width, height = Image.open(content).size  # of the header
+            if not 0 < height <= 2 * width <= 2 * LARGEST_SHEET:
+                raise UserError(f"it has {width} x {height} pixels")
+            images[name] = imread(content, "png")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            skipped[str(path)] = f"cannot be read: {error}"
     return images
 
 

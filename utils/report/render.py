@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from utils.escapes import in_a_cell
+
 FORMS = ("text", "markdown", "latex", "csv")
 TEX = {
     "\\": r"\textbackslash{}",
@@ -38,8 +40,8 @@ def _block(block: Block, form: str) -> str:
     if form == "text":
         return f"{title}\n{table}" + "".join(f"{note}\n" for note in block.notes)
     if form == "markdown":
-        notes = "".join(f"\n* {note}" for note in block.notes)
-        return f"{title}:\n\n{table}{notes}" + ("\n" if notes else "")
+        notes = "".join(f"\n* {_markdown(note)}" for note in block.notes)
+        return f"{_markdown(title)}:\n\n{table}{notes}" + ("\n" if notes else "")
     lines = [r"\begin{table}", rf"\caption{{{_tex(title)}}}", table + r"\end{table}"]
     return "".join(f"{line}\n" for line in [*lines, *(f"% {note}" for note in block.notes)])
 
@@ -47,13 +49,15 @@ def _block(block: Block, form: str) -> str:
 def render(table: pd.DataFrame, form: str) -> str:
     """A table of texts in one of FORMS; LaTeX's needs booktabs."""
     if form == "csv":
+        table = table.map(lambda cell: in_a_cell(cell) if isinstance(cell, str) else cell)
         return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     if form == "text":
         return table.to_string(index=False) + "\n"
     head, rows = list(table), table.to_numpy().tolist()
     if form == "markdown":
         lines = [head, ["---"] * len(head), *rows]
-        return "".join(f"| {' | '.join(map(_markdown, line))} |\n" for line in lines)
+        cells = ([_markdown(cell).replace("|", "\\|") for cell in line] for line in lines)
+        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
     lines = [" & ".join(map(_tex, line)) + r" \\" for line in (head, *rows)]
     begin = rf"\begin{{tabular}}{{{'l' * len(head)}}}"
     lines = [begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
@@ -61,7 +65,8 @@ def render(table: pd.DataFrame, form: str) -> str:
 
 
 def _markdown(text) -> str:
-    return str(text).replace("|", "\\|")
+    """A text that is no HTML, and no marker of a table."""
+    return str(text).replace("<", "&lt;")
 
 
 def _tex(text) -> str:

@@ -2,22 +2,21 @@
 
 import csv
 import functools
-import json
-import zipfile
-import zlib
+import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from utils import files
 from utils.epoch_rules import RULES, apply_rules
 from utils.errors import UserError
-from utils.files import YAML, read_json
+from utils.escapes import in_a_line
 from utils.metrics import METRICS
-from utils.report.identity import config_hash, identity, inputs, with_inputs
-from utils.run_state import FAILED
+from utils.report.identity import KEY, config_hash, identity, inputs, with_inputs
+from utils.run_state import read_failed
 
 DETECTION = (
     "auroc",
@@ -29,7 +28,7 @@ DETECTION = (
 )
 LEARNED = "learned"  # 1 or 0: whether the finished network has learned anything
 COST = ("seconds", "processes", "threads", "device")
-OPTIONAL = (
+OPTIONAL = (  # or NaN
     "model",
     "epochs",
     "realised",
@@ -38,8 +37,14 @@ OPTIONAL = (
     *DETECTION,
     LEARNED,
     *COST,
-)  # or NaN
-NUMBERS = {*OPTIONAL, "seed", "fraction"} - {"model", "device"}
+)
+NEEDED = ("config", "dataset", "noise", "method")
+TEXTS = (*NEEDED, "model", "metric", "device", "commit")
+# What is in the files of others: a name is shorter, a number nearer to zero, a table not as wide.
+LONGEST_NAME = 1000
+LARGEST = 1e30
+MOST_COLUMNS = 1000
+LARGEST_ARRAYS = 2**30  # bytes
 
 
 class LoggedRun(NamedTuple):
@@ -67,16 +72,16 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
         Exception: these are not the files of a run; of many kinds, by what is wrong.
     """
     summary = _finished_summary(directory)
-    config = yaml.load((directory / "config.yaml").read_text(), YAML)
+    config = files.read_yaml(directory / "config.yaml")
     data = directory / "data.json"
-    named = inputs(config, summary, read_json(data) if data.exists() else None)
+    named = inputs(config, summary, files.read_json(data) if data.exists() else None)
     stored = with_inputs(config, named)
     row = {
         "config": config_hash(stored),
-        "seed": int(config["seed"]),
+        "seed": config["seed"],
         **identity(config),
-        "metric": str(summary["metric"]),
-        "epochs": int(summary["epochs"]),
+        "metric": summary["metric"],
+        "epochs": summary["epochs"],
         "realised": summary["noise"]["realised"],
         **_stored_numbers(summary),
         **{key: (summary["detection"] or {}).get(key) for key in DETECTION},
@@ -91,14 +96,14 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
         "threads": config.get("threads"),
         "device": summary.get("device"),
         "commit": summary.get("commit"),
-        "path": str(directory),
     }
     check(row, stored)
+    row["path"] = in_a_line(directory)
     path = directory / "metrics.csv"
     try:
         epochs = _read_metrics(path)
         check_epochs(epochs, row["epochs"], "summary.json")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         skipped[str(path)] = f"cannot be read, its epochs are left out: {error}"
         return LoggedRun(row, stored, None, directory)
     return LoggedRun(row | numbers_by_rule(epochs, row["metric"]), stored, epochs, directory)
@@ -106,12 +111,12 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
 
 def _finished_summary(directory):
     path = directory / "summary.json"
-    if not path.exists():
-        failed = directory / FAILED
-        if failed.exists():
-            raise Unfinished(f"failed: {failed.read_text(errors='replace').strip()}")
-        raise Unfinished("no epoch is over")
-    summary = json.loads(path.read_text())
+    if not os.path.lexists(path):
+        reason = read_failed(directory)
+        raise Unfinished(f"failed: {reason}" if reason else "no epoch is over")
+    summary = files.read_json(path)
+    if not isinstance(summary["finished"], bool):
+        raise UserError(f"finished is {summary['finished']!r}, not true or false")
     if not summary["finished"]:
         raise Unfinished(f"{summary['epochs']} epochs are over")
     return summary
@@ -126,17 +131,36 @@ def _stored_numbers(summary):
 
 
 def check(row: dict, config: dict):
-    """Raise ValueError, TypeError or KeyError if something in a row or configuration is no such."""
+    """Raise an Exception if something in a row or configuration is no such; of many kinds.
+
+    The names in the row are made printable, each in one line.
+    """
     if row["metric"] not in METRICS:
         raise UserError(f"the metric {row['metric']!r} is not known")
-    for name in ("dataset", "noise", "method"):
-        if not isinstance(row[name], str):
-            raise UserError(f"{name} is {row[name]!r}, no text")
-    for name in NUMBERS & set(row):
-        if row[name] is not None and not isinstance(row[name], (int, float)):
-            raise UserError(f"{name} is {row[name]!r}, no number")
-    identity(config)
-    config["task"]  # figures and hardness need it
+    if len(row) > MOST_COLUMNS:
+        raise UserError(f"it has more than {MOST_COLUMNS} numbers")
+    for name, value in {**identity(config), **row}.items():
+        if name not in TEXTS:
+            _check_number(name, value)
+        elif name in NEEDED or not (value is None or value != value):
+            _check_text(name, value)
+    if row["config"] != in_a_line(row["config"]):
+        raise UserError(f"the hash {row['config']!r} is none")
+    row |= {name: in_a_line(row[name]) for name in NEEDED}
+    if not 0 <= row["fraction"] <= 1 or row["seed"] != int(row["seed"]) or row["seed"] < 0:
+        raise UserError(f"there is no noise fraction {row['fraction']}, or no seed {row['seed']}")
+    _check_text("task", config["task"])  # figures and hardness need it
+
+
+def _check_text(name, value):
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
+        raise UserError(f"{name} is {str(value)[:100]!r}, no text, or a long one")
+
+
+def _check_number(name, value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and (np.isnan(value) or abs(value) < LARGEST)):
+        raise UserError(f"{name} is {str(value)[:100]!r}, no number, or a huge one")
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
@@ -145,8 +169,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     Raises:
         OSError, ValueError: it cannot be read, or has cells that are no numbers.
     """
-    with open(path) as file:
-        head, *rows = csv.reader(file)
+    head, *rows = csv.reader(io.StringIO(files.read_text(path)))
     values = [[cell or "nan" for cell in row] for row in rows]
     return pd.DataFrame(np.array(values, float).reshape(len(rows), len(head)), columns=head)
 
@@ -159,6 +182,14 @@ def check_epochs(epochs: pd.DataFrame, number: float, source: str):
     missing = {"epoch", "test_metric"} - set(epochs)
     if missing:
         raise UserError(f"it lacks the columns {', '.join(sorted(missing))}")
+    taken = {*KEY, "label"} & set(epochs)
+    if taken or not epochs.columns.is_unique or len(epochs.columns) > MOST_COLUMNS:
+        raise UserError("its columns are not those of a run")
+    if any(kind.kind not in "iuf" for kind in epochs.dtypes):
+        raise UserError("it has cells that are no numbers")
+    numbers = epochs.to_numpy(float)
+    if not (np.isnan(numbers) | (np.abs(numbers) < LARGEST)).all():
+        raise UserError("it has numbers that are huge")
     if len(epochs) != number and not pd.isna(number):
         raise UserError(f"it has {len(epochs)} epochs, {source} says {number:g}")
     if not np.array_equal(epochs.epoch, np.arange(len(epochs))):
@@ -195,18 +226,16 @@ def further_columns(epochs: pd.DataFrame) -> list[str]:
 
 
 def read_arrays(path: Path, names: tuple[str, ...], skipped: dict[str, str]) -> list | None:
-    """These arrays of an .npz; None if there is no such file, or it is damaged: see ``skipped``."""
-    if not path.exists():  # a run of an earlier version, or of a compact log
+    """These arrays [N] of an .npz; None if there are none, or it is damaged: see ``skipped``."""
+    if not os.path.lexists(path):  # a run of an earlier version, or of a compact log
         return None
-    damaged = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
     try:
-        with open(path, "rb") as file, np.load(file) as stored:
-            arrays = [stored[name] for name in names]
-        if any(array.dtype.kind not in "biuf" for array in arrays):
+        arrays = list(files.read_arrays(path, names, LARGEST_ARRAYS).values())
+        if any(array.dtype.kind not in "iuf" for array in arrays):
             raise UserError("there are no numbers in it")
-        if len({array.shape for array in arrays}) > 1:
+        if any(array.ndim != 1 or len(array) != len(arrays[0]) for array in arrays):
             raise UserError("its arrays are not of one length")
-        return arrays
-    except damaged as error:
+        return arrays if len(arrays[0]) else None
+    except (OSError, ValueError) as error:
         skipped[str(path)] = f"cannot be read: {error}"
         return None

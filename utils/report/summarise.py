@@ -1,10 +1,14 @@
 """A table of any CSV file: means and spreads over the rows that agree in some columns."""
 
+import io
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from utils.errors import UserError
+from utils.escapes import in_a_line
+from utils.files import read_bytes
 from utils.report.collect import where
 from utils.report.tables import spread
 
@@ -28,7 +32,7 @@ def summarise(
         raise UserError("--summary needs --by and --columns")
     digits = dict(_digits(text) for text in columns)
     try:
-        table = where(pd.read_csv(path), condition)
+        table = where(pd.read_csv(io.BytesIO(read_bytes(path.resolve()))), condition)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
     missing = [name for name in [*by, *digits] if name not in table]
@@ -39,7 +43,7 @@ def summarise(
         raise UserError(f"{path}: no numbers are in the columns {', '.join(texts)}")
     rows = []
     for values, group in table.groupby(by, sort=False, dropna=False):
-        row = dict(zip(by, map(str, values), strict=True)) | {"n": str(len(group))}
+        row = dict(zip(by, map(in_a_line, values), strict=True)) | {"n": str(len(group))}
         for name in digits:
             row[name] = _text(group[name], digits[name], median)
         rows.append(row)
@@ -48,7 +52,7 @@ def summarise(
 
 def _digits(text):
     name, _, digits = text.partition(":")
-    if digits and not digits.isdecimal():
+    if digits and not re.fullmatch("[0-9]{1,2}", digits):
         raise UserError(f"--columns are written name or name:digits, got {text!r}")
     return name, int(digits or 2)
 

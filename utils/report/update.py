@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_text
 
 MARKER = re.compile(r"(<!-- report (?P<arguments>.*?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
@@ -17,12 +17,10 @@ def update(path: Path, table_for: Callable[[list[str]], str]) -> bool:
     ``table_for``: the markdown table for a list of arguments. Returns whether the file changed.
 
     Raises:
-        UserError: a marker lacks its other half, or this is no text.
+        UserError: a marker lacks its other half.
+        OSError: this is no text file.
     """
-    try:
-        before = path.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: {error}") from error
+    before = read_text(path)
     after = renew(before, table_for, path)
     if after != before:
         with atomic_write(path) as file:
@@ -44,6 +42,11 @@ def renew(text: str, table_for: Callable[[list[str]], str], path: Path) -> str:
             arguments = shlex.split(match["arguments"])
         except ValueError as error:
             raise UserError(f"{path}: <!-- report {match['arguments']} -->: {error}") from error
-        return match[1] + table_for(arguments) + match[3]
+        try:
+            return match[1] + table_for(arguments) + match[3]
+        except SystemExit:  # of argparse, which has said what it does not know
+            raise UserError(
+                f"{path}: <!-- report {match['arguments']} --> are not the arguments of a table"
+            ) from None
 
     return MARKER.sub(renewed, text)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.sweep.cells import ONLY, Cell, choose, read_cells
 from utils.sweep.runner import CellRunner, python_command, relay, run_here, run_job, run_task
 from utils.sweep.slurm import integer, submit
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         return run(options, others) if options.command == "run" else status_of(options.path)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
 
 

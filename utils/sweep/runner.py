@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.escapes import in_a_line
 from utils.run_state import (
     INTERRUPTED,
     OTHER,
@@ -174,7 +175,8 @@ class CellRunner:
             self.children.discard(child)
         if code < 0:
             return code, f"killed by {signal.Signals(-code).name}"
-        return code, ": ".join(filter(None, [f"exit code {code}", failure_reason(last_lines)]))
+        reason = ": ".join(filter(None, [f"exit code {code}", failure_reason(last_lines)]))
+        return code, in_a_line(reason, 1000)
 
     def _environment(self, slot):
         # torchrun kills what has not saved after so many seconds: nearly all that SLURM gives

@@ -31,6 +31,7 @@ import pandas as pd
 
 from utils.config import flatten, merge, parse_override, resolve
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.files import read_bytes
 from utils.run_state import FAILED, OTHER, read_config, read_failed, read_summary
 
@@ -369,7 +370,7 @@ def main(arguments: list[str]) -> int:
         else:
             print("\n".join(cells_of_stage(options.pop("command"), **options)))
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -379,7 +380,7 @@ def write_table(root: Path, out: Path | None, figure: Path | None):
     lacking = [name for name in COLUMNS if name not in table and name != "chosen_share"]
     if lacking:
         raise UserError(f"{root} is no table of trials: it lacks the columns {', '.join(lacking)}")
-    print(table.to_string(index=False))
+    print(printable(table.to_string(index=False)))
     print(describe_resamples(table))
     if out:
         table.to_csv(out, index=False, float_format="%.6g")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.escapes import in_a_line
 from utils.run_state import FAILED, OTHER, STATES
 from utils.sweep.cells import ONLY, Cell, ranges
 from utils.sweep.slurm import arrays, max_array_size, sbatch_command, show_command
@@ -23,7 +24,7 @@ def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str]
         by_state[state].append(cell.number)
         total += hours
         line = f"{cell.number:>5}  {state:<19}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}"
-        print(line.rstrip())
+        print(in_a_line(line.rstrip(), 1000))
     counts = ", ".join(f"{len(numbers)} {state}" for state, numbers in by_state.items() if numbers)
     print(f"{len(cells)} cells: {counts}; {total:.2f} hours of training")
     if by_state[OTHER]:
