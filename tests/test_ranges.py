@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+import datasets
 import losses
 import models
 from experiment import SCHEMAS
@@ -33,7 +34,13 @@ FACTS = {
     "optimizer": {"params": list(MODEL.parameters())},
     "schedule": {"epochs": 20, "steps_per_epoch": 5},
 }
-PACKAGES = {"model": models, "loss": losses, "optimizer": optimizers, "schedule": schedules}
+PACKAGES = {
+    "dataset": datasets,
+    "model": models,
+    "loss": losses,
+    "optimizer": optimizers,
+    "schedule": schedules,
+}
 REQUIRED = {
     "GradientRescaling": {"beta": 2.0, "lam": 0.5},
     "MultiStepLR": {"milestones": [2]},
@@ -53,6 +60,7 @@ MAY_BE_NEGATIVE = {  # thresholds of a loss, logarithms, and the -1 by which PyT
     ("DataParameters", "high"),
     *((name, "last_epoch") for name in schedules.__all__ if not name.endswith("PerBatch")),
 }
+MAY_BE_NEGATIVE |= {(name, "mean") for name in ("cifar10", "cifar100")}
 FROM_DISK = ("text_encoder",)  # built from a pretrained model
 
 
@@ -77,12 +85,14 @@ ARGUMENTS = list(numeric_arguments())
 def refusal(section, name, **arguments):
     """The one line by which these arguments are refused; None if they are not."""
     spec = {"name": name} | REQUIRED.get(name, {}) | arguments
-    facts = copy.copy(FACTS[section])
+    facts = copy.copy(FACTS.get(section))
     if section == "schedule":
         facts["optimizer"] = torch.optim.SGD(MODEL.parameters(), lr=0.1)
     mistakes = problems(PACKAGES[section], spec, section=section, context=SCHEMAS[section].facts)
     if mistakes:
-        return mistakes[0]
+        return next((line for line in mistakes if "is missing" not in line), None)
+    if section == "dataset":  # is read from files
+        return None
     try:
         # models are built without their memory: Wide ResNets take their time
         with torch.device("meta" if section == "model" else "cpu"):
