@@ -54,16 +54,16 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar = {}
 
     def construct_mapping(self, node, deep=False):
-        keys = [
-            self.construct_object(key, deep=True)
-            for key, _ in node.value
-            if key.tag != "tag:yaml.org,2002:merge"
-        ]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = repr(self.construct_object(key_node, deep=True))
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", node.start_mark
+                    None, None, f"the key {key} stands here twice", node.start_mark
                 )
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node):
