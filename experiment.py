@@ -24,7 +24,7 @@ from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
-from utils.evaluation import check_fit, evaluate, predict, prediction_table
+from utils.evaluation import check_fit, evaluate, in_a_table, predict, prediction_table
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
 from utils.run_directory import RunDirectory
@@ -216,15 +216,23 @@ class Experiment:
         model = self.objective.evaluated(self.forward)
         row = evaluate(model, self.loaders.evaluation, self.metric, self.autocast)
         if self.loaders.recording:
-            self.record_losses(*predict(model, self.loaders.recording, self.autocast))
+            losses_of_samples = predict(
+                model,
+                self.loaders.recording,
+                self.autocast,
+                keep=lambda output, target: (self.task_loss(output, target),),
+            )
+            self.record_losses(*losses_of_samples)
         self.loaders.exchange_unreadable()
         return row
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""
-        model = self.objective.evaluated(self.forward)
-        tested = predict(model, self.loaders.evaluation["test"], self.autocast)
-        trained = prediction_table(*self.predict_training(), self.task_loss)
+        model, keep = self.objective.evaluated(self.forward), in_a_table(self.task_loss)
+        trained, tested = (
+            prediction_table(*predict(model, loader, self.autocast, keep))
+            for loader in (self.loaders.train_plain, self.loaders.evaluation["test"])
+        )
         samples = sample_table(
             trained,
             self.noise.true,
@@ -237,7 +245,7 @@ class Experiment:
             self.data,
             self.metric,
             samples,
-            prediction_table(*tested, self.task_loss),
+            tested,
             self.objective.labels(),
             self.noise.sha256,
         )
@@ -258,10 +266,9 @@ class Experiment:
         print(f"{self.path}: {describe(read_summary(self.path))}")
 
     @main_process_only
-    def record_losses(self, output: Tensor, target: Tensor, index: Tensor):
+    def record_losses(self, losses_of_samples: Tensor, index: Tensor):
         """Write the losses of these samples into losses.npy, as those of the present epoch."""
-        losses_of_samples = self.task_loss(output, target).numpy()
-        run_inputs.record_losses(self.path, self.epoch, losses_of_samples, index.numpy())
+        run_inputs.record_losses(self.path, self.epoch, losses_of_samples.numpy(), index.numpy())
 
     @main_process_only
     def _write_inputs(self):
