@@ -286,6 +286,7 @@ KINDS = {
     "structured": structured,
     "instance": instance,
 }
+MIXED = 0.25  # the largest association of label and position that still counts as mixed order
 MOST_CLASSES = 20_000  # of which a matrix of all pairs is made: of 3.2 GB
 KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
 FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
@@ -404,17 +405,48 @@ def inject(
 
 
 def _check_mixed_order(labels, num_classes, dataset):
-    """Raise UserError if permute would exchange labels between few classes."""
+    """Raise UserError if permute would exchange labels among those of one end of the data only."""
     if dataset == "digitsum":
         raise UserError(
             "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: "
             "use label_permutation"
         )
-    if num_classes and labels.min() < labels.max() and (np.diff(labels) >= 0).all():
+    steps = np.sign(np.diff(labels))
+    ascending, descending = (steps >= 0).all(), (steps <= 0).all()
+    if (ascending or descending) and steps.any() and (num_classes or len(labels) >= 10):
+        what = "class" if num_classes else "label"
         raise UserError(
-            "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: "
-            "use symmetric"
+            f"noise.kind=permute is for a dataset in mixed order, and this one is sorted by "
+            f"{what}: use {'symmetric' if num_classes else 'label_permutation'}"
         )
+    association = _association_with_position(labels, num_classes)
+    if association > MIXED:
+        raise UserError(
+            f"noise.kind=permute is for a dataset in mixed order, and in this one the label goes "
+            f"with the position (Cramer's V of tenths of the data: {association:.2f}): use "
+            f"label_permutation{', or symmetric' if num_classes else ''}"
+        )
+
+
+def _association_with_position(labels, num_classes):
+    """Cramer's V of the label and the tenth of the data, in [0, 1]; 0 if it may be chance.
+
+    Numbers count by their tenths too.
+    """
+    from scipy.special import chdtrc  # slow to import, though less than scipy.stats
+
+    count = len(labels)
+    if not num_classes:
+        labels = np.searchsorted(np.quantile(labels, np.arange(0.1, 1, 0.1)), labels, side="right")
+    groups = np.unique(labels, return_inverse=True)[1]
+    if count < 10 or groups.max() == 0:
+        return 0.0
+    table = np.zeros((10, groups.max() + 1))
+    np.add.at(table, (np.arange(count) * 10 // count, groups), 1)
+    expected = table.sum(1, keepdims=True) * table.sum(0) / count
+    chi_squared = ((table - expected) ** 2 / expected).sum()
+    chance = chdtrc(9 * groups.max(), chi_squared)
+    return 0.0 if chance > 1e-4 else float(np.sqrt(chi_squared / count / (min(table.shape) - 1)))
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
