@@ -24,7 +24,14 @@ from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
-from utils.evaluation import check_fit, evaluate, in_a_table, predict, prediction_table
+from utils.evaluation import (
+    check_batch_of_one,
+    check_fit,
+    evaluate,
+    in_a_table,
+    predict,
+    prediction_table,
+)
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
 from utils.run_directory import RunDirectory
@@ -156,6 +163,8 @@ class Experiment:
             record_losses=config["record_losses"],
             augment_recording=config["augment_recording"],
         )
+        if self._smallest_batch() == 1:
+            check_batch_of_one(self.model, self.data.example(), self.device)
         # 8. The optimiser and its schedule, after the loaders: they count the steps of a pass.
         self.epochs = config["epochs"] * self.loaders.epochs_per_pass
         self.optimizer = self._build_optimizer()
@@ -202,8 +211,16 @@ class Experiment:
     @property
     def steps_per_pass(self) -> int:
         """Batches of one pass over the samples that are trained on."""
+        return len(self._batches())
+
+    def _batches(self):
         count = len(self.parts.rows if self.selection is None else self.selection.index)
-        return len(batch_slices(count, self.config["batch_size"]))
+        return batch_slices(count, self.config["batch_size"])
+
+    def _smallest_batch(self):
+        sizes = {batch.stop - batch.start for batch in self._batches()}
+        sizes.add(self.objective.trusted_batch_size or self.config["batch_size"])
+        return min(sizes)
 
     def predict_training(self):
         """Outputs, targets and indices of all training samples, in evaluation mode."""

@@ -1,6 +1,7 @@
 """Data that nobody wished for: a run on them ends with results, or before it has begun."""
 
 import contextlib
+import copy
 import tracemalloc
 import weakref
 
@@ -21,7 +22,7 @@ from tests.test_datasets import write_tree
 from utils import run_inputs
 from utils.detection import flag, measure_detection
 from utils.errors import UserError
-from utils.evaluation import evaluate, in_a_table, predict
+from utils.evaluation import check_batch_of_one, evaluate, in_a_table, predict
 from utils.metrics import METRICS
 from utils.run_state import read_summary
 from utils.training_record import TrainingRecord
@@ -172,3 +173,26 @@ def test_the_record_is_checked_sooner_if_outputs_are_large(monkeypatch):
         batch = Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4))
         record.update(step, torch.tensor(1.0), batch, (output, batch.target, batch.index))
         assert record.is_due == due
+
+
+# Batches of one
+
+
+def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_before_training(run):
+    code, directory, _, complaints = run("model=resnet18", "batch_size=1")
+    assert code == 2 and complaints.count("\n") == 1 and "raise batch_size" in complaints
+    assert not (directory / "config.yaml").exists()
+
+
+def test_trying_a_batch_of_one_changes_nothing():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    with pytest.raises(UserError, match="some batches hold one sample"):
+        check_batch_of_one(model, torch.randn(2, 3), torch.device("cpu"))
+    torch.manual_seed(0)
+    expected, before = torch.rand(1), copy.deepcopy(model.state_dict())
+    torch.manual_seed(0)
+    for fine in (torch.nn.Sequential(torch.nn.Dropout(0.5)), torch.nn.BatchNorm1d(3).eval()):
+        check_batch_of_one(fine, torch.randn(2, 3, 9), torch.device("cpu"))
+        torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -7,6 +7,7 @@ changes starts afresh: the old one's arguments do not fit it.
 
 import copy
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -142,7 +143,17 @@ def resolve(path: str, overrides: list[str]) -> dict:
         fraction = _noise_fraction(merge(config, command_line)["noise"])
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() names the mistake
             config = merge(config, _row(rows, fraction, path))
-    return merge(config, command_line)
+    return expand_home(merge(config, command_line))
+
+
+def expand_home(value):
+    """A value, or all in a section: of a path that begins with ~, the home folder in its place."""
+    if isinstance(value, dict):
+        return {key: expand_home(inner) for key, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    prefix = "file:" if value.startswith("file:") else ""  # of a noise kind
+    return prefix + os.path.expanduser(value.removeprefix(prefix))
 
 
 def _noise_fraction(noise):
@@ -179,9 +190,10 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
         return merge({}, content)
     if not isinstance(base, str):
         raise UserError(f"base of {path} must name a params file, got {base!r}")
-    if (path.parent / base).resolve() in descendants:
+    base = path.parent / os.path.expanduser(base)
+    if base.resolve() in descendants:
         raise UserError(f"{path} names itself as its base, or one that is based on it")
-    return merge(read(path.parent / base, descendants), content)
+    return merge(read(base, descendants), content)
 
 
 def merge(old: dict, new: dict) -> dict:

@@ -1,5 +1,6 @@
 """What the network says of a part of the data, and how good that is."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,24 @@ from torch import Tensor, nn
 from utils.distributed import gather
 from utils.errors import UserError
 from utils.metrics import Metric
+
+
+@torch.no_grad()
+def check_batch_of_one(model: nn.Module, inputs: Tensor, device: torch.device):
+    """Raise UserError if the model cannot be trained on a batch of one sample.
+
+    Neither the model nor the random numbers change.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            copy.deepcopy(model).train()(inputs[:1].to(device))
+        except ValueError as error:  # of a BatchNorm
+            raise UserError(
+                f"some batches hold one sample, and this model cannot be trained on one ({error}): "
+                f"raise batch_size, or trusted_batch_size of the method"
+            ) from None
+
 
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of the outputs and targets of a batch
 
