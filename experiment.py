@@ -30,7 +30,14 @@ from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
 from utils.escapes import printable
-from utils.evaluation import check_fit, evaluate, predict, prediction_table
+from utils.evaluation import (
+    check_batch_of_one,
+    check_fit,
+    evaluate,
+    in_a_table,
+    predict,
+    prediction_table,
+)
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
 from utils.run_directory import RunDirectory
@@ -162,6 +169,8 @@ class Experiment:
             record_losses=config["record_losses"],
             augment_recording=config["augment_recording"],
         )
+        if self._smallest_batch() == 1:
+            check_batch_of_one(self.model, self.data.example(), self.device)
         # 8. The optimiser and its schedule, after the loaders: they count the steps of a pass.
         self.epochs = config["epochs"] * self.loaders.epochs_per_pass
         self.optimizer = self._build_optimizer()
@@ -222,8 +231,16 @@ class Experiment:
     @property
     def steps_per_pass(self) -> int:
         """Batches of one pass over the samples that are trained on."""
+        return len(self._batches())
+
+    def _batches(self):
         count = len(self.parts.rows if self.selection is None else self.selection.index)
-        return len(batch_slices(count, self.config["batch_size"]))
+        return batch_slices(count, self.config["batch_size"])
+
+    def _smallest_batch(self):
+        sizes = {batch.stop - batch.start for batch in self._batches()}
+        sizes.add(self.objective.trusted_batch_size or self.config["batch_size"])
+        return min(sizes)
 
     def predict_training(self):
         """Outputs, targets and indices of all training samples, in evaluation mode."""
@@ -236,7 +253,13 @@ class Experiment:
         model = self.objective.evaluated(self.forward)
         row = evaluate(model, self.loaders.evaluation, self.metric, self.autocast)
         if self.loaders.recording:
-            self.record_losses(*predict(model, self.loaders.recording, self.autocast))
+            losses_of_samples = predict(
+                model,
+                self.loaders.recording,
+                self.autocast,
+                keep=lambda output, target: (self.task_loss(output, target),),
+            )
+            self.record_losses(*losses_of_samples)
         self.loaders.exchange_unreadable()
         return row
 
@@ -245,9 +268,11 @@ class Experiment:
         # Of a run that was killed after its last checkpoint, no epoch has set the loaders: test
         # images may be cropped anew in each.
         self.loaders.set_epoch(self.epochs - 1, 0)
-        model = self.objective.evaluated(self.forward)
-        tested = predict(model, self.loaders.evaluation["test"], self.autocast)
-        trained = prediction_table(*self.predict_training(), self.task_loss)
+        model, keep = self.objective.evaluated(self.forward), in_a_table(self.task_loss)
+        trained, tested = (
+            prediction_table(*predict(model, loader, self.autocast, keep))
+            for loader in (self.loaders.train_plain, self.loaders.evaluation["test"])
+        )
         samples = sample_table(
             trained,
             self.noise.true,
@@ -260,7 +285,7 @@ class Experiment:
             self.data,
             self.metric,
             samples,
-            prediction_table(*tested, self.task_loss),
+            tested,
             self.objective.labels(),
             self.noise.sha256,
         )
@@ -285,10 +310,9 @@ class Experiment:
         print(printable(f"{self.path}: {describe(read_summary(self.path))}"))
 
     @main_process_only
-    def record_losses(self, output: Tensor, target: Tensor, index: Tensor):
+    def record_losses(self, losses_of_samples: Tensor, index: Tensor):
         """Write the losses of these samples into losses.npy, as those of the present epoch."""
-        losses_of_samples = self.task_loss(output, target).numpy()
-        run_inputs.record_losses(self.path, self.epoch, losses_of_samples, index.numpy())
+        run_inputs.record_losses(self.path, self.epoch, losses_of_samples.numpy(), index.numpy())
 
     @main_process_only
     def _write_inputs(self):

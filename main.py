@@ -67,7 +67,7 @@ def train_epoch(run: Experiment, stop: StopRequest):
         run.objective.after_step(run.model)
         run.record.update(run.step, loss, batch, run.objective.scored)
         run.step += 1
-        if run.step % run.record.check_every == 0 or run.step == len(run.loaders.train):
+        if run.record.is_due or run.step == len(run.loaders.train):
             run.record.check(run.epoch, run.loaders.train)
             bar.set_postfix(run.log.latest(), loss=loss.item())
         if stop.agreed():

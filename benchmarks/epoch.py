@@ -50,7 +50,7 @@ def measure(run: Experiment, steps: int, num_test: int) -> dict[str, float]:
         Shortened(loader, steps)
         for loader in (whole.train, whole.recording, whole.evaluation["test"])
     )
-    outputs = torch.randn(num_train, 10), whole.train.targets.cpu(), torch.arange(num_train)
+    losses = torch.randn(num_train), torch.arange(num_train)
     run.loaders, run.step = SimpleNamespace(train=train, set_epoch=whole.set_epoch), 0
     model = run.objective.evaluated(run.forward)
 
@@ -59,7 +59,7 @@ def measure(run: Experiment, steps: int, num_test: int) -> dict[str, float]:
 
         def forward():
             nonlocal count
-            count = len(predict(model, loader, run.autocast)[2])
+            count = len(predict(model, loader, run.autocast)[-1])
 
         return seconds_of(run.device, forward) / count
 
@@ -74,7 +74,7 @@ def measure(run: Experiment, steps: int, num_test: int) -> dict[str, float]:
         "records": seconds_of(run.device, records),
         "checkpoint": seconds_of(run.device, lambda: run.checkpoint.save(run.epoch, 0)),
         "recorded losses": seconds_per_image(recorded) * num_train
-        + seconds_of(run.device, lambda: run.record_losses(*outputs)),
+        + seconds_of(run.device, lambda: run.record_losses(*losses)),
     }
     run.loaders, run.epoch = whole, run.epoch + 1
     return seconds

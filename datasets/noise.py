@@ -187,9 +187,13 @@ def symmetric_coteaching(
     Bit-exact with the code of Co-teaching (arXiv 1804.06872), whose seed is always 0, and with the
     same generator in those of Patrini et al. and JoCoR, whose seeds differ.
     """
-    transition = np.full((num_classes, num_classes), fraction / max(num_classes - 1, 1))
-    np.fill_diagonal(transition, 1.0 - fraction)
-    return _draw_given(labels, transition, seed)
+
+    def chances(label):
+        row = np.full(num_classes, fraction / max(num_classes - 1, 1))
+        row[label] = 1.0 - fraction
+        return row
+
+    return _draw_given(labels, chances, seed)
 
 
 def pair_coteaching(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
@@ -197,17 +201,22 @@ def pair_coteaching(labels: np.ndarray, fraction: float, seed: int, num_classes:
 
     Bit-exact as symmetric_coteaching.
     """
-    keep = np.eye(num_classes)
-    transition = (1.0 - fraction) * keep + fraction * np.roll(keep, 1, axis=1)
-    return _draw_given(labels, transition, seed)
+
+    def chances(label):
+        row = np.zeros(num_classes)
+        row[label] = 1.0 - fraction
+        row[(label + 1) % num_classes] += fraction
+        return row
+
+    return _draw_given(labels, chances, seed)
 
 
-def _draw_given(labels, transition, seed):
-    """A label for each sample, drawn from its row of the transition matrix [C, C]."""
+def _draw_given(labels, chances, seed):
+    """A label for each sample, drawn from ``chances`` of its own: a distribution [C]."""
     generator = np.random.RandomState(seed)
     given = labels.copy()
     for i, label in enumerate(labels):  # one draw a sample, in their order: bit-exact
-        given[i] = generator.multinomial(1, transition[label]).argmax()
+        given[i] = generator.multinomial(1, chances(label)).argmax()
     return given
 
 
@@ -253,13 +262,11 @@ def instance(
         low, high, fraction, INSTANCE_SPREAD, size=len(labels), random_state=generator
     )
     images = inputs.cpu().flatten(1)
-    projections = generator.randn(num_classes, images.shape[1], num_classes)
     chances = np.zeros((len(labels), num_classes))  # of each class to be the given label
     for label in range(num_classes):
         members = np.flatnonzero(labels == label)
-        scores = (
-            images[torch.from_numpy(members)].float() @ torch.from_numpy(projections[label]).float()
-        )
+        projection = torch.from_numpy(generator.randn(images.shape[1], num_classes))
+        scores = images[torch.from_numpy(members)].float() @ projection.float()
         scores[:, label] = -torch.inf
         chances[members] = rates[members, None] * scores.softmax(1).double().numpy()
         chances[members, label] = 1 - rates[members]
@@ -280,6 +287,8 @@ KINDS = {
     "structured": structured,
     "instance": instance,
 }
+MIXED = 0.25  # the largest association of label and position that still counts as mixed order
+MOST_CLASSES = 20_000  # of which a matrix of all pairs is made: of 3.2 GB
 KIND_NAMES = (*KINDS, "human:<name>", "file:<path>", "none")
 FOR_NUMBERS = ("permute", "label_permutation", "file:<path>", "none")
 
@@ -290,9 +299,7 @@ class Noise:
 
     given: np.ndarray  # [N]
     true: np.ndarray  # [N]; unknown: -1, or in regression NaN
-    # [C, C]: row c is the distribution of the given label of those whose true one is c; C = 0 in
-    # regression
-    transition: np.ndarray
+    num_classes: int  # C; 0 in regression
     sha256: str  # of the given labels
     kind: str  # as asked for, one of KIND_NAMES
     fraction: float  # as asked for, r
@@ -303,9 +310,21 @@ class Noise:
         return wrong_labels(self.given, self.true)
 
     @property
-    def num_classes(self) -> int:
-        """C; 0 in regression."""
-        return len(self.transition)
+    def transition(self) -> np.ndarray:
+        """[C, C]: row c is the distribution of the given label of those whose true one is c.
+
+        Zeros if the truth is unknown. Raises UserError if that is too large for any memory.
+        """
+        if self.num_classes > MOST_CLASSES:
+            raise UserError(
+                f"the matrix of how classes are mixed up would be [{self.num_classes}, "
+                f"{self.num_classes}]: of more than {MOST_CLASSES:,} classes there is none"
+            )
+        transition = np.zeros((self.num_classes, self.num_classes))
+        if self.num_classes and self.corrupted is not None:
+            np.add.at(transition, (self.true, self.given), 1)
+            transition /= np.maximum(transition.sum(1, keepdims=True), 1)
+        return transition
 
     @property
     def groups(self) -> np.ndarray:
@@ -383,30 +402,52 @@ def inject(
         truth = np.full_like(clean, -1 if num_classes else np.nan)
     stored = given.astype("<i8" if num_classes else "<f4").tobytes()
     sha256 = hashlib.sha256(stored).hexdigest()
-    return Noise(given, truth, _transition(given, truth, num_classes), sha256, kind, fraction)
+    return Noise(given, truth, num_classes, sha256, kind, fraction)
 
 
 def _check_mixed_order(labels, num_classes, dataset):
-    """Raise UserError if permute would exchange labels between few classes."""
+    """Raise UserError if permute would exchange labels among those of one end of the data only."""
     if dataset == "digitsum":
         raise UserError(
             "noise.kind=permute is for a dataset in mixed order, and digitsum is sorted by length: "
             "use label_permutation"
         )
-    if num_classes and labels.min() < labels.max() and (np.diff(labels) >= 0).all():
+    steps = np.sign(np.diff(labels))
+    ascending, descending = (steps >= 0).all(), (steps <= 0).all()
+    if (ascending or descending) and steps.any() and (num_classes or len(labels) >= 10):
+        what = "class" if num_classes else "label"
         raise UserError(
-            "noise.kind=permute is for a dataset in mixed order, and this one is sorted by class: "
-            "use symmetric"
+            f"noise.kind=permute is for a dataset in mixed order, and this one is sorted by "
+            f"{what}: use {'symmetric' if num_classes else 'label_permutation'}"
+        )
+    association = _association_with_position(labels, num_classes)
+    if association > MIXED:
+        raise UserError(
+            f"noise.kind=permute is for a dataset in mixed order, and in this one the label goes "
+            f"with the position (Cramer's V of tenths of the data: {association:.2f}): use "
+            f"label_permutation{', or symmetric' if num_classes else ''}"
         )
 
 
-def _transition(given, true, num_classes):
-    """As in Noise; zeros if the truth is unknown."""
-    transition = np.zeros((num_classes, num_classes))
-    if num_classes and wrong_labels(given, true) is not None:
-        np.add.at(transition, (true, given), 1)
-        transition /= np.maximum(transition.sum(1, keepdims=True), 1)
-    return transition
+def _association_with_position(labels, num_classes):
+    """Cramer's V of the label and the tenth of the data, in [0, 1]; 0 if it may be chance.
+
+    Numbers count by their tenths too.
+    """
+    from scipy.special import chdtrc  # slow to import, though less than scipy.stats
+
+    count = len(labels)
+    if not num_classes:
+        labels = np.searchsorted(np.quantile(labels, np.arange(0.1, 1, 0.1)), labels, side="right")
+    groups = np.unique(labels, return_inverse=True)[1]
+    if count < 10 or groups.max() == 0:
+        return 0.0
+    table = np.zeros((10, groups.max() + 1))
+    np.add.at(table, (np.arange(count) * 10 // count, groups), 1)
+    expected = table.sum(1, keepdims=True) * table.sum(0) / count
+    chi_squared = ((table - expected) ** 2 / expected).sum()
+    chance = chdtrc(9 * groups.max(), chi_squared)
+    return 0.0 if chance > 1e-4 else float(np.sqrt(chi_squared / count / (min(table.shape) - 1)))
 
 
 def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:

@@ -148,9 +148,11 @@ def draw_trusted(
         return np.sort(generator.choice(rows, count, replace=False))
     counts = np.full(num_classes, count // num_classes)
     counts[generator.permutation(num_classes)[: count % num_classes]] += 1
+    by_class = rows[np.argsort(true[rows], kind="stable")]
+    ends = np.searchsorted(true[by_class], np.arange(num_classes + 1))
     drawn = []
     for label, number in enumerate(counts):
-        members = rows[true[rows] == label]
+        members = by_class[ends[label] : ends[label + 1]]
         if len(members) < number:
             name = classes[label] if classes else label
             raise UserError(

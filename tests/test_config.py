@@ -426,3 +426,17 @@ def test_types_and_suggestions():
     assert not fits("ab", list[str])
     assert "did you mean 'b1'" in unknown("key", "B1", ["a1", "b1"])
     assert "did you mean" not in unknown("key", "xyz", ["beta"])
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("targets: ~/labels.npz\n")
+    (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\nnoise: {kind: 'file:~/noise.csv'}\n")
+    options = ["run_dir=~/run", "data_root=~/data", "dataset={name: folder, root: ~/images}"]
+    config = load(str(tmp_path / "mine.yaml"), options, SCHEMAS)
+    assert config["run_dir"] == f"{tmp_path}/run" and config["data_root"] == f"{tmp_path}/data"
+    assert config["dataset"]["root"] == f"{tmp_path}/images"
+    assert config["targets"] == f"{tmp_path}/labels.npz"
+    assert config["noise"]["kind"] == f"file:{tmp_path}/noise.csv"
+    path = str(tmp_path / "mine.yaml")  # as a sweep knows it
+    assert complete(resolve(path, options), path)["run_dir"] == config["run_dir"]

@@ -1,15 +1,31 @@
 """Data that nobody wished for: a run on them ends with results, or before it has begun."""
 
+import contextlib
+import copy
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
+import torch
+import yaml
 
 import utils.plots
 from datasets import csv, digits, folder
+from datasets.base import Batch
 from datasets.noise import inject
+from datasets.selection import read_noise
+from datasets.selection.rules import select
+from datasets.splits import draw_trusted
+from losses.task import cross_entropy
 from tests.test_datasets import write_tree
+from utils import run_inputs
 from utils.detection import flag, measure_detection
 from utils.errors import UserError
+from utils.evaluation import check_batch_of_one, evaluate, in_a_table, predict
+from utils.metrics import METRICS
 from utils.run_state import read_summary
+from utils.training_record import TrainingRecord
 
 CSV = ["params/csv/plain.yaml", "dataset.image_size=8", "dataset.num_workers=0", "schedule=null"]
 
@@ -92,3 +108,91 @@ def test_noise_among_one_class_is_refused(kind):
     labels = 0 * digits().train.targets
     with pytest.raises(UserError, match=r"there is one class: set noise\.kind=none"):
         inject(labels, kind=kind, fraction=0.4, seed=0, num_classes=1, dataset="digits")
+
+
+# Many classes
+
+
+MANY = 100_000
+
+
+@pytest.fixture
+def little_memory():
+    """Fails a test in which NumPy asks for more than 200 MB at once."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e8
+
+
+@pytest.mark.parametrize("kind", ["none", "symmetric", "pair", "symmetric_coteaching", "permute"])
+def test_noise_among_100_000_classes_needs_no_matrix_of_them(kind, tmp_path, little_memory):
+    labels = torch.from_numpy(np.random.default_rng(0).integers(0, MANY, 50))
+    noise = inject(labels, kind=kind, fraction=0.5, seed=0, num_classes=MANY, dataset="csv")
+    run_inputs.write_noise(tmp_path, noise, np.arange(0), None)
+    config = {"dataset": {"name": "csv"}, "noise": {"kind": kind, "fraction": 0.5, "seed": 0}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    read = read_noise(tmp_path)
+    assert read.num_classes == MANY and read.sha256 == noise.sha256
+    with pytest.raises(UserError, match="of more than 20,000 classes there is none"):
+        noise.transition  # noqa: B018
+
+
+def test_a_selection_among_100_000_classes_takes_a_moment():
+    targets = np.arange(MANY).repeat(2)
+    chosen = select(np.arange(2.0 * MANY), targets, [1] * MANY)
+    assert np.array_equal(chosen.index, 2 * np.arange(MANY))
+    rows = np.arange(2 * MANY)
+    options = {"count": MANY, "num_classes": MANY, "most": MANY, "seed": 0}
+    assert np.array_equal(targets[draw_trusted(rows, targets, **options)], np.arange(MANY))
+
+
+def test_an_evaluation_keeps_no_outputs_of_batches_that_are_over():
+    alive, outputs = [], []
+
+    def model(inputs):
+        alive.append(sum(output() is not None for output in outputs))
+        output = torch.randn(len(inputs), 50)
+        outputs.append(weakref.ref(output))
+        return output
+
+    model.eval = lambda: None
+    batches = [Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4))] * 6
+    evaluate(model, {"test": batches}, METRICS["accuracy"], contextlib.nullcontext)
+    predict(model, batches, contextlib.nullcontext, in_a_table(cross_entropy))
+    assert len(alive) == 12 and max(alive) <= 1
+
+
+def test_the_record_is_checked_sooner_if_outputs_are_large(monkeypatch):
+    monkeypatch.setattr(TrainingRecord, "most_pending", 1000)
+    record = TrainingRecord(8, cross_entropy, METRICS["accuracy"], torch.device("cpu"))
+    record.start(0, lr=0.1)
+    for step, due in enumerate([False, False, True]):
+        output = torch.zeros(4, 100)
+        batch = Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4))
+        record.update(step, torch.tensor(1.0), batch, (output, batch.target, batch.index))
+        assert record.is_due == due
+
+
+# Batches of one
+
+
+def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_before_training(run):
+    code, directory, _, complaints = run("model=resnet18", "batch_size=1")
+    assert code == 2 and complaints.count("\n") == 1 and "raise batch_size" in complaints
+    assert not (directory / "config.yaml").exists()
+
+
+def test_trying_a_batch_of_one_changes_nothing():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    with pytest.raises(UserError, match="some batches hold one sample"):
+        check_batch_of_one(model, torch.randn(2, 3), torch.device("cpu"))
+    torch.manual_seed(0)
+    expected, before = torch.rand(1), copy.deepcopy(model.state_dict())
+    torch.manual_seed(0)
+    for fine in (torch.nn.Sequential(torch.nn.Dropout(0.5)), torch.nn.BatchNorm1d(3).eval()):
+        check_batch_of_one(fine, torch.randn(2, 3, 9), torch.device("cpu"))
+        torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -55,7 +55,7 @@ def labels_of(dataset, given=None, true=None):
     given = dataset.train.targets.numpy() if given is None else given
     if true is None:
         true = np.full_like(given, -1 if dataset.classes else np.nan)
-    return Noise(given, true, np.eye(len(dataset.classes)), "", "none", 0.0)
+    return Noise(given, true, len(dataset.classes), "", "none", 0.0)
 
 
 def loaders_of(

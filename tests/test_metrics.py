@@ -18,7 +18,7 @@ from utils.detection import (
     sample_table,
     top_half,
 )
-from utils.evaluation import prediction_table
+from utils.evaluation import in_a_table, prediction_table
 from utils.metrics import METRICS, accuracy, mae
 from utils.training_record import TrainingRecord
 
@@ -121,7 +121,7 @@ def test_samples_are_tabled_by_index():
     target = torch.tensor([1, 0, 1, 1, 0, 0])
     margin = torch.tensor([3.0, 0, 5, -1, 4, 2])  # of class 1 over class 0
     output = torch.stack([torch.zeros(6), margin], 1)
-    trained = prediction_table(output, target, index, cross_entropy)
+    trained = prediction_table(*in_a_table(cross_entropy)(output, target), index)
     assert trained["target"].tolist() == [0, 1, 0, 1, 0, 1]
 
     true = np.array([0, 0, 0, 1, 1, -1])
@@ -148,7 +148,7 @@ def test_samples_are_tabled_by_index():
 def test_of_a_regression_the_prediction_itself_is_tabled(shape):
     index = torch.tensor([3, 0, 5, 1, 4, 2])
     output = torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
-    trained = prediction_table(output, index.float() - 1, index, mse)
+    trained = prediction_table(*in_a_table(mse)(output, index.float() - 1), index)
     table = sample_table(trained, np.full(6, -1), score=None, mean_loss=np.arange(6.0))
     assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4]

@@ -698,3 +698,52 @@ def test_unreadable_human_file_is_refused(content, human_root):
     (Path(human_root) / "CIFAR-10_human.pt").write_bytes(content)
     with pytest.raises(ValueError, match=UNREADABLE):
         make(CLEAN, "human:worse_label", data_root=human_root)
+
+
+# Order
+
+
+def in_order(name, num_classes):
+    """Labels of 1,000 samples in an order that is far from random."""
+    numbers = np.arange(1_000)
+    if name == "nearly sorted":
+        numbers = np.argsort(numbers + 50 * np.random.default_rng(0).standard_normal(1_000))
+    if name == "descending":
+        numbers = numbers[::-1].copy()
+    labels = numbers * num_classes // 1_000 if num_classes else numbers.astype(np.float32)
+    if name == "in blocks":  # of each class or tenth, one after another, but not by their numbers
+        group = numbers // 100 if num_classes == 0 else labels
+        labels = labels[np.argsort(group * 7 % 10, kind="stable")]
+    if name == "both ends alike":
+        labels = np.concatenate([labels[::2], labels[1::2][::-1]])
+    return torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize(
+    "name", ["ascending", "descending", "in blocks", "nearly sorted", "both ends alike"]
+)
+@pytest.mark.parametrize("num_classes", [0, 2, 10])
+def test_permute_refuses_an_order_far_from_random(name, num_classes):
+    labels = in_order(name, num_classes)
+    options = {"kind": "permute", "fraction": 0.4, "seed": 0, "dataset": "csv"}
+    message = r"is for a dataset in mixed order, and .*: use"
+    with pytest.raises(ValueError, match=message) as caught:
+        inject(labels, num_classes=num_classes, **options)
+    assert ("symmetric" in str(caught.value)) == (num_classes > 0)
+    assert num_classes or "label_permutation" in str(caught.value)
+
+
+@pytest.mark.parametrize("num_classes", [0, 2, 10, 1_000])
+@pytest.mark.parametrize("count", [2, 12, 100, 5_000])
+def test_permute_takes_a_random_order_and_one_class_after_another(num_classes, count, mnist_labels):
+    generator = np.random.default_rng(0)
+    options = {"kind": "permute", "fraction": 0.4, "seed": 0, "dataset": "csv"}
+    for _ in range(20):
+        labels = generator.random(count)
+        if num_classes:
+            labels = generator.integers(0, num_classes, count)
+            labels[:3] = [1, 0, 1][: len(labels)]  # neither ascending nor descending
+        if count > 2 or num_classes == 0:
+            inject(torch.from_numpy(labels), num_classes=num_classes, **options)
+    inject(torch.arange(count * 10) % 10, num_classes=10, **options)
+    inject(torch.from_numpy(mnist_labels), num_classes=10, **options)

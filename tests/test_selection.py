@@ -194,7 +194,7 @@ C, N, E = 4, 400, 6
 def labels(kind="pair", fraction=0.3, known=True):
     true = np.arange(N) % C
     given = np.where(np.random.default_rng(3).random(N) < fraction, (true + 1) % C, true)
-    return Noise(given, true if known else np.full(N, -1), np.eye(C), "hash", kind, fraction)
+    return Noise(given, true if known else np.full(N, -1), C, "hash", kind, fraction)
 
 
 def recorded(directory, noise, held_out=(), epochs=E):
@@ -278,7 +278,7 @@ def test_noise_without_a_formula_is_counted(tmp_path, kind):
 
 def test_of_clean_labels_all_are_kept():
     true = np.repeat(np.arange(4), [10, 20, 30, 40])
-    noise = Noise(true, true, np.eye(4), "hash", "none", 0.0)
+    noise = Noise(true, true, 4, "hash", "none", 0.0)
     assert how_many(np.zeros(100), noise, np.arange(100))[0].tolist() == [10, 20, 30, 40]
 
 
@@ -313,11 +313,11 @@ def test_arguments_that_are_refused(tmp_path, change, message):
 def test_histories_that_do_not_belong_to_the_run(tmp_path):
     noise, rows = labels(), np.arange(N)
     path = recorded(tmp_path / "a", noise)
-    other = Noise(noise.given, noise.true, noise.transition, "another hash", "pair", 0.2)
+    other = Noise(noise.given, noise.true, noise.num_classes, "another hash", "pair", 0.2)
     message = r"labels: dataset digits, 400 samples, noise pair 0.3, noise.seed 1; .* pair 0.2"
     with pytest.raises(ValueError, match=message):
         make_selection(other, rows, history=path)
-    longer = Noise(np.zeros(500, int), np.zeros(500, int), np.eye(C), "hash", "pair", 0.3)
+    longer = Noise(np.zeros(500, int), np.zeros(500, int), C, "hash", "pair", 0.3)
     with pytest.raises(ValueError, match=r"400 samples, .* 500 samples"):
         make_selection(longer, np.arange(500), history=path)
     with pytest.raises(ValueError, match="another validation split"):

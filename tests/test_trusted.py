@@ -22,7 +22,7 @@ def noisy(count=COUNT, known=True):
     """Every third label is the next class; true classes come in turn."""
     true = np.arange(count) % CLASSES
     given = np.where(np.arange(count) % 3 == 0, (true + 1) % CLASSES, true)
-    return Noise(given, true if known else np.full(count, -1), np.eye(CLASSES), "", "pair", 0.3)
+    return Noise(given, true if known else np.full(count, -1), CLASSES, "", "pair", 0.3)
 
 
 def split(noise, fraction=0.0, seed=1, verified=None, **trusted):
@@ -75,7 +75,7 @@ def test_trusted_samples_may_be_drawn_without_regard_to_their_class():
 
 def test_numbers_are_drawn_from_all_alike():
     true = np.linspace(0, 1, COUNT, dtype=np.float32)
-    noise = Noise(true[::-1].copy(), true, np.zeros((0, 0)), "", "label_permutation", 1.0)
+    noise = Noise(true[::-1].copy(), true, 0, "", "label_permutation", 1.0)
     parts = split(noise, count=50)
     assert len(set(parts.trusted)) == 50 and len(parts.rows) == 150
 

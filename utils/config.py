@@ -8,6 +8,7 @@ for that many whole epochs.
 
 import copy
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,7 +183,7 @@ def complete(config: dict, path: str) -> dict:
 def resolve(path: str, overrides: list[str]) -> dict:
     """As ``load``, but unchecked."""
     config, row, command_line = _parts(path, overrides)
-    config = merge(merge(config, row), command_line)
+    config = expand_home(merge(merge(config, row), command_line))
     return _resolve_shares(config, config.get("epochs"))
 
 
@@ -201,6 +202,16 @@ def _parts(path, overrides):
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() names the mistake
             row = _row(rows, fraction, path, command_line)
     return config, row, command_line
+
+
+def expand_home(value):
+    """A value, or all in a section: of a path that begins with ~, the home folder in its place."""
+    if isinstance(value, dict):
+        return {key: expand_home(inner) for key, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    prefix = "file:" if value.startswith("file:") else ""  # of a noise kind
+    return prefix + os.path.expanduser(value.removeprefix(prefix))
 
 
 def _noise_fraction(noise):
@@ -310,9 +321,10 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
         return merge({}, content)
     if not isinstance(base, str):
         raise UserError(f"base of {path} must name a params file, got {base!r}")
-    if (path.parent / base).resolve() in descendants:
+    base = path.parent / os.path.expanduser(base)
+    if base.resolve() in descendants:
         raise UserError(f"{path} names itself as its base, or one that is based on it")
-    return merge(read(path.parent / base, descendants), content)
+    return merge(read(base, descendants), content)
 
 
 def _check_size(content, path):

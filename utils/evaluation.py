@@ -1,5 +1,6 @@
 """What the network says of a part of the data, and how good that is."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -12,24 +13,35 @@ from utils.errors import UserError
 from utils.metrics import Metric
 
 
-def further_metrics(output: Tensor, target: Tensor, metric: Metric) -> dict[str, float]:
-    """What is reported besides the mean of ``metric``.
+@torch.no_grad()
+def check_batch_of_one(model: nn.Module, inputs: Tensor, device: torch.device):
+    """Raise UserError if the model cannot be trained on a batch of one sample.
 
-    For a regression: rmse and r2, which is NaN if all targets are equal. For more than 10 classes:
-    top5, in percent.
+    Neither the model nor the random numbers change.
     """
-    if metric.name == "mae":
-        output, target = output.flatten().double(), target.double()
-        squares = (output - target).square().mean()
-        spread = (target - target.mean()).square().mean()
-        return {
-            "rmse": float(squares.sqrt()),
-            "r2": float(1 - squares / spread) if spread > 0 else math.nan,
-        }
-    if output.shape[1] > 10:
-        among_five = (output.topk(5).indices == target.unsqueeze(1)).any(1)
-        return {"top5": float(100 * among_five.double().mean())}
-    return {}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            copy.deepcopy(model).train()(inputs[:1].to(device))
+        except ValueError as error:  # of a BatchNorm
+            raise UserError(
+                f"some batches hold one sample, and this model cannot be trained on one ({error}): "
+                f"raise batch_size, or trusted_batch_size of the method"
+            ) from None
+
+
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # of the outputs and targets of a batch
+
+
+def further_metrics(output: Tensor, target: Tensor) -> dict[str, float]:
+    """Of a regression besides the MAE: rmse, and r2, which is NaN if all targets are equal."""
+    output, target = output.flatten().double(), target.double()
+    squares = (output - target).square().mean()
+    spread = (target - target.mean()).square().mean()
+    return {
+        "rmse": float(squares.sqrt()),
+        "r2": float(1 - squares / spread) if spread > 0 else math.nan,
+    }
 
 
 @torch.no_grad()
@@ -46,12 +58,23 @@ def check_fit(
         ) from None
 
 
-@torch.no_grad()
-def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs of the model in evaluation mode, targets and indices, of a whole loader, on the CPU.
+def everything(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [B, C] and targets [B], as they are."""
+    return output, target
 
-    Several processes share the work, and each gets all of it, in an order that depends on their
-    number.
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader, autocast: Callable, keep: Keep = everything
+) -> tuple[Tensor, ...]:
+    """What is to be kept of each batch of a whole loader, and the indices, on the CPU.
+
+    By default that is the outputs of the model in evaluation mode, and the targets: of many classes
+    more than the memory may hold. Several processes share the work, and each gets all of it, in an
+    order that depends on their number.
+
+    Args:
+        keep: gets them on the CPU, outputs in float32; returns tensors [B, ...].
 
     Raises FloatingPointError if outputs are not finite.
     """
@@ -60,37 +83,63 @@ def predict(model: nn.Module, loader, autocast) -> tuple[Tensor, Tensor, Tensor]
     for batch in loader:
         with autocast():
             output = model(batch.input)
-        parts.append((output.float(), batch.target, batch.index))
-    output, target, index = gather(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
-    if not output.isfinite().all():
+        output, target = output.float().cpu(), batch.target.cpu()
+        finite = output.isfinite().view(len(output), math.prod(output.shape[1:])).all(1)
+        parts.append((*keep(output, target), batch.index.cpu(), finite))
+    *kept, finite = gather(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    if not finite.all():
         raise FloatingPointError(
             "the model's outputs are not finite any more. The last good checkpoint is untouched. "
             "Lower optimizer.lr or the method's own rates"
         )
-    return output, target, index
+    return tuple(kept)
 
 
 def evaluate(model: nn.Module, loaders: dict, metric: Metric, autocast) -> dict[str, float]:
-    """The mean of the metric for each loader, ``<name>_metric``, and its ``further_metrics``."""
+    """The mean of the metric for each loader, ``<name>_metric``, and what is reported besides.
+
+    Of a regression ``further_metrics``, of more than 10 classes top5, in percent.
+    """
+
+    def keep(output, target):
+        values = metric.compute(output, target)
+        if metric.name == "mae":
+            return values, output.flatten(), target
+        if output.shape[1] > 10:
+            return values, (output.topk(5).indices == target.unsqueeze(1)).any(1)
+        return (values,)
+
     row = {}
     for name, loader in loaders.items():
-        output, target, _ = predict(model, loader, autocast)
-        row[f"{name}_metric"] = float(metric.compute(output, target).double().mean())
-        further = further_metrics(output, target, metric)
-        row |= {f"{name}_{key}": value for key, value in further.items()}
+        values, *more, _ = predict(model, loader, autocast, keep)
+        row[f"{name}_metric"] = float(values.double().mean())
+        if metric.name == "mae":
+            further = further_metrics(*more)
+            row |= {f"{name}_{key}": value for key, value in further.items()}
+        elif more:
+            row[f"{name}_top5"] = float(100 * more[0].double().mean())
     return row
 
 
+def in_a_table(task_loss: Callable) -> Keep:
+    """Keeps target, loss and predicted, a class or a number, of each sample."""
+
+    def keep(output, target):
+        classes = output.ndim == 2 and output.shape[1] > 1
+        predicted = output.argmax(1) if classes else output.flatten()
+        return target, task_loss(output, target), predicted
+
+    return keep
+
+
 def prediction_table(
-    output: Tensor, target: Tensor, index: Tensor, task_loss: Callable
+    target: Tensor, loss: Tensor, predicted: Tensor, index: Tensor
 ) -> dict[str, np.ndarray]:
-    """A row per sample, by index: index, target, loss, and predicted: a class or a number."""
+    """A row per sample, by index, of what ``predict`` has kept ``in_a_table``."""
     order = index.argsort()
-    output, target = output[order], target[order]
-    predicted = output.argmax(1) if output.ndim == 2 and output.shape[1] > 1 else output.flatten()
     return {
         "index": index[order].numpy(),
-        "target": target.numpy(),
-        "loss": task_loss(output, target).numpy(),
-        "predicted": predicted.numpy(),
+        "target": target[order].numpy(),
+        "loss": loss[order].numpy(),
+        "predicted": predicted[order].numpy(),
     }

@@ -166,11 +166,13 @@ def draw_selection(
 ):
     """Precision of vanilla and RSL selection by epoch, and the mean losses for each given label.
 
+    Of more than 100 labels, those of the first 100.
+
     Args:
         mean_loss, given, incorrect: [n], of the training samples.
         table: of datasets.selection.compare: rule ("epoch" or "mean"), epoch, precision.
     """
-    labels = np.unique(given)
+    labels = np.unique(given)[:100]
     columns = min(len(labels), 5 if len(labels) <= 20 else 10)
     rows = -(-len(labels) // columns)
     figure = Figure(figsize=(9, 2.6 + 1.3 * rows), layout="constrained")

@@ -28,6 +28,7 @@ class TrainingRecord:
     """
 
     check_every = 50  # steps between two reads from the device, each of which waits for it
+    most_pending = 2**25  # numbers of outputs that wait for one: a few steps of 100,000 classes
 
     def __init__(self, num_samples: int, task_loss: Callable, metric: Metric, device: torch.device):
         self.task_loss, self.metric = task_loss, metric
@@ -44,6 +45,12 @@ class TrainingRecord:
             self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, lr
             self.samples["seen"].fill_(False)
         self.clock = time.perf_counter()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough has come together to be checked."""
+        pending = sum(outputs[0].numel() for _, _, _, *outputs in self.recent if outputs)
+        return len(self.recent) >= self.check_every or pending > self.most_pending
 
     def stop(self, epoch: int, loader):
         """Check the last steps, which waits for the device, and stop the clock."""

@@ -38,9 +38,13 @@ def read_noise(directory: Path) -> Noise:
                 f"says"
             )
     settings = read_settings(directory)
-    stored = read_arrays(directory / "noise.npz", "given", "true", "transition", "sha256")
-    given, true, transition, sha256 = stored
-    return Noise(given, true, transition, str(sha256), settings["kind"], settings["fraction"])
+    path = directory / "noise.npz"
+    given, true, sha256 = read_arrays(path, "given", "true", "sha256")
+    try:
+        num_classes = int(*read_arrays(path, "num_classes"))
+    except UserError:  # an older run's
+        num_classes = len(*read_arrays(path, "transition"))
+    return Noise(given, true, num_classes, str(sha256), settings["kind"], settings["fraction"])
 
 
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
