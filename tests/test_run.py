@@ -432,6 +432,21 @@ def test_a_checkpoint_that_does_not_fit_falls_back_to_the_one_before(run, monkey
     assert not (tmp_path / "made").exists()
 
 
+def test_a_checkpoint_that_is_no_file_is_left_alone(run, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 24)
+        _, directory, *_ = run()
+    path = directory / "checkpoint.pt"
+    path.rename(tmp_path / "elsewhere")
+    for make in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path)):
+        make()
+        code, _, _, stderr = run()
+        assert code == 1
+        assert re.search(r"error: .*checkpoint\.pt is (a link|no regular file)", stderr)
+        assert stderr.count("\n") == 1
+        path.unlink()
+
+
 def test_two_checkpoints_that_do_not_fit_are_an_error_and_nothing_is_lost(run, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 24)

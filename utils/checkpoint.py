@@ -22,12 +22,13 @@ from utils.distributed import (
     rank,
 )
 from utils.escapes import in_a_line, printable
-from utils.files import atomic_write, open_regular
+from utils.files import atomic_write, check_regular, open_regular
 from utils.seed import restore_rng_state, rng_state
 
 # What later versions of this project and of PyTorch have added, and do without.
 MAY_BE_MISSING = re.compile(
-    r"record\.(lr|samples\.(seen|plain_pull))|optimizer\.param_groups\..*|schedule\._.*"
+    r"record\.(lr|samples\.(seen|plain_pull))|schedule\._\w+|optimizer\.param_groups\.\d+"
+    r"\.(maximize|foreach|capturable|differentiable|fused|decoupled_weight_decay)"
 )
 
 
@@ -108,6 +109,7 @@ class Checkpoint:
         for path in (self.newest, self.previous):
             if not os.path.lexists(path):
                 continue
+            check_regular(path)  # else it could not be written over
             try:
                 state = _read(path)
             except Exception as error:  # of pickle, zip or torch, as the damage may be
@@ -154,7 +156,7 @@ def _check_same_kind(fresh, loaded, name: str):
     elif isinstance(fresh, (int, float)):
         same = isinstance(loaded, (int, float))
     else:
-        same = fresh is None or isinstance(loaded, type(fresh))
+        same = isinstance(loaded, type(fresh))
     if not same:
         raise ValueError(f"{name} is of another type or shape")
     if isinstance(fresh, dict):
