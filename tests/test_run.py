@@ -403,6 +403,12 @@ UNFIT = {
     "the state of a parameter has another shape": lambda state: state["optimizer"]["state"].update(
         {0: {"momentum_buffer": torch.zeros(3)}}
     ),
+    "the epoch of the schedule is missing": lambda state: state.update(
+        schedule=without(state["schedule"], "last_epoch")
+    ),
+    "the momentum of a parameter is missing": lambda state: state["optimizer"].update(
+        state=without(state["optimizer"]["state"], 0)
+    ),
     "no parameters": lambda state: state["optimizer"].update(param_groups=[]),
     "a learning rate that is a text": lambda state: state["optimizer"]["param_groups"][0].update(
         lr="0.1"
@@ -424,11 +430,12 @@ UNFIT = {
 
 
 def test_a_checkpoint_that_does_not_fit_falls_back_to_the_one_before(run, monkeypatch, tmp_path):
+    options = ["schedule=StepLR", "schedule.step_size=1"]
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 24)
-        _, directory, *_ = run()
-    _, whole, *_ = run(name="whole")
+        _, directory, *_ = run(*options)
+    _, whole, *_ = run(*options, name="whole")
     saved = {path.name: path.read_bytes() for path in directory.iterdir()}
     for what, change in UNFIT.items():
         for name, content in saved.items():
@@ -436,13 +443,28 @@ def test_a_checkpoint_that_does_not_fit_falls_back_to_the_one_before(run, monkey
         replace_state(directory / "checkpoint.pt", change)
         with monkeypatch.context() as patch:
             patch.setattr("experiment.Experiment.finish", lambda self: None)
-            code, _, _, stderr = run()
+            code, _, _, stderr = run(*options)
         assert code == 0, what
         assert re.search(r"checkpoint\.pt (does not fit this run|is damaged) \(.", stderr), what
         assert stderr.endswith("going on from checkpoint.previous.pt\n"), what
         assert stderr.count("\n") == 1, what
         assert equal(weights(whole), weights(directory)), what
     assert not (tmp_path / "made").exists()
+
+
+def test_a_checkpoint_that_is_no_file_is_left_alone(run, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 24)
+        _, directory, *_ = run()
+    path = directory / "checkpoint.pt"
+    path.rename(tmp_path / "elsewhere")
+    for make in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path)):
+        make()
+        code, _, _, stderr = run()
+        assert code == 1
+        assert re.search(r"error: .*checkpoint\.pt is (a link|no regular file)", stderr)
+        assert stderr.count("\n") == 1
+        path.unlink()
 
 
 def test_two_checkpoints_that_do_not_fit_are_an_error_and_nothing_is_lost(run, monkeypatch):

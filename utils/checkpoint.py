@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -21,8 +22,14 @@ from utils.distributed import (
     rank,
 )
 from utils.escapes import in_a_line, printable
-from utils.files import atomic_write, open_regular
+from utils.files import atomic_write, check_regular, open_regular
 from utils.seed import restore_rng_state, rng_state
+
+# What later versions of this project and of PyTorch have added, and do without.
+MAY_BE_MISSING = re.compile(
+    r"record\.(lr|samples\.(seen|plain_pull))|schedule\._\w+|optimizer\.param_groups\.\d+"
+    r"\.(maximize|foreach|capturable|differentiable|fused|decoupled_weight_decay)"
+)
 
 
 class Checkpoint:
@@ -102,6 +109,7 @@ class Checkpoint:
         for path in (self.newest, self.previous):
             if not os.path.lexists(path):
                 continue
+            check_regular(path)  # else it could not be written over
             try:
                 state = _read(path)
             except Exception as error:  # of pickle, zip or torch, as the damage may be
@@ -142,21 +150,21 @@ class Checkpoint:
 
 
 def _check_same_kind(fresh, loaded, name: str):
-    """Raise ValueError if a value of a state is of another type or shape than in a fresh state.
-
-    What a state lacks, or has more, is left to the part whose state it is.
-    """
+    """Raise ValueError if a state lacks a value of a fresh one, or has it of another kind."""
     if isinstance(fresh, torch.Tensor):
         same = isinstance(loaded, torch.Tensor) and loaded.shape == fresh.shape
     elif isinstance(fresh, (int, float)):
         same = isinstance(loaded, (int, float))
     else:
-        same = fresh is None or isinstance(loaded, type(fresh))
+        same = isinstance(loaded, type(fresh))
     if not same:
         raise ValueError(f"{name} is of another type or shape")
     if isinstance(fresh, dict):
-        for key in fresh.keys() & loaded.keys():
-            _check_same_kind(fresh[key], loaded[key], f"{name}.{key}")
+        for key, value in fresh.items():
+            if key in loaded:
+                _check_same_kind(value, loaded[key], f"{name}.{key}")
+            elif not MAY_BE_MISSING.fullmatch(f"{name}.{key}"):
+                raise ValueError(f"{name}.{key} is missing")
     elif isinstance(fresh, (list, tuple)):
         for position, (value, other) in enumerate(zip(fresh, loaded, strict=False)):
             _check_same_kind(value, other, f"{name}.{position}")
