@@ -175,6 +175,8 @@ class Experiment:
     def resume(self):
         """Go on from the checkpoint, if there is one, and distribute the model."""
         self.epoch, self.step = self.checkpoint.load() or (0, 0)
+        if self.config["record_losses"]:
+            run_inputs.check_losses(self.path, self.epoch, self.parts.rows)
         self.forward = data_parallel(self.model, self.device, self.config["compile"])
 
     @property

@@ -43,6 +43,7 @@ from torch import Tensor
 from utils.build import unknown
 from utils.detection import wrong_labels
 from utils.errors import UserError
+from utils.files import read_arrays
 
 # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat
 # <-> dog; and, for digits, 2 -> 7, 3 -> 8, 5 <-> 6, 7 -> 1.
@@ -449,9 +450,8 @@ def _read_columns(path):
         raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
     if path.endswith(".npz"):
         try:  # allow_pickle is off: labels cannot run code
-            with open(path, "rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-        except Exception as error:  # of zipfile, zlib or NumPy, as the damage may be
+            return read_arrays(Path(path).resolve())
+        except OSError as error:
             raise UserError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     if path.endswith(".csv"):
         try:  # -sig: spreadsheets write a mark of the encoding

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss, check_classification, check_index
 from losses.per_sample import PerSampleParameter
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -67,10 +68,15 @@ class DataParameters(SampleLoss):
         check_classification("DataParameters", task_loss)
         if level not in ("instance", "class", "both"):
             raise UserError(f'level must be "instance", "class" or "both", got "{level}"')
-        if instance_init <= 0 or class_init <= 0:
-            raise UserError(
-                f"a temperature must start above 0, got {instance_init} and {class_init}"
-            )
+        for name, value in (("instance_init", instance_init), ("class_init", class_init)):
+            check_interval(name, value, "(0, inf)")
+        for name, value in (
+            ("instance_lr", instance_lr),
+            ("instance_decay", instance_decay),
+            ("class_lr", class_lr),
+            ("class_decay", class_decay),
+        ):
+            check_interval(name, value, "[0, inf)")
         self.num_samples = num_samples
         self.instance_decay, self.class_decay = instance_decay, class_decay
         self.instance = self.classes = None

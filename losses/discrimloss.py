@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss, check_index
 from losses.per_sample import PerSampleParameter
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -98,17 +99,19 @@ class DiscrimLoss(SampleLoss):
         bias_correction: Literal["epoch", "visits"] = "epoch",
     ):
         super().__init__(task_loss)
-        for name, value in (("beta", beta), ("rho", rho)):
-            if not 0 <= value < 1:
-                raise UserError(
-                    f"{name} is the decay of a moving average and must lie in [0, 1), got {value}"
-                )
-        if suppression_epochs < 0 or sigma_decay < 0:
-            raise UserError(
-                "suppression_epochs and sigma_decay must be >= 0, got "
-                f"{suppression_epochs} and {sigma_decay}"
-            )
-        if isinstance(threshold, str) and threshold not in ("ema", "mean"):
+        for name, value in (("beta", beta), ("rho", rho)):  # decays of moving averages
+            check_interval(name, value, "[0, 1)")
+        for name, value in (
+            ("a", a),
+            ("p", p),
+            ("q", q),
+            ("suppression_epochs", suppression_epochs),
+            ("sigma_decay", sigma_decay),
+        ):
+            check_interval(name, value, "[0, inf)")
+        if not isinstance(threshold, str):
+            check_interval("threshold", threshold, "(-inf, inf)")
+        elif threshold not in ("ema", "mean"):
             raise UserError(f'threshold must be "ema", "mean" or a number, got "{threshold}"')
         if bias_correction not in ("epoch", "visits"):
             raise UserError(f'bias_correction must be "epoch" or "visits", got "{bias_correction}"')

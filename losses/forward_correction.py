@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Predict, SampleLoss, check_classification, check_index
+from utils.build import check_interval
 from utils.errors import UserError
 
 SMALLEST = torch.finfo(torch.float32).tiny  # stands for a probability of 0 under a logarithm
@@ -83,6 +84,8 @@ class ForwardCorrection(SampleLoss):
         if not 0 <= percentile <= 100:
             raise UserError(f"percentile must lie in [0, 100], got {percentile}")
         estimates = transition == "estimate"
+        if not estimates:
+            check_interval("estimate_epochs", estimate_epochs, "[1, inf)")
         if estimates and not 1 <= estimate_epochs < epochs:
             raise UserError(
                 f"estimate_epochs must lie in [1, {epochs}), the epochs of the training, so that "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Predict, SampleLoss, check_classification, check_index
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -72,14 +73,13 @@ class GCE(SampleLoss):
         check_classification("GCE", task_loss)
         if not 0 < q <= 1:
             raise UserError(f"q must lie in (0, 1], got {q}")
+        for name, value in (("prune_from", prune_from), ("prune_every", prune_every)):
+            check_interval(name, value, "[1, inf)")  # epochs
         self.q, self.k = q, k
         if k is None:
             return
         if not 0 < k < 1:
             raise UserError(f"k must lie in (0, 1), or be None to prune nothing, got {k}")
-        for name, value in (("prune_from", prune_from), ("prune_every", prune_every)):
-            if value < 1:
-                raise UserError(f"{name} is a number of epochs and must be at least 1, got {value}")
         if num_samples is None:
             raise UserError("k prunes samples of a training set, and needs num_samples, its size")
         self.drops_samples = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from losses.base import SampleLoss, check_classification
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -70,8 +71,8 @@ class GradientRescaling(SampleLoss):
             )
         if normalise not in ("batch", "none"):
             raise UserError(f'normalise must be "batch" or "none", got "{normalise}"')
-        if lam < 0:
-            raise UserError(f"lam must be >= 0, got {lam}")
+        check_interval("beta", beta, "[0, inf)")
+        check_interval("lam", lam, "[0, inf)")
         if variant == "beta" and min(beta, lam) < 1:
             raise UserError(
                 f"the beta density is bounded only for beta >= 1 and lam >= 1, got {beta} and {lam}"

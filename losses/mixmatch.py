@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.base import Objective, check_classification
+from utils.build import check_interval
 from utils.distributed import broadcast, gather, rank_slice
 from utils.errors import UserError
 
@@ -76,18 +77,17 @@ class MixMatch(Objective):
     ):
         super().__init__()
         check_classification("MixMatch", task_loss)
-        for name, value, is_valid in (
-            ("num_views", num_views, num_views >= 1),
-            ("temperature", temperature, temperature > 0),
-            ("epoch_steps", epoch_steps, epoch_steps >= 1),
-            ("alpha", alpha, alpha > 0),
-            ("unlabelled_weight", unlabelled_weight, unlabelled_weight >= 0),
-            ("ramp_epochs", ramp_epochs, ramp_epochs is None or ramp_epochs >= 0),
-            ("ema_decay", ema_decay, 0 <= ema_decay < 1),
-            ("parameter_decay", parameter_decay, 0 <= parameter_decay < 1),
+        for name, value, interval in (
+            ("num_views", num_views, "[1, inf)"),
+            ("temperature", temperature, "(0, inf)"),
+            ("epoch_steps", epoch_steps, "[1, inf)"),
+            ("alpha", alpha, "(0, inf)"),
+            ("unlabelled_weight", unlabelled_weight, "[0, inf)"),
+            ("ramp_epochs", 0 if ramp_epochs is None else ramp_epochs, "[0, inf)"),
+            ("ema_decay", ema_decay, "[0, 1)"),
+            ("parameter_decay", parameter_decay, "[0, 1)"),
         ):
-            if not is_valid:
-                raise UserError(f"{name}={value} is out of range")
+            check_interval(name, value, interval)
         self.num_views = num_views
         self.unlabelled = {"num_views": num_views, "steps_per_epoch": epoch_steps}
         self.temperature, self.alpha = temperature, alpha

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -26,11 +27,10 @@ class PerSampleParameter(nn.Module):
         super().__init__()
         if num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
-        if lr < 0 or not 0 <= momentum < 1:
-            raise UserError(
-                f"a per-sample learning rate must be >= 0 and its momentum in [0, 1), got {lr} and "
-                f"{momentum}"
-            )
+        check_interval("the learning rate of a per-sample parameter", lr, "[0, inf)")
+        check_interval("the momentum of a per-sample parameter", momentum, "[0, 1)")
+        for bound in (low, high):
+            check_interval("a bound of a per-sample parameter", bound, "(-inf, inf)")
         if low >= high:
             raise UserError(
                 f"the lower bound of a per-sample parameter must be below the upper one, got {low} "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losses.base import SampleLoss
 from losses.task import cross_entropy
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -54,10 +55,11 @@ class SuperLoss(SampleLoss):
         num_outputs: int | None = None,
     ):
         super().__init__(task_loss)
-        if lam <= 0:
-            raise UserError(f"lam must be greater than 0, got {lam}")
+        check_interval("lam", lam, "(0, inf)")
         if isinstance(tau, str) and tau != "ema":
             raise UserError(f'tau must be a number, "ema" or None, got "{tau}"')
+        if isinstance(tau, (int, float)):
+            check_interval("tau", tau, "(-inf, inf)")
         if tau is None:
             if task_loss is not cross_entropy or not num_outputs or num_outputs < 2:
                 raise UserError(

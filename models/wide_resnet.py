@@ -7,7 +7,10 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.build import check_interval
 from utils.errors import UserError
+
+DEEPEST = 1000  # a thousand layers are more than anybody has trained
 
 
 def wide_resnet(
@@ -37,12 +40,14 @@ def wide_resnet(
     Raises:
         UserError: a depth that is not 6n + 4 with n >= 1, width < 1, or dropout outside [0, 1].
     """
-    if depth < 10 or depth % 6 != 4:
+    if not 10 <= depth <= DEEPEST or depth % 6 != 4:
         raise UserError(
-            f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, 40, ...), got {depth}"
+            f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 34, 40, ...), and at most "
+            f"{DEEPEST}, got {depth}"
         )
     if width < 1:
         raise UserError(f"width must be at least 1, got {width}")
+    check_interval("dropout", dropout, "[0, 1]")
     model = pre_activation_net(
         partial(PreActBlock, dropout=dropout),
         num_outputs=num_outputs,
@@ -81,6 +86,7 @@ def wide_resnet28_10(num_outputs: int, in_channels: int = 3, *, dropout: float =
     Raises:
         UserError: dropout outside [0, 1].
     """
+    check_interval("dropout", dropout, "[0, 1]")
     return pre_activation_net(
         partial(RawShortcutBlock, dropout=dropout),
         num_outputs=num_outputs,

@@ -1,11 +1,24 @@
 """Configurations: what wins over what, how values are read, how mistakes are reported."""
 
+import math
+from pathlib import Path
+
 import pytest
 import yaml
 
 from experiment import SCHEMAS
 from utils.build import fits, unknown
-from utils.config import Loader, differences, load, merge, parse
+from utils.config import (
+    Loader,
+    complete,
+    differences,
+    load,
+    merge,
+    parse,
+    parse_override,
+    resolve,
+)
+from utils.errors import UserError
 
 DIGITS, MNIST = "params/digits/discrimloss.yaml", "params/mnist/discrimloss.yaml"
 
@@ -214,7 +227,10 @@ def test_help_prints_the_manual_and_every_key(capsys):
         (["params/digits/gce.yaml", "loss.q=2"], "GCE: q must lie in"),
         (["params/digits/plain.yaml", "noise=pare"], "did you mean 'pair'"),
         (["params/digits/plain.yaml", "model=lenet"], "lenet"),
-        (["params/digits/plain.yaml", "optimizer.lr=-1"], "SGD: Invalid learning rate"),
+        (
+            ["params/digits/plain.yaml", "optimizer.lr=-1"],
+            "optimizer.lr must be at least 0, got -1",
+        ),
         (["params/folder/plain.yaml", "data_root=/nowhere"], "/nowhere/train is not a folder"),
         (["params/digits/plain.yaml", "noise.kind=file:/nowhere.npz"], "no such file"),
         ([], "first argument is a params file"),
@@ -232,14 +248,156 @@ def test_a_users_mistake_is_one_error_with_exit_code_2(
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
     if arguments:
-        arguments = [*arguments, f"run_dir={tmp_path}/run"]
+        arguments = [*arguments, f"run_dir={tmp_path}/deep/run"]
     code = main.main(arguments)
     stderr = capsys.readouterr().err
     assert code == 2
     assert stderr.startswith("error: ")
     assert message in stderr
     # so that the corrected command meets nothing in its way
-    assert {path.name for path in tmp_path.glob("run/*")} <= {".lock"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kind_of_noise_that_is_refused_makes_no_folder_elsewhere(tmp_path, monkeypatch, capsys):
+    import main
+
+    params = Path(DIGITS).resolve()
+    work = tmp_path / "a/b"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    assert main.main([str(params), "noise.kind=../../../x"]) == 2
+    assert "noise.kind" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.name != "b"] == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a/set #2", "a/set #2"),
+        ("exp: 1", "exp: 1"),
+        ("2024-01-01", "2024-01-01"),
+        ("2020-99-99", "2020-99-99"),
+        ("010", "010"),
+        ("0x10", "0x10"),
+        ("0b_", "0b_"),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("on", "on"),
+        ("no", "no"),
+        ("[half", "[half"),
+        ("&a *b", "&a *b"),
+        ("! x", "! x"),
+        ("'on'", "on"),
+        (" 7 ", 7),
+        ("[1, 2]", [1, 2]),
+        ("{name: GCE, q: 0.5}", {"name": "GCE", "q": 0.5}),
+        ("", None),
+        (".nan", pytest.approx(math.nan, nan_ok=True)),
+        ("9" * 5000, math.inf),
+    ],
+)
+def test_a_value_of_the_command_line_is_a_text_as_it_stands_unless_it_is_plainly_more(text, value):
+    assert parse_override(f"a.b={text}") == {"a": {"b": value}}
+
+
+def test_keys_that_take_a_text_take_it_literally():
+    folder = "params/folder/plain.yaml"
+    for text in ("2024", "true", "1e3", "on", "010", "/data/set #2", "5%", "[1]"):
+        overrides = (f"dataset.root={text}", f"run_dir={text}")
+        resolved = config(*overrides, path=folder)
+        assert (resolved["dataset"]["root"], resolved["run_dir"]) == (text, text)
+        assert complete(resolve(folder, list(overrides)), folder)["run_dir"] == text
+    assert config("dataset.root=null", path=folder)["dataset"]["root"] is None
+    assert config("dataset.root='null'", path=folder)["dataset"]["root"] == "null"
+    with pytest.raises(UserError, match="seed must be a whole number, got '010'"):
+        config("seed=010")
+
+
+def test_lengths_may_be_a_share_of_the_epochs(tmp_path):
+    path = tmp_path / "relative.yaml"
+    path.write_text(
+        "epochs: 20\n"
+        "loss: {name: DiscrimLoss, q: 50% of epochs, suppression_epochs: 12.5% of epochs}\n"
+        "schedule: {name: MultiStepLR, milestones: [50% of epochs, 75 % of epochs]}\n"
+    )
+    resolved = config(path=path)
+    assert (resolved["loss"]["q"], resolved["loss"]["suppression_epochs"]) == (10, 3)
+    assert resolved["schedule"]["milestones"] == [10, 15]
+    resolved = config("epochs=5", path=path)
+    assert (resolved["loss"]["q"], resolved["schedule"]["milestones"]) == (3, [3, 4])
+    cosine = ("schedule=CosineAnnealingLR", "schedule.T_max=100% of epochs")
+    assert config("epochs=7", *cosine, path=path)["schedule"]["T_max"] == 7
+    with pytest.raises(UserError, match=r"loss\.q must be a number, got '50% of steps'"):
+        config("loss.q=50% of steps", path=path)
+
+
+def test_rows_by_fraction_inherit(tmp_path, capsys):
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text(
+        "loss: {name: DiscrimLoss}\n"
+        "by_fraction: {0.2: {loss: {q: 3, a: 0.1}}, 0.4: {loss: {q: 4, a: 0.2, p: 2}}}\n"
+    )
+
+    def loss(row, *overrides):
+        child.write_text(f"base: base.yaml\nby_fraction: {{{row}}}\n")
+        return config("noise.fraction=0.3", *overrides, path=child)["loss"]
+
+    full = {"name": "DiscrimLoss", "q": 5, "a": 0.2, "p": 2}
+    assert loss("0.3: {like: 0.4, loss: {q: 5}}") == full
+    assert loss("default: {loss: {q: 1, a: 0.2, p: 2}}, 0.3: {loss: {q: 5}}") == full
+    assert loss("default: {loss: {q: 5, a: 0.2, p: 2}}") == full
+    # what neither a row nor the rest of the file gives is named
+    assert loss("0.3: {loss: {q: 5}}") == {"name": "DiscrimLoss", "q": 5}
+    parse([str(child), "noise.fraction=0.3"], "", SCHEMAS)
+    assert "without loss.a, loss.p, which others have" in capsys.readouterr().out
+    parse([str(child), "noise.fraction=0.3", "loss.a=1", "loss.p=1"], "", SCHEMAS)
+    parse([str(child), "noise.fraction=0.4"], "", SCHEMAS)
+    assert "which others have" not in capsys.readouterr().out
+    # the command line, or by_fraction=null, stand in for a row
+    given = ("loss.q=5", "loss.a=0.2", "loss.p=2")
+    assert loss("0.6: {}", *given) == full
+    assert loss("0.6: {}", "by_fraction=null") == {"name": "DiscrimLoss"}
+    with pytest.raises(UserError, match=r"got 0.3: .* give loss.p on the command line"):
+        loss("0.6: {}", *given[:2])
+    for like in ("0.9", "0.3", "nothing"):
+        with pytest.raises(UserError, match="is no other row of it"):
+            loss(f"0.3: {{like: {like}}}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("loss: " + "{a: " * 1500 + "1" + "}" * 1500, "sections in more than 20 others"),
+        ("loss: " + "{a: " * 30 + "1" + "}" * 30, "sections in more than 20 others"),
+        (
+            "a: &a [1, 2]\n"
+            + "".join(
+                f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+                for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "more than 10,000 values",
+        ),
+        ("a: &a [*a]", "sections in more than 20 others"),
+        ("epochs: !!int 0b_", "is not valid YAML"),
+        ("seed: !!timestamp 2020-99-99", "is not valid YAML"),
+        ("# " + "x" * 1_000_001, "has more than 1,000,000 bytes"),
+        (b"# caf\xe9\nepochs: 1\n", "is not encoded in UTF-8"),
+        ("optimizer: {lr: .nan}", "optimizer.lr must be finite, got nan"),
+        ("optimizer: {lr: " + "9" * 400 + "}", "optimizer.lr must be finite, got inf"),
+        ("epochs: " + "9" * 30, "epochs must be finite, got a whole number beyond 2"),
+        ("clip_norm: .inf", "clip_norm must be finite"),
+        ("model: {name: mlp, hidden: [8, .inf]}", "model.hidden must be finite"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it_or_its_key(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        config(path=path)
+    assert message in str(error.value)
+    assert "bad.yaml" in str(error.value) or "must be" in str(error.value)
 
 
 def test_differences_ignore_where_a_run_is_executed():

@@ -1,6 +1,7 @@
 """The report: what it reads and refuses, its tables, compact logs, pictures and the page."""
 
 import html.parser
+import itertools
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from tests.fixtures import make_run, make_sweep
 from utils.epoch_rules import RULES
@@ -19,6 +21,7 @@ from utils.report.__main__ import main, markdown_table
 from utils.report.collect import choose, collect
 from utils.report.compact_log import write_log
 from utils.report.comparison import compare_all
+from utils.report.condition import evaluate
 from utils.report.identity import config_hash
 from utils.report.render import render
 from utils.report.statistics import TOO_FEW
@@ -234,7 +237,7 @@ def test_every_format_says_the_same(run_report, folder):
     assert r"97.00 $\pm$ 0.10 & " in latex and r"mean\_last\_5" in latex and r"36.0 \%" in latex
     assert latex.count("\\\\\n") == 3 and r"\caption{mnist, accuracy (\%)" in latex
     lines, _ = run_report(folder, "--format", "csv")
-    assert lines == render(table_of(folder), "csv")
+    assert lines == render(table_of(folder).drop(columns="by_seed"), "csv")
 
 
 def test_what_is_no_finished_run_is_named_and_not_counted(run_report, folder):
@@ -604,6 +607,71 @@ def test_only_the_rows_that_are_wanted_are_shown(run_report, folder):
     assert table.method.tolist() == ["RSL"] and table.n.tolist() == ["3"]
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "@pd.io.common.os.system('touch {0}') == 0",
+        "__import__('os').system('touch {0}') == 0",
+        "method.to_csv('{0}') == 0",
+        "fraction.values.tofile('{0}') == 0",
+        "(lambda: open('{0}', 'w'))() == 0",
+        "[x for x in (0,)] == 0",
+        "f'{{open(\"{0}\", \"w\")}}' == 'x'",
+        "method[0] == 'Plain'",
+        "fraction == 9**9**9",
+        "fraction == 1e3 + 1",
+        "label is True",
+        "method == b'x'",
+        "seed := 1",
+        "seed = 1",
+        "seed == 1; seed == 2",
+        "index.max() == 1",
+        "'x' in method",
+        "method < 3",
+        "fraction in 0.4",
+        "fraction in [seed]",
+        "((" * 5000,
+        "not " * 400 + "chosen",
+        "",
+        "fraction ==\0 0.4",
+    ],
+)
+def test_a_condition_runs_no_code(run_report, folder, tmp_path, condition):
+    """--where also stands in markdown files, which somebody else may have written."""
+    condition = condition.format(tmp_path / "made")
+    files = sorted(tmp_path.rglob("*"))
+    _, complaint = run_report(folder, "--where", condition, code=2)
+    assert "is no condition" in complaint and complaint.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_conditions_are_those_of_pandas():
+    table = pd.DataFrame(
+        {
+            "method": ["GCE", "Plain", None, "RSL"],
+            "fraction": [0.2, 0.4, np.nan, 0.4],
+            "seed": [1, 2, 3, -1],
+            "last": [1.0, 2.0, 3.0, 0.5],
+            "chosen": [True, False, True, False],
+        }
+    )
+    for condition, rows in (
+        ("fraction == 0.4", [1, 3]),
+        ("method != 'GCE'", [1, 2, 3]),
+        ("method in ['GCE', \"RSL\"] and not chosen", [3]),
+        ("method not in ('GCE', 'RSL') or seed == -1", [1, 2, 3]),
+        ("chosen", [0, 2]),
+        ("chosen == True", [0, 2]),
+        ("not (chosen or fraction <= .2)", [1, 3]),
+        ("1 < seed <= +3", [1, 2]),
+        ("last > seed", [3]),
+        (" seed >= 2 and fraction < 1 ", [1]),
+    ):
+        mask = evaluate(table, condition)
+        assert mask.dtype == bool and table.index[mask].tolist() == rows, condition
+        assert (table.eval(condition.strip()) == mask).all()
+
+
 def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(run_report, folder):
     noise = {"kind": "permute", "fraction": 0.2}
     make_run(folder / "other/1", [97.0, 96.0], seed=1, **MNIST, noise=noise)
@@ -620,15 +688,19 @@ def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(run_report, folder)
 
 def test_methods_are_held_against_another(run_report, folder):
     make_run(folder / "dp/1", [97.0, 96.0], seed=1, **MNIST, loss={"name": "DataParameters"})
+    for seed, last in ((1, 97.5), (4, 97.9)):
+        make_run(folder / f"sl/{seed}", [last], seed=seed, **MNIST, loss={"name": "SuperLoss"})
     table = tables.side_by_side(table_of(folder), against="Plain").set_index("method")
-    half = 2.131847 * (0.1**2 / 3 * 2) ** 0.5  # Student's t, 4 degrees of freedom, 90 %
+    welch = stats.ttest_ind([97.5, 97.9], [96.9, 97.0, 97.1], equal_var=False)
+    low, high = welch.confidence_interval(0.9)
     assert table["last, to Plain"].to_dict() == {
         "Plain": "-",
         "DataParameters": "-1.00",
-        "GCE": f"+0.70 [{0.7 - half:+.2f}, {0.7 + half:+.2f}]",
+        "GCE": "+0.70 [+0.70, +0.70] paired",  # of the same three seeds, each 0.7 better
+        "SuperLoss": f"+0.70 [{low:+.2f}, {high:+.2f}] Welch",
     }
     _, complaint = run_report(folder, "--against", "Plan", code=2)
-    assert "--against 'Plan': there are DataParameters; GCE; Plain" in complaint
+    assert "--against 'Plan': there are DataParameters; GCE; Plain; SuperLoss" in complaint
     _, complaint = run_report(folder, "--against", "Plain", "--hard", code=2)
     assert "not allowed with argument" in complaint
     digits = MNIST | {"dataset": {"name": "digits"}}
@@ -641,11 +713,31 @@ def test_methods_are_held_against_another(run_report, folder):
     assert table["last, to Plain"]["GCE"] == "-"
 
 
+def test_all_published_numbers_of_a_cell_are_shown(tmp_path):
+    for seed in (1, 2, 3):
+        make_run(
+            tmp_path / f"{seed}",
+            [96.0 + seed / 100] * 3,
+            seed=seed,
+            dataset={"name": "mnist"},
+            model={"name": "lenet"},
+            loss={"name": "DiscrimLoss", "suppression_epochs": 2},
+            noise={"kind": "permute", "fraction": 0.8},
+        )
+    table = table_of(tmp_path)
+    shown = tables.side_by_side(table).iloc[0]
+    further = "also 95.80 (best; n = 1; best of 30 trials)"
+    assert shown.published == f"96.15 (best); {further}"
+    assert shown.difference.startswith("-0.13")  # to the mean of five seeds
+    assert tables.source_notes(table)[-1].startswith("Of several published numbers of one cell")
+
+
 def test_of_many_methods_only_sure_reversals_are_named(run_report, tmp_path):
     # the later ones are better at their best, and not in the end; which both vary
     for number in range(4):
         loss = {"name": "GCE", "q": 0.5 + number / 10}
-        for seed, shift in ((1, -0.5), (2, 0.0), (3, 0.5)):
+        shifts = list(itertools.permutations([-0.5, 0.0, 0.5]))[number]
+        for seed, shift in enumerate(shifts, 1):
             values = [98 + number / 10 + shift, 97 - number / 10 + shift]
             make_run(tmp_path / f"{number}/{seed}", values, seed=seed, **MNIST, loss=loss)
     counted = "6 pairs, within the spread of the seeds or of too few"

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import main
+from tests.fixtures import make_run
+from utils.config import resolve
 from utils.errors import UserError
 from utils.sweep import search
 from utils.sweep.figure import draw_trials
@@ -112,6 +115,42 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
             search.best_trial(root, method, "permute-0.4", 4)
 
 
+def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    monkeypatch.chdir(tmp_path)
+    root = Path("runs/search/mnist")
+    for trial in range(2):
+        run = root / "gce/permute-0.4" / f"trial{trial}"
+        config = resolve("params/mnist/gce.yaml", search.draw("mnist", "gce", trial))
+        config["loss"]["q"] += trial  # the space has changed since the second was run
+        make_run(run, [90.0], validation=[50.0 + trial])
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    table = search.trials_table(root)
+    assert table.state.tolist() == ["finished", "other configuration"]
+    assert table.noisy_validation.isna().tolist() == [False, True] and table.chosen[0]
+    with pytest.raises(UserError, match=r"trials \[1\] of gce .* were run with other values"):
+        search.best_trial(root, "gce", "permute-0.4", 2)
+
+
+def test_resampling_says_what_other_trials_would_have_chosen():
+    columns = ["method", "noise", "trial", "noisy_validation", "test_last", "chosen"]
+    rows = [("plain", 0, 60, 90, False), ("plain", 1, 61, 95, True), ("gce", 0, 62, 91, True)]
+    rows += [("gce", 1, 61, 93, False), ("rsl", 0, 60, 99, True), ("rsl", 1, None, None, False)]
+    table = pd.DataFrame([(name, "pair-0.4", *rest) for name, *rest in rows], columns=columns)
+    searches = search.resample(table)
+    # two numbers are drawn: 0 and 0, or 1 and 1, in a quarter of the cases each
+    assert (searches["plain"].trial == 0).mean() == pytest.approx(0.25, abs=0.02)
+    assert (searches["gce"].trial == 0).mean() == pytest.approx(0.75, abs=0.02)
+    # common numbers: only if both draws are trial 0, 91 is above 90
+    ahead = (searches["gce"].test_last > searches["plain"].test_last).mean()
+    assert ahead == (searches["plain"].trial == 0).mean()
+    # where all drawn trials of a method diverged, there is none to choose
+    assert searches["rsl"].trial.isna().mean() == pytest.approx(0.25, abs=0.02)
+    line = search.describe_resamples(table).splitlines()[-1]
+    assert "pair-0.4: plain - gce: +4.00 with these trials, [-1.00, +4.00] in 90 %" in line
+    assert line.endswith(f"ahead in {100 * (1 - ahead):.0f} %")
+
+
 def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.chdir(tmp_path)
@@ -122,7 +161,7 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
     (strange / "summary.json").write_text('{"finished": true}')
     for arguments, message in (
         ("table empty.csv", "empty.csv: No columns to parse"),
-        ("table other.csv --figure trials.png", "with the column chosen"),
+        ("table other.csv", "other.csv is no table of trials: it lacks the columns method, noise"),
         ("table runs/search/digits", "is named like a trial, trial<number>, and is none"),
         ("table nowhere", "there is no finished trial in nowhere"),
         ("trials digits none 0 nothing 1", "there is no params file params/digits/nothing.yaml"),

@@ -8,7 +8,14 @@ from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from utils.epoch_rules import apply_rules
-from utils.report.statistics import ALPHA, TOO_FEW, compare, ranks, reversals
+from utils.report.statistics import (
+    ALPHA,
+    TOO_FEW,
+    compare,
+    difference_of_means,
+    ranks,
+    reversals,
+)
 
 SEEDS = {
     "near": [98.61, 98.70, 98.66, 98.59, 98.72],
@@ -151,3 +158,22 @@ def test_the_pairs_whose_order_changes_with_the_rule():
     ]
     tie = {"last": {"a": 1.0, "b": 1.0}, "best": {"a": 2.0, "b": 1.0}, "validated": {"b": 1.0}}
     assert reversals(tie, True) == []
+
+
+def test_runs_of_the_same_seeds_are_compared_in_pairs():
+    own, other = [98.6, 98.9, 98.7, 98.1], [98.3, 98.6, 98.5, 97.7]
+    difference, half, test = difference_of_means(
+        dict(enumerate(own)), dict(reversed(list(enumerate(other))))
+    )
+    low, high = stats.ttest_rel(own, other).confidence_interval(1 - 2 * ALPHA)
+    assert test == "paired" and difference == pytest.approx(0.3)
+    assert (difference - half, difference + half) == pytest.approx((low, high))
+    # other seeds, or one more: there are no pairs of all
+    for shift, values in ((1, other), (0, other[:3])):
+        seeds = {seed + shift: value for seed, value in enumerate(values)}
+        difference, half, test = difference_of_means(dict(enumerate(own)), seeds)
+        welch = stats.ttest_ind(own, values, equal_var=False).confidence_interval(1 - 2 * ALPHA)
+        assert test == "Welch"
+        assert (difference - half, difference + half) == pytest.approx(welch)
+    difference, half, test = difference_of_means({1: 98.0}, {1: 97.0})
+    assert (difference, test) == (1.0, "") and math.isnan(half)

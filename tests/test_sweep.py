@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiment import SCHEMAS
+from tests.fixtures import make_run
 from utils.config import load
 from utils.run_state import run_state
-from utils.sweep.cells import Cell, choose, ranges
+from utils.sweep.cells import Cell, choose, ranges, read_cells
 from utils.sweep.runner import CellRunner, failure_reason, python_command
 from utils.sweep.slurm import LAUNCHER_VARIABLES
-from utils.sweep.status import relaunch
+from utils.sweep.status import print_status, relaunch
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
@@ -323,6 +325,29 @@ def runner():
     yield CellRunner({"CUDA_VISIBLE_DEVICES": "4,6"})
     for number, handler in former.items():
         signal.signal(number, handler)
+
+
+def test_a_run_of_another_configuration_is_not_the_cells(runner, tmp_path, capsys):
+    line = f"params/digits/plain.yaml epochs=15 run_dir={tmp_path}/r"
+    lines = [line, f"{line} run_dir={tmp_path}/begun"]
+    finished = load("params/digits/plain.yaml", shlex.split(line)[1:], SCHEMAS)
+    make_run(tmp_path / "r", [92.0] * 15)
+    (tmp_path / "begun").mkdir()
+    for name, config in (("r", finished), ("begun", finished | {"seed": 2})):
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [cell.state()[0] for cell in read_cells(lines[:1], ["threads=2"])] == ["done"]
+    cells = read_cells(lines, ["optimizer.lr=5", "model=mlp"])
+    runner.command = ["false"]  # nothing is started
+    changed = "model.name: cnn before, mlp now; optimizer.lr: 0.1 before, 5 now"
+    for cell, named in zip(cells, (changed, "seed: 2 before, 1 now"), strict=True):
+        state, detail = runner.run(cell, io.StringIO())
+        assert state == "other configuration" and named in detail
+    assert not (tmp_path / "r/failed.txt").exists()
+    print_status(cells, "mine.sbatch")
+    status = capsys.readouterr().out
+    assert "2 cells: 2 other configuration; 0.00 hours" in status and changed in status
+    assert "done" not in status and "92" not in status and "to run what" not in status
+    assert "give these runs a run_dir= of their own" in status
 
 
 def test_each_job_gets_a_device_of_its_own(runner):

@@ -4,9 +4,10 @@ import collections.abc
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from utils.errors import UserError
@@ -20,6 +21,16 @@ class Must(NamedTuple):
 
     text: str
     holds: Callable[[typing.Any], bool]
+
+
+POSITIVE = Must("be greater than 0", lambda value: value > 0)
+AT_LEAST_0 = Must("be at least 0", lambda value: value >= 0)
+AT_LEAST_1 = Must("be at least 1", lambda value: value >= 1)
+FRACTION = Must("lie in [0, 1]", lambda value: 0 <= value <= 1)
+SEED = Must("lie in [0, 2^32)", lambda value: 0 <= value < 2**32)
+LARGEST = 1e300  # of any number: what is beyond cannot be computed with
+LARGEST_INT = 2**63
+TOO_LARGE = re.compile("memory|[Ss]torage size|overflow")  # in PyTorch's errors over allocations
 
 
 class Section(dict):
@@ -42,8 +53,20 @@ def build(package, spec: dict, **context):
     arguments |= {key: value for key, value in spec.items() if key != "name"}
     try:
         return constructor(**arguments)
-    except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
-        if isinstance(error, UserError) or constructor.__module__.startswith("torch."):
+    except MemoryError as error:
+        raise UserError(f"{spec['name']} does not fit into memory") from error
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        ZeroDivisionError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
+        theirs = constructor.__module__.startswith("torch.")
+        too_large = isinstance(error, RuntimeError) and TOO_LARGE.search(str(error))
+        if isinstance(error, UserError) or theirs or too_large:
             raise UserError(f"{spec['name']}: {error}") from error
         raise
 
@@ -54,18 +77,29 @@ def asks_for(package, spec: dict, name: str) -> bool:
 
 
 def problems(package, spec: dict, *, section: str, context: Iterable[str] = ()) -> list[str]:
-    """Everything wrong with a section: its name, and as ``argument_problems``."""
+    """Everything wrong with a section: its name, and as ``argument_problems``.
+
+    A package whose constructors are not ours may state the ranges of their arguments in RANGES.
+    """
     if "name" not in spec:
         return [f"{section} needs a name: {', '.join(public_names(package))}"]
     if spec["name"] not in public_names(package):
         return [unknown(f"{section}.name", spec["name"], public_names(package))]
     arguments = {key: value for key, value in spec.items() if key != "name"}
     constructor = getattr(package, spec["name"])
-    return argument_problems(constructor, arguments, section=section, context=context)
+    further = getattr(package, "RANGES", {})
+    return argument_problems(
+        constructor, arguments, section=section, context=context, further=further
+    )
 
 
 def argument_problems(
-    constructor: Callable, arguments: dict, *, section: str, context: Iterable[str] = ()
+    constructor: Callable,
+    arguments: dict,
+    *,
+    section: str,
+    context: Iterable[str] = (),
+    further: Mapping[str, Iterable[Must]] = types.MappingProxyType({}),
 ) -> list[str]:
     """Everything wrong with the arguments of a call, a line each.
 
@@ -75,6 +109,7 @@ def argument_problems(
     Args:
         section: stands before each key; "" at the top level of a configuration.
         context: names of arguments that are given by the program.
+        further: conditions on arguments besides those of their annotations.
     """
     parameters = inspect.signature(constructor).parameters
     hints = type_hints(constructor)
@@ -89,10 +124,13 @@ def argument_problems(
             lines.append(unknown(what, key, options, owner))
         elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
             lines += argument_problems(hint, value, section=prefix + key)
+        elif is_extreme(value):
+            lines.append(f"{prefix}{key} must be finite, got {shorten(value)}")
         elif not fits(value, hint):
-            lines.append(f"{prefix}{key} must be {describe(hint)}, got {value!r}")
+            lines.append(f"{prefix}{key} must be {describe(hint)}, got {shorten(value)}")
         elif value is not None:
-            unmet = [condition.text for condition in conditions(hint) if not condition.holds(value)]
+            musts = [*conditions(hint), *further.get(key, ())]
+            unmet = [condition.text for condition in musts if not condition.holds(value)]
             lines += [f"{prefix}{key} must {text}, got {value!r}" for text in unmet[:1]]
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments and key not in context:
@@ -174,6 +212,37 @@ def fits(value, hint) -> bool:
             any(fits(item, kind) for kind in kinds) for item in value
         )
     return not inspect.isclass(hint) or isinstance(value, hint)
+
+
+def is_extreme(value) -> bool:
+    """Whether a value, or one inside it, is NaN, infinite, or too large to compute with."""
+    if isinstance(value, dict):
+        return any(map(is_extreme, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(is_extreme, value))
+    if isinstance(value, int):
+        return abs(value) >= LARGEST_INT
+    return isinstance(value, float) and not abs(value) <= LARGEST
+
+
+def shorten(value) -> str:
+    """A value as Python writes it; of a long text or number, the beginning."""
+    if isinstance(value, int) and abs(value) >= LARGEST_INT:
+        return "a whole number beyond 2^63"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_interval(name: str, value: float, interval: str):
+    """Raise UserError if a number does not lie in an interval such as "[0, 1)" or "(0, inf)".
+
+    NaN lies in none, and infinity in none that is open there.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below) or is_extreme(value):
+        raise UserError(f"{name} must lie in {interval}, got {shorten(value)}")
 
 
 def describe(hint) -> str:

@@ -2,7 +2,8 @@
 
 A configuration is a nested dict. Later wins: the defaults of utils.settings, the file's ``base``,
 the file, its ``by_fraction`` row for the noise fraction, the command line. A section whose name
-changes starts afresh: the old one's arguments do not fit it.
+changes starts afresh: the old one's arguments do not fit it. A text such as "50% of epochs" stands
+for that many whole epochs.
 """
 
 import copy
@@ -10,13 +11,23 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
-from utils.build import argument_problems, asks_for, defaults, fits, problems, public_names
+from utils.build import (
+    argument_problems,
+    asks_for,
+    defaults,
+    fits,
+    problems,
+    public_names,
+    type_hints,
+)
 from utils.errors import UserError
 from utils.settings import DEFAULTS, EXECUTION, SECTIONS, Settings
+
+LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
 
 
 class Schema(NamedTuple):
@@ -33,7 +44,14 @@ class Schema(NamedTuple):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, and a key that is given twice is an error."""
+    """YAML without its surprises.
+
+    Numbers are decimal, 1e-3 too; true and false are the only truth values; 010, 12:30, on and
+    2024-01-01 are texts. A key that is given twice is an error.
+    """
+
+    # filled below: the resolvers of YAML 1.1 read octal numbers, dates and "on"
+    yaml_implicit_resolvers: ClassVar = {}
 
     def construct_mapping(self, node, deep=False):
         keys = [
@@ -48,12 +66,29 @@ class Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node):
+        digits = self.construct_scalar(node)
+        return int(digits) if len(digits) < 400 else math.inf  # no number that can be used
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+
+SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+for kind, (pattern, first) in SCALARS.items():
+    letters = [*first, ""] if kind == "null" else list(first)
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^({pattern})$"), letters)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+NO_TEXT = re.compile(f"({'|'.join(pattern for pattern, _ in SCALARS.values())})")
+MOST_VALUES, DEEPEST, LARGEST_FILE = 10_000, 20, 1_000_000  # of a params file; bytes
+SHARE_OF_EPOCHS = re.compile(r"(\d+(\.\d*)?|\.\d+) ?% of epochs")
 
 
 def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) -> dict:
@@ -76,6 +111,8 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
             "--help prints the manual"
         )
     config = load(arguments[0], arguments[1:], schemas)
+    for note in left_to_defaults(arguments[0], arguments[1:]):
+        print(note)
     if wants_help:
         print(manual(manual_text, config, schemas))
         raise SystemExit(0)
@@ -116,9 +153,20 @@ def load(path: str, overrides: list[str], schemas: dict[str, Schema]) -> dict:
         UserError: all that is wrong with it, a line each.
     """
     config = resolve(path, overrides)
+    _take_literally(config, overrides, schemas)
     mistakes = check(config, schemas)
     if mistakes:
         raise UserError("\n".join(mistakes))
+    return complete(config, path)
+
+
+def complete(config: dict, path: str) -> dict:
+    """A configuration with what follows from other keys written in: seed of the noise, paths.
+
+    ``path``: of its params file. Of a configuration that has not been checked, it may raise
+    whatever values of wrong types raise.
+    """
+    config = copy.deepcopy(config)
     if config["noise"]["kind"] == "none":
         config["noise"]["fraction"] = 0.0
     config["noise"]["fraction"] = float(config["noise"]["fraction"])
@@ -133,16 +181,26 @@ def load(path: str, overrides: list[str], schemas: dict[str, Schema]) -> dict:
 
 def resolve(path: str, overrides: list[str]) -> dict:
     """As ``load``, but unchecked."""
+    config, row, command_line = _parts(path, overrides)
+    config = merge(merge(config, row), command_line)
+    return _resolve_shares(config, config.get("epochs"))
+
+
+def _parts(path, overrides):
+    """A params file without its rows, the row for the noise fraction, and the command line."""
     config = merge(DEFAULTS, read(Path(path)))
     command_line = {}
     for text in overrides:
         command_line = merge(command_line, parse_override(text))
     rows = config.pop("by_fraction", None)
-    if rows:
+    if "by_fraction" in command_line:
+        rows = command_line.pop("by_fraction")
+    row = {}
+    if rows is not None:
         fraction = _noise_fraction(merge(config, command_line)["noise"])
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() names the mistake
-            config = merge(config, _row(rows, fraction, path))
-    return merge(config, command_line)
+            row = _row(rows, fraction, path, command_line)
+    return config, row, command_line
 
 
 def _noise_fraction(noise):
@@ -151,10 +209,74 @@ def _noise_fraction(noise):
     return 0.0 if noise.get("kind") == "none" else noise.get("fraction")
 
 
-def run_dir(path: str, overrides: list[str]) -> str:
-    """Where the run of this command line writes, if nothing is wrong with it."""
-    config = resolve(path, overrides)
-    return config["run_dir"] or default_run_dir(config, Path(path))
+def left_to_defaults(path: str, overrides: list[str]) -> list[str]:
+    """A line if the row for this noise fraction lacks keys that others of the file have.
+
+    They come from the rest of the file if that has them, else from the signature.
+    """
+    rows = merge({}, read(Path(path))).get("by_fraction")
+    config, row, command_line = _parts(path, overrides)
+    if not rows or not row:
+        return []
+    known = flatten(merge(config, merge(row, command_line)))
+    missing = [key for key in _keys_of_rows(rows) if key not in known]
+    if not missing:
+        return []
+    fraction = _noise_fraction(merge(config, command_line)["noise"])
+    return [
+        f"{path} has a row for the noise fraction {fraction} without {', '.join(missing)}, which "
+        f"others have: these keep their defaults. To take them from another row, add "
+        f"like: <its fraction>"
+    ]
+
+
+def _keys_of_rows(rows):
+    return list(dict.fromkeys(key for row in rows.values() for key in flatten(row) if key != LIKE))
+
+
+def _resolve_shares(value, epochs):
+    """A configuration with numbers in the place of "50% of epochs" and the like."""
+    if isinstance(value, dict):
+        return {key: _resolve_shares(inner, epochs) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolve_shares(inner, epochs) for inner in value]
+    share = SHARE_OF_EPOCHS.fullmatch(value) if isinstance(value, str) else None
+    if share is None or not fits(epochs, int):
+        return value
+    return math.floor(float(share[1]) / 100 * epochs + 0.5)
+
+
+def _take_literally(config, overrides, schemas):
+    """Where a key takes a text, and its value on the command line looks like another, the text.
+
+    So a folder may be called 2024 or true. A value that the key takes too, as null, stays that.
+    """
+    for text in overrides:
+        key, _, raw = text.partition("=")
+        *sections, last = key.split(".")
+        inner = config
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        hint = _hint(sections, last, config, schemas)
+        if isinstance(inner, dict) and hint is not None and last in inner:
+            value = inner[last]
+            if not isinstance(value, str) and not fits(value, hint) and fits(raw, hint):
+                inner[last] = raw
+
+
+def _hint(sections, key, config, schemas):
+    """The annotation of a key, or None."""
+    if not sections:
+        return type_hints(Settings).get(key)
+    if sections == ["dataset", "selection"]:
+        return type_hints(schemas["selection"].package).get(key)
+    section = config.get(sections[0])
+    if len(sections) > 1 or sections[0] not in schemas or not isinstance(section, dict):
+        return None
+    package = schemas[sections[0]].package
+    if section.get("name") not in public_names(package):
+        return None
+    return type_hints(getattr(package, section["name"])).get(key)
 
 
 def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
@@ -168,12 +290,21 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
         near = sorted(map(str, folder.glob("*.yaml"))) if folder.is_dir() else []
         neighbours = f"; in that folder: {', '.join(near)}" if near else ""
         raise FileNotFoundError(f"there is no params file {path}{neighbours}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path} is no params file: it has more than {LARGEST_FILE:,} bytes")
     try:
-        content = yaml.load(path.read_text(), Loader) or {}  # Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not encoded in UTF-8: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} has sections in more than {DEEPEST} others") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what an explicit tag may raise
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        raise UserError(f"{path} is empty: it must hold keys and values, or name a base")
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")
+    _check_size(content, path)
     base = content.pop("base", None)
     if base is None:
         return merge({}, content)
@@ -182,6 +313,22 @@ def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
     if (path.parent / base).resolve() in descendants:
         raise UserError(f"{path} names itself as its base, or one that is based on it")
     return merge(read(path.parent / base, descendants), content)
+
+
+def _check_size(content, path):
+    """Raise UserError if what a file holds is too much: YAML's aliases can be repeated at will."""
+    waiting, count = [(content, 1)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST:
+            raise UserError(f"{path} has sections in more than {DEEPEST} others")
+        if count > MOST_VALUES:
+            raise UserError(f"{path} has more than {MOST_VALUES:,} values, counting aliases")
+        if isinstance(value, dict):
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += [(inner, depth + 1) for inner in value]
 
 
 def merge(old: dict, new: dict, *, inside: bool = False) -> dict:
@@ -211,17 +358,33 @@ def _merge_section(before, value, inside):
 
 
 def parse_override(text: str) -> dict:
-    """``a.b=c`` as {"a": {"b": c}}, c read as YAML."""
+    """``a.b=c`` as {"a": {"b": c}}.
+
+    c is a list or section in brackets, a text in quotes, a number, true, false or null as in YAML;
+    anything else is a text, as it stands.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
-    try:
-        tree = yaml.load(value, Loader)
-    except yaml.YAMLError:
-        tree = value  # e.g. a path with a colon: as it stands
-    for part in reversed(key.split(".")):
+    tree, parts = _value(value), key.split(".")
+    if not all(parts) or len(parts) > DEEPEST:
+        raise UserError(f"{key!r} is no key; one is noise.fraction")
+    _check_size(tree, key)
+    hint = type_hints(Settings).get(key)
+    if hint is not None and not fits(tree, hint) and fits(value, hint):
+        tree = value  # e.g. a run_dir that is called 2024
+    for part in reversed(parts):
         tree = {part: tree}
     return tree
+
+
+def _value(text):
+    if text.strip()[:1] not in tuple("[{'\"") and not NO_TEXT.fullmatch(text.strip()):
+        return text
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # e.g. a path that begins with a bracket
 
 
 def check(config: dict, schemas: dict[str, Schema]) -> list[str]:
@@ -324,8 +487,9 @@ def default_run_dir(config: dict, params: Path) -> str:
     section, folder = config["dataset"], params.parent.name
     dataset = folder if folder.startswith(f"{section['name']}_") else section["name"]
     source = section.get("file") or section.get("root") or section.get("task")
-    dataset += f"-{Path(source).stem}" if source else ""
+    dataset += f"-{Path(str(source)).stem}" if source else ""
     kind, _, detail = config["noise"]["kind"].partition(":")
+    kind = re.sub(r"[^\w.-]+", "-", kind)  # of a kind that is refused later on: no folder elsewhere
     if detail:
         noise = f"{kind}-" + re.sub(r"[^\w.-]+", "-", Path(detail).name)
     else:
@@ -333,19 +497,45 @@ def default_run_dir(config: dict, params: Path) -> str:
     return f"runs/{dataset}/{params.stem}/{noise}/seed{config['seed']}"
 
 
-def _row(rows, fraction, path):
+def _row(rows, fraction, path, command_line):
+    """What by_fraction says of a noise fraction.
+
+    A row lies on top of the one that its ``like`` names, or else of the row ``default``. Without a
+    row, the command line may give all keys that the others have.
+    """
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"by_fraction of {path} must map noise fractions to sections")
+    row = _find_row(rows, fraction)
+    if row is None and "default" in rows:
+        return merge({}, rows["default"])
+    if row is None:
+        missing = [key for key in _keys_of_rows(rows) if key not in flatten(command_line)]
+        if not missing:
+            return {}
+        known = ", ".join(str(key) for key in rows)
+        raise UserError(
+            f"{path} has parameters for the noise fractions {known}, got {fraction}: choose one of "
+            f"them, add a row to its by_fraction (of its own, like: <another>, or a row named "
+            f"default), give {', '.join(missing)} on the command line, or set by_fraction=null"
+        )
+    seen = [fraction]
+    while LIKE in row:
+        like = row[LIKE]
+        other = _find_row(rows, like) if fits(like, float) else rows.get(like)
+        if other is None or like in seen:
+            raise UserError(
+                f"by_fraction of {path}: a row is like: {like!r}, which is no other row of it"
+            )
+        seen.append(like)
+        row = merge(other, {key: value for key, value in row.items() if key != LIKE})
+    return row if len(seen) > 1 else merge(rows.get("default", {}), row)
+
+
+def _find_row(rows, fraction):
     for key, row in rows.items():
-        if isinstance(key, (int, float)) and math.isclose(key, fraction, abs_tol=1e-9):
+        if fits(key, float) and math.isclose(key, fraction, abs_tol=1e-9):
             return row
-    if "default" in rows:
-        return rows["default"]
-    known = ", ".join(str(key) for key in rows)
-    raise UserError(
-        f"{path} has parameters for the noise fractions {known}, got {fraction}: choose one of "
-        "them, or add a row (or a row named default) to its by_fraction"
-    )
+    return None
 
 
 def _show(value):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, read_arrays
 
 
 def write_labels(path: Path, labels: Tensor, sha256: str):
@@ -35,9 +35,9 @@ def read_labels(path: str, *, num_samples: int, num_classes: int, sha256: str) -
             "finished run whose method makes labels"
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            labels, given_sha256 = arrays["labels"], str(arrays["given_sha256"])
-    except Exception as error:  # of zipfile, zlib or NumPy, depending on the damage
+        arrays = read_arrays(Path(path).resolve(), ("labels", "given_sha256"))
+        labels, given_sha256 = arrays["labels"], str(arrays["given_sha256"])
+    except OSError as error:
         raise UserError(f"targets={path} cannot be read as labels.npz of a run ({error})") from None
     shapes = [(num_samples,), (num_samples, num_classes)] if num_classes else [(num_samples,)]
     if labels.shape not in shapes:

@@ -9,10 +9,31 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import ASGD, SGD, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 
-from utils.build import build
+from utils.build import AT_LEAST_0, FRACTION, Must, build
 
 __all__ = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "ASGD"]
 
+MOMENTUM = Must("lie in [0, 1)", lambda value: 0 <= value < 1)
+# of the arguments of PyTorch's own, which lets most of these be anything
+RANGES = {
+    "lr": [AT_LEAST_0],
+    "weight_decay": [AT_LEAST_0],
+    "momentum": [MOMENTUM],
+    "dampening": [FRACTION],
+    "betas": [
+        Must(
+            "be two numbers in [0, 1)",
+            lambda pair: len(pair) == 2 and all(0 <= beta < 1 for beta in pair),
+        )
+    ],
+    "eps": [AT_LEAST_0],
+    "momentum_decay": [AT_LEAST_0],
+    "lr_decay": [AT_LEAST_0],
+    "initial_accumulator_value": [AT_LEAST_0],
+    "alpha": [FRACTION],
+    "lambd": [AT_LEAST_0],
+    "t0": [AT_LEAST_0],
+}
 FUSED = ("SGD", "Adam", "AdamW")  # a kernel steps all parameters at once, on GPUs and CPUs
 
 

@@ -9,8 +9,6 @@ import socket
 import time
 from pathlib import Path
 
-import yaml
-
 from utils.config import differences
 from utils.distributed import (
     OtherProcessFailed,
@@ -20,8 +18,16 @@ from utils.distributed import (
     rank,
 )
 from utils.errors import UserError
-from utils.files import atomic_write
-from utils.run_state import FAILED, LOCK, describe, read_summary
+from utils.files import atomic_write, check_regular
+from utils.run_state import (
+    FAILED,
+    LOCK,
+    describe,
+    foreign_files,
+    read_config,
+    read_summary,
+    write_failed,
+)
 
 
 class RunDirectory:
@@ -35,13 +41,15 @@ class RunDirectory:
         log: the EpochLog of the run, once that is built.
 
     Raises:
-        UserError: it holds a run with another configuration, or another process is writing it.
-        OSError: it cannot be written.
+        UserError: it holds a run with another configuration, or files of something else; or another
+            process is writing it.
+        OSError: it cannot be written, or its files are damaged.
     """
 
     def __init__(self, config: dict):
         self.path, self.config = Path(config["run_dir"]), config
         self.lock = self.log = None
+        self.new_folders: list[Path] = []  # that are made for this run, the innermost first
         if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
             raise UserError(
                 "tensorboard=true needs a package that is not here: pip install tensorboard"
@@ -53,10 +61,11 @@ class RunDirectory:
     @main_process_only
     def _open(self):
         self._compare_config()
-        summary = read_summary(self.path)
+        summary = read_summary(self.path, complete=True)
         if summary.get("finished"):
             print(f"{self.path} is finished: {describe(summary)}")
             return
+        self.new_folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         self._compare_config()  # again: another process may have begun in between
@@ -64,23 +73,39 @@ class RunDirectory:
         update_summary(self.path, error=None, interrupted=None)  # of an earlier attempt
 
     def _compare_config(self):
-        path = self.path / "config.yaml"
-        if path.exists():
-            changed = differences(yaml.safe_load(path.read_text()), self.config)
-            if changed:
-                lines = "\n  ".join(changed)
-                raise UserError(
-                    f"{self.path} holds a run with another configuration:\n  {lines}\n"
-                    f"choose another run_dir=, or remove that one"
-                )
+        foreign = foreign_files(self.path)
+        if foreign:
+            more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+            raise UserError(
+                f"{self.path} is not the directory of a run, which has a config.yaml, and it is "
+                f"not empty: it holds {', '.join(foreign[:5])}{more}; choose another run_dir="
+            )
+        try:
+            begun = read_config(self.path)
+        except OSError as error:
+            raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
+        changed = [] if begun is None else differences(begun, self.config)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise UserError(
+                f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                f"choose another run_dir=, or remove that one"
+            )
 
     def _lock(self):
+        path = self.path / LOCK
+        if os.path.lexists(path):
+            check_regular(path)
         # the kernel releases it when the process ends, however it ends
-        lock = open(self.path / LOCK, "a+")  # noqa: SIM115
+        lock = open(path, "a+", errors="replace")  # noqa: SIM115
         for _ in range(20):  # another process may be testing it, or about to release it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if _is_same_file(lock, path):
+                    break
+                lock.close()  # a run that was refused has removed it
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = open(path, "a+", errors="replace")  # noqa: SIM115
             except BlockingIOError:
                 time.sleep(0.1)
             except OSError as error:
@@ -116,14 +141,30 @@ class RunDirectory:
         # RuntimeError: what a process gets if another one has gone
         if failed and rank() and not isinstance(error, (RuntimeError, OtherProcessFailed)):
             with contextlib.suppress(OSError):
-                (self.path / FAILED).write_text(f"process {rank()}: {kind.__name__}: {error}\n")
+                write_failed(self.path, f"process {rank()}: {kind.__name__}: {error}")
         if failed and self.log is not None:
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 self.log.note_error(f"{kind.__name__}: {error}")
         if self.log is not None:
             self.log.close()
+        elif failed and self.lock:
+            self._leave_nothing()
         if self.lock:
             self.lock.close()
+
+    def _leave_nothing(self):
+        """Remove the lock and the folders that were made for a run that was refused."""
+        if os.listdir(self.path) == [LOCK]:
+            with contextlib.suppress(OSError):  # another process may have begun a run in there
+                (self.path / LOCK).unlink()
+                for folder in self.new_folders:
+                    folder.rmdir()
+
+
+def _is_same_file(file, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
 
 
 def update_summary(directory: Path, **changes):

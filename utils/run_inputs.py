@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from utils.distributed import main_process_only
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, map_array, open_regular, read_arrays
 
 
 def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arrays):
@@ -17,23 +18,26 @@ def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arra
 
     A key that neither an older file nor the new arrays have counts as equal.
 
-    Raises UserError if they differ.
+    Raises UserError if they differ, OSError if that file is damaged.
     """
     arrays = {key: value for key, value in arrays.items() if value is not None}
-    if not path.exists():
+    if not os.path.lexists(path):
         with atomic_write(path, "wb") as file:
             np.savez_compressed(file, **arrays)
         return
-    with np.load(path) as before:
-        for key in keys:
-            if key not in before and key not in arrays:
-                continue
-            in_both = key in before and key in arrays
-            if not in_both or not np.array_equal(before[key], arrays[key]):
-                raise UserError(
-                    f"the {description} are not those that {path} says the run was begun with; "
-                    "choose another run_dir="
-                )
+    try:
+        before = read_arrays(path)
+    except OSError as error:
+        raise OSError(f"{error}: put it back, or remove {path.parent} to start again") from None
+    for key in keys:
+        if key not in before and key not in arrays:
+            continue
+        in_both = key in before and key in arrays
+        if not in_both or not np.array_equal(before[key], arrays[key]):
+            raise UserError(
+                f"the {description} are not those that {path} says the run was begun with; "
+                "choose another run_dir="
+            )
 
 
 def write_config(directory: Path, config: dict):
@@ -96,32 +100,61 @@ def write_split(directory: Path, train: list[str], test: list[str]):
     writer.writerow(["part", "path"])
     for part, names in (("train", train), ("test", test)):
         writer.writerows([part, os.path.relpath(name, root)] for name in names)
-    if not path.exists():
+    if not os.path.lexists(path):
         with atomic_write(path) as file:
             file.write(content.getvalue())
-    elif path.read_text(encoding="utf-8", errors="surrogateescape") != content.getvalue():
+        return
+    with open_regular(path) as file:
+        before = file.read().decode(errors="surrogateescape")
+    if before != content.getvalue():
         raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
 
 
 def create_losses(directory: Path, num_epochs: int, num_samples: int):
     """losses.npy [E, N], all NaN, if it is not there.
 
-    Raises UserError if it is gone from a run that has recorded some.
+    Raises:
+        UserError: it is gone from a run that has recorded some.
+        OSError: it is damaged.
     """
     path = directory / "losses.npy"
-    if path.exists():
+    advice = f"put it back, or remove {directory} to start again"
+    if os.path.lexists(path):
+        try:
+            before = map_array(path)
+        except OSError as error:
+            raise OSError(f"{error}: {advice}") from None
+        if before.shape != (num_epochs, num_samples) or before.dtype != np.float32:
+            raise OSError(
+                f"{path} must hold the losses of {num_epochs} epochs and {num_samples} samples, "
+                f"got {before.dtype} {list(before.shape)}: {advice}"
+            )
         return
     if any(directory.glob("checkpoint*.pt")):
         raise UserError(
-            f"{path} is gone, and with it the losses of the epochs that are over: put it back, or "
-            f"remove {directory} to start again"
+            f"{path} is gone, and with it the losses of the epochs that are over: {advice}"
         )
     with atomic_write(path, "wb") as file:
         np.save(file, np.full((num_epochs, num_samples), np.nan, np.float32))
 
 
+@main_process_only
+def check_losses(directory: Path, epoch: int, rows: np.ndarray):
+    """Raise OSError if losses.npy lacks an epoch before ``epoch``, e.g. as it is an old copy.
+
+    ``rows``: positions of the samples that are recorded.
+    """
+    history = map_array(directory / "losses.npy")
+    missing = np.isnan(history[:epoch, rows[:100]]).all(axis=1)
+    if missing.any():
+        raise OSError(
+            f"{directory / 'losses.npy'} lacks the losses of epoch {missing.argmax()}, which is "
+            f"over: put the newest back, or remove {directory} to start again"
+        )
+
+
 def record_losses(directory: Path, epoch: int, losses: np.ndarray, index: np.ndarray):
     """Write the losses of these samples into the row of an epoch; those of others stay NaN."""
-    history = np.load(directory / "losses.npy", mmap_mode="r+")
+    history = map_array(directory / "losses.npy", "r+")
     history[epoch, index] = losses
     history.flush()

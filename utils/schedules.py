@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from utils.build import AT_LEAST_0, AT_LEAST_1, Must, check_interval
 from utils.errors import UserError
 
 __all__ = [
@@ -37,6 +38,25 @@ __all__ = [
 ]
 
 
+def is_ascending(epochs: list[int]) -> bool:
+    return list(epochs) == sorted(epochs) and all(epoch >= 0 for epoch in epochs)
+
+
+# of the arguments of PyTorch's own, which checks few of them
+RANGES = {
+    "gamma": [AT_LEAST_0],
+    "milestones": [Must("be epochs in ascending order, from 0", is_ascending)],
+    "step_size": [AT_LEAST_1],
+    "T_max": [AT_LEAST_1],
+    "T_0": [AT_LEAST_1],
+    "T_mult": [AT_LEAST_1],
+    "eta_min": [AT_LEAST_0],
+    "total_iters": [AT_LEAST_1],
+    "power": [AT_LEAST_0],
+    "last_epoch": [Must("be -1: a run goes on from its checkpoint", lambda value: value == -1)],
+}
+
+
 class RampUpAndDown(LambdaLR):
     """From 0.0067 lr up to lr, and down at the end: the schedule of temporal ensembling.
 
@@ -52,8 +72,8 @@ class RampUpAndDown(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, epochs: int, *, up: int = 80, down: int = 50):
-        if up < 0 or down < 0:
-            raise UserError(f"up and down are epochs and must be at least 0, got {up} and {down}")
+        check_interval("up", up, "[0, inf)")
+        check_interval("down", down, "[0, inf)")
 
         def factor(epoch):
             rising = math.exp(-5 * (1 - epoch / up) ** 2) if epoch < up else 1.0
@@ -91,8 +111,8 @@ class ConstantThenLinear(LambdaLR):
                 f"constant_epochs must lie in [0, {epochs}), the epochs of the training, got "
                 f"{constant_epochs}"
             )
-        if late_beta1 is not None and not 0 <= late_beta1 < 1:
-            raise UserError(f"late_beta1 must lie in [0, 1), got {late_beta1}")
+        if late_beta1 is not None:
+            check_interval("late_beta1", late_beta1, "[0, 1)")
         if late_beta1 is not None and "betas" not in optimizer.defaults:
             raise UserError(
                 f"late_beta1 is of Adam and its kin, and {type(optimizer).__name__} has no beta1: "
@@ -133,8 +153,7 @@ class ExponentialPerBatch(LambdaLR):
         rate: float = 0.01,
         restart: Literal["epoch", "never"] = "epoch",
     ):
-        if rate < 0:
-            raise UserError(f"rate must be at least 0, got {rate}")
+        check_interval("rate", rate, "[0, inf)")
 
         def factor(step):
             return math.exp(-rate * (step % steps_per_epoch if restart == "epoch" else step))
@@ -156,8 +175,7 @@ class LinearPerBatch(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.0
     ):
-        if not 0 <= warmup < 1:
-            raise UserError(f"warmup is a part of the run and must lie in [0, 1), got {warmup}")
+        check_interval("warmup", warmup, "[0, 1)")
         total = steps_per_epoch * epochs
         rising = warmup * total
 

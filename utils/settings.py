@@ -5,14 +5,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from utils.build import Must, Section
+from utils.build import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SEED, Must, Section
 
-POSITIVE = Must("be greater than 0", lambda value: value > 0)
-AT_LEAST_0 = Must("be at least 0", lambda value: value >= 0)
-AT_LEAST_1 = Must("be at least 1", lambda value: value >= 1)
-FRACTION = Must("lie in [0, 1]", lambda value: 0 <= value <= 1)
 HELD_OUT = Must("lie in [0, 0.9]: more leaves nothing to train on", lambda value: 0 <= value <= 0.9)
-SEED = Must("lie in [0, 2^32)", lambda value: 0 <= value < 2**32)
 DEVICE = Must(
     "be auto, cpu, cuda or cuda:<number>",
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from datasets.noise import Noise
+from utils import files
 from utils.errors import UserError
 
 
@@ -16,13 +16,13 @@ def read_settings(directory: Path) -> dict:
     """
     path = directory / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = files.read_yaml(path.resolve())
         return {
             "dataset": config["dataset"]["name"],
             "selection": config["dataset"].get("selection") or {},
             **{key: config["noise"][key] for key in ("kind", "fraction", "seed")},
         }
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
 
 
@@ -44,12 +44,12 @@ def read_noise(directory: Path) -> Noise:
 
 
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of a .npz; raises OSError or UserError if they cannot be read."""
+    """Arrays of a .npz; raises UserError if they cannot be read."""
     try:
-        with np.load(path) as stored:
-            return [stored[name] for name in names]
-    except Exception as error:  # of NumPy, zipfile or zlib, as the damage may be
-        raise UserError(f"{path} cannot be read ({error})") from None
+        arrays = files.read_arrays(path.resolve(), names)
+    except OSError as error:
+        raise UserError(str(error)) from None
+    return [arrays[name] for name in names]
 
 
 def read_history(
@@ -71,9 +71,9 @@ def read_history(
     directory = Path(path).parent
     recorded = read_noise(directory)
     try:
-        history = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        history = files.map_array(Path(path).resolve())
+    except OSError as error:
+        raise UserError(str(error)) from None
     if history.ndim != 2 or history.dtype.kind != "f" or len(history) == 0:
         raise UserError(
             f"{path} must hold losses [E, N], got {history.dtype} {list(history.shape)}"

@@ -6,6 +6,7 @@ Each file imports only those above it:
     run_files.py    one finished run, from its directory; what its epochs say under every rule
     compact_log.py  many finished runs in three small files, read and written
     hardness.py     how runs do on the hardest test samples
+    condition.py    conditions on the columns of a table
     collect.py      all finished runs in and under folders, and which of them are wanted
     statistics.py   verdicts, intervals, ranks and reversals
     published.py    the published numbers, and which of them a configuration can be held against

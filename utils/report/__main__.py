@@ -168,7 +168,8 @@ def parser() -> argparse.ArgumentParser:
         "--where",
         metavar="CONDITION",
         help="only these rows of the runs (by the columns of runs.csv, and label, the method as it "
-        'is shown) or of the file to summarise, e.g. "fraction == 0.4"',
+        'is shown) or of the file to summarise, e.g. "fraction == 0.4"; known are ==, !=, <, <=, '
+        ">, >=, in [...], and, or, not and parentheses",
     )
     add("--figures", type=Path, metavar="FOLDER", help="draw all into this folder, .png and .svg")
     add("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")

@@ -13,6 +13,7 @@ import yaml
 from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.report.compact_log import read_log
+from utils.report.condition import evaluate
 from utils.report.hardness import add_hardness, add_mass
 from utils.report.identity import KEY, labels
 from utils.report.run_files import OPTIONAL, LoggedRun, Unfinished, read_run
@@ -163,23 +164,20 @@ def choose(results: Results, name: str | None, condition: str | None = None) -> 
 
 
 def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:
-    """The rows for which a condition on columns holds, as pandas' ``eval`` reads it.
+    """The rows for which a condition on columns holds; ``condition.py`` says how it is written.
 
     Raises:
-        UserError: it cannot be read, or no row is left.
+        UserError: it is none, or no row is left.
     """
     if condition is None or table.empty:
         return table
     try:
-        mask = table.eval(condition)
-    except Exception as error:  # whatever a text in the place of an expression may raise
+        mask = evaluate(table, condition)
+    except UserError as error:
         raise UserError(
-            f"--where {condition!r}: {error}; the columns are {', '.join(table)}"
-        ) from error
-    if not isinstance(mask, pd.Series) or mask.dtype != bool:
-        raise UserError(
-            f"--where {condition!r} is no condition; one is \"fraction == 0.4 and method != 'GCE'\""
-        )
+            f"--where {condition!r} is no condition such as "
+            f"\"fraction == 0.4 and method != 'GCE'\": {error}; the columns are {', '.join(table)}"
+        ) from None
     if not mask.any():
         raise UserError(f"--where {condition!r}: there is no such row")
     return table[mask]

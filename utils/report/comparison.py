@@ -37,13 +37,16 @@ COLUMNS = (
     "convention",
     "selected",
     "confidence",
+    "also_published",
 )
 
 
 def compare_all(
     results: Results, numbers: pd.DataFrame, margins: dict[str, float | str] | None = None
 ) -> pd.DataFrame:
-    """A row per cell and rule, with the columns COLUMNS; a cell is what differs only in the seed.
+    """A row per cell and rule; a cell is what differs only in the seed.
+
+    The columns are COLUMNS and ``by_seed``, the values themselves.
 
     Cells of it are empty if a rule has no number, there is none to compare with, or the published
     one is of another rule. ``margins``: by the name of a metric, instead of its own.
@@ -55,12 +58,14 @@ def compare_all(
         alike = published.matches(numbers, cell_of(runs), results.configs[config])
         shared = _shared(runs, metric)
         for rule in RULES:
-            values = runs[rule].dropna().astype(float).tolist()
+            by_seed = runs.set_index("seed")[rule].dropna().astype(float).to_dict()
+            values = list(by_seed.values())
             if values:
                 spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
                 row = {"rule": rule, "n": len(values), "mean": np.mean(values), "std": spread}
-                rows.append(shared | row | _verdict(rule, values, alike, margin))
-    table = pd.DataFrame(rows, columns=COLUMNS)
+                row |= {"by_seed": by_seed} | _verdict(rule, values, alike, margin)
+                rows.append(shared | row)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "by_seed"])
     for (*_, metric, _, _), group in table.groupby([*TABLE, "fraction", "rule"], sort=False):
         means = dict(zip(group.index, group["mean"], strict=True))
         order = ranks(means, METRICS[metric].higher_is_better)
@@ -103,14 +108,21 @@ def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float
     """What the first published number of this rule, or of an unknown one, says of these values.
 
     Numbers of the same protocol are preferred; without any, the most alike one is shown alone.
+    ``also_published``: the further numbers of the same protocol that this rule could be held
+    against, each with how it was chosen.
     """
     same = [(number, different) for number, different in matches if not different]
-    for number, different in same or matches[:1]:
-        if rule not in published.COMPARED.get(number["rule"], ()):
-            continue
+    comparable = [
+        (number, different)
+        for number, different in same or matches[:1]
+        if rule in published.COMPARED.get(number["rule"], ())
+    ]
+    for number, different in comparable[:1]:
+        further = [published.in_words(number) for number, _ in comparable[1:]]
         row = {
             "published": number.value,
             "published_rule": number["rule"],
+            "also_published": "; ".join(dict.fromkeys(further)),
             "source": f"{number.paper}; {number.source}",
             "convention": number.convention,
             "selected": number.selected,

@@ -77,8 +77,8 @@ def load(path: Path = PATH) -> pd.DataFrame:
 def matches(numbers: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Series, list[str]]]:
     """The numbers for dataset, noise, fraction, method and metric, each with what differs there.
 
-    Those that differ least come first; of these the ones that state their rule, and that say most
-    of their parameters.
+    Those that differ least come first; of these the ones that state their rule, then those that say
+    most of their parameters, then those of most seeds, then the order of the file.
     """
     if ":" in cell["noise"]:  # labels as they are: no fraction was asked for
         same = numbers.noise == cell["noise"]
@@ -94,7 +94,16 @@ def matches(numbers: pd.DataFrame, cell: dict, config: dict) -> list[tuple[pd.Se
 
 def _distance(pair):
     number, different = pair
-    return len(different), number["rule"] == NOT_STATED, -number.parameters.count("=")
+    seeds = 0 if pd.isna(number.n) else number.n
+    return len(different), number["rule"] == NOT_STATED, -number.parameters.count("="), -seeds
+
+
+def in_words(number: pd.Series) -> str:
+    """A number with its rule, seeds and selection: "95.80 (best; n = 1; best of 30 trials)"."""
+    seeds = "" if pd.isna(number.n) else f"n = {number.n:g}"
+    return (
+        f"{number.value:.2f} ({'; '.join(filter(None, [number['rule'], seeds, number.selected]))})"
+    )
 
 
 def _differences(number: pd.Series, flat: dict) -> list[str]:

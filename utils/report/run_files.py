@@ -14,11 +14,11 @@ import yaml
 
 from utils.epoch_rules import RULES, apply_rules
 from utils.errors import UserError
+from utils.files import YAML
 from utils.metrics import METRICS
 from utils.report.identity import config_hash, identity, without_execution
 from utils.run_state import FAILED
 
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DETECTION = (
     "auroc",
     "average_precision",

@@ -78,6 +78,28 @@ def half_interval(
     return float(stdtrit(freedom, 1 - ALPHA)) * math.sqrt(own + other)
 
 
+def difference_of_means(
+    own: Mapping[int, float], other: Mapping[int, float]
+) -> tuple[float, float, str]:
+    """The difference of two means, half its interval of confidence 1 - 2 ALPHA, and the test.
+
+    Runs of one seed share their labels, initial parameters and order of samples. If both have the
+    same seeds, the interval is that of the differences by seed ("paired"), else Welch's. It is NaN,
+    and the test "", if one of them has a single seed.
+
+    ``own``, ``other``: seed -> value.
+    """
+    mine, theirs = np.array(list(own.values())), np.array(list(other.values()))
+    difference = float(mine.mean() - theirs.mean())
+    if min(len(mine), len(theirs)) < 2:
+        return difference, math.nan, ""
+    if set(own) == set(other):
+        by_seed = [own[seed] - other[seed] for seed in own]
+        return difference, half_interval(float(np.std(by_seed, ddof=1)), len(by_seed)), "paired"
+    stds = [float(np.std(values, ddof=1)) for values in (mine, theirs)]
+    return difference, half_interval(stds[0], len(mine), stds[1], len(theirs)), "Welch"
+
+
 def ranks(means: Mapping[str, float], higher_is_better: bool) -> dict[str, int]:
     """Name -> rank, 1 the best.
 

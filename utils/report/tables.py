@@ -14,7 +14,7 @@ from utils.report.collect import Results
 from utils.report.comparison import compare_all
 from utils.report.identity import CELL, TABLE
 from utils.report.render import Block, render, render_blocks
-from utils.report.statistics import ALPHA, half_interval, ranks, reversals
+from utils.report.statistics import ALPHA, difference_of_means, ranks, reversals
 
 LISTED = 8  # methods: the order of more is that of the table
 NAMED = 3  # pairs of methods: of more, only those whose order surely depends on the rule
@@ -51,7 +51,7 @@ def tables(
         return render_blocks(_hard_blocks(results), form)
     table = compare_all(results, published.load(), margins)
     if form == "csv":
-        return render(table, form)
+        return render(table.drop(columns="by_seed"), form)
     if against is not None and against not in set(table.method):
         raise UserError(
             f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}"
@@ -76,7 +76,7 @@ def side_by_side(
 
     Columns that say nothing here are left out, unless the ``whole`` is wanted. If there is a method
     to hold the others ``against``, the difference of ``last`` to it at the same noise, and its
-    interval of confidence (Welch).
+    interval of confidence, paired by seed if both have the same seeds.
     """
     bases = table[(table.method == against) & (table["rule"] == "last")].set_index("fraction")
     rows = []
@@ -117,8 +117,10 @@ def _published(compared: pd.DataFrame) -> dict[str, str]:
         return {"published": "-", "difference": "-", "verdict": "-"}
     numbers = zip(compared.published, compared.published_rule, strict=True)
     differences = list(map(interval, compared.difference, compared.low, compared.high))
+    shown = [f"{value:.2f} ({rule})" for value, rule in numbers]
+    shown += [f"also {text}" for text in compared.also_published if text]
     return {
-        "published": "; ".join(dict.fromkeys(f"{value:.2f} ({rule})" for value, rule in numbers)),
+        "published": "; ".join(dict.fromkeys(shown)),
         "difference": _joined(compared["rule"], differences),
         "verdict": _joined(compared["rule"], compared.verdict),
     }
@@ -132,11 +134,9 @@ def _joined(rules, texts) -> str:
 
 
 def _difference(own: pd.Series, other: pd.Series) -> str:
-    """The difference of two means, each of ``n`` seeds with a ``std``; if known, its interval."""
-    difference, half = own["mean"] - other["mean"], np.nan
-    if min(own.n, other.n) > 1:
-        half = half_interval(own["std"], own.n, other["std"], other.n)
-    return interval(difference, difference - half, difference + half)
+    """The difference of the means of two rows; if known, its interval, and by which test."""
+    difference, half, test = difference_of_means(own.by_seed, other.by_seed)
+    return f"{interval(difference, difference - half, difference + half)} {test}".rstrip()
 
 
 def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -229,14 +229,14 @@ def _changes(rows, means, higher_is_better) -> list[str]:
 
 
 def _doubt(rows, first, second, rules) -> str:
-    """ "" if the two differ under both rules by more than their seeds let expect (Welch)."""
+    """ "" if the two differ under both rules by more than their seeds let expect."""
     by_method = rows.set_index(["rule", "method"])
     for rule in rules:
         own, other = by_method.loc[(rule, first)], by_method.loc[(rule, second)]
         if min(own.n, other.n) < 2:
             return ", of too few seeds"
-        half = half_interval(own["std"], own.n, other["std"], other.n)
-        if abs(own["mean"] - other["mean"]) <= half:
+        difference, half, _ = difference_of_means(own.by_seed, other.by_seed)
+        if abs(difference) <= half:
             return ", within the spread of the seeds"
     return ""
 
@@ -255,6 +255,11 @@ def source_notes(table: pd.DataFrame) -> list[str]:
         notes.append(
             f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}{several}; "
             f"in brackets the {100 - 200 * ALPHA:g} % interval of the difference"
+        )
+    if (compared.also_published != "").any():
+        notes.append(
+            "Of several published numbers of one cell, the difference is to the first: the one "
+            "that states most of its parameters, and of these the one of most seeds"
         )
     return notes
 

@@ -1,14 +1,15 @@
 """The cells of a sweep: what each runs, where it writes, and which of them are chosen."""
 
+import contextlib
 import itertools
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.config import run_dir
+from utils.config import complete, differences, resolve
 from utils.errors import UserError
-from utils.run_state import read_summary, run_state
+from utils.run_state import OTHER, read_config, read_summary, run_state
 
 # What each value of --only chooses: states of cells.
 ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}
@@ -16,17 +17,35 @@ ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}
 
 @dataclass
 class Cell:
-    """One line of the list: the arguments of one run after another, and where each writes."""
+    """One line of the list: the arguments of one run after another, and where each writes.
+
+    ``configs``: what each is to run. If there are none, whatever the directories hold is theirs.
+    """
 
     number: int
     runs: list[list[str]]
     directories: list[Path]
+    configs: list[dict] = field(default_factory=list)
+
+    def run_state(self, position: int) -> tuple[str, str]:
+        """The state of one of its runs, and the reason or the progress.
+
+        A directory that holds a run of another configuration says nothing about this one.
+        """
+        directory = self.directories[position]
+        begun = None
+        with contextlib.suppress(OSError):  # damaged, which its state says
+            begun = read_config(directory) if self.configs else None
+        changed = [] if begun is None else differences(begun, self.configs[position])
+        if changed:
+            return OTHER, "; ".join(changed)
+        return run_state(directory)
 
     def state(self) -> tuple[str, str]:
         """The state of its first run that is not done, and the reason or the progress."""
         previous = None
-        for directory in self.directories:
-            state, detail = run_state(directory)
+        for position, directory in enumerate(self.directories):
+            state, detail = self.run_state(position)
             if state == "missing" and previous:
                 return "interrupted", f"{previous} is done, {directory} not begun"
             if state != "done":
@@ -35,8 +54,13 @@ class Cell:
         return state, detail
 
     def seconds(self) -> float:
-        """Spent on training so far."""
-        return sum(read_summary(directory).get("seconds") or 0 for directory in self.directories)
+        """Spent on training so far, of this configuration, as far as that is known."""
+        total = 0.0
+        for position, directory in enumerate(self.directories):
+            with contextlib.suppress(OSError):  # damaged, which the state says
+                if self.run_state(position)[0] != OTHER:
+                    total += read_summary(directory).get("seconds") or 0
+        return total
 
 
 def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
@@ -54,7 +78,8 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
             runs = [[*shlex.split(part), *overrides] for part in line.split(" && ")]
         except ValueError as error:  # a quotation mark without its partner
             raise UserError(f"cell {number}, {line}: {error}") from None
-        directories = [_directory(number, arguments) for arguments in runs]
+        configs = [_config(number, arguments) for arguments in runs]
+        directories = [Path(config["run_dir"]) for config in configs]
         for directory in directories:
             if directory in writers:
                 raise UserError(
@@ -62,13 +87,15 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
                     f"give one of them a run_dir= of its own"
                 )
             writers[directory] = number
-        cells.append(Cell(number, runs, directories))
+        cells.append(Cell(number, runs, directories, configs))
     return cells
 
 
-def _directory(number: int, arguments: list[str]) -> Path:
+def _config(number: int, arguments: list[str]) -> dict:
     try:
-        return Path(run_dir(arguments[0], arguments[1:]))
+        config = complete(resolve(arguments[0], arguments[1:]), arguments[0])
+        Path(config["run_dir"])
+        return config
     # The arguments are merged but not checked here: values of wrong types raise anything.
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cell {number}, {shlex.join(arguments)}: {error}") from None

@@ -14,7 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.run_state import FAILED, INTERRUPTED, STATES, read_summary, run_state, summary_time
+from utils.run_state import (
+    INTERRUPTED,
+    OTHER,
+    STATES,
+    foreign_files,
+    read_summary,
+    summary_time,
+    write_failed,
+)
 from utils.sweep.cells import Cell
 from utils.sweep.slurm import integer, requeue
 
@@ -103,37 +111,44 @@ class CellRunner:
             output: the file that the runs' output goes to.
             slot: which of several cells at a time it is, from 1; 0 if it is alone.
         """
-        for arguments, directory in zip(cell.runs, cell.directories, strict=True):
-            state, detail = self._run(arguments, directory, output, slot)
+        for position in range(len(cell.runs)):
+            state, detail = self._run(cell, position, output, slot)
             if state != "done":
                 break
         return state, detail
 
-    def _run(self, arguments, directory, output, slot):
-        state, detail = self._state_when_unlocked(directory)
+    def _run(self, cell, position, output, slot):
+        arguments, directory = cell.runs[position], cell.directories[position]
+        state, detail = self._state_when_unlocked(cell, position)
         if state == "done":
             return state, detail
+        if state == OTHER:
+            return state, f"{directory} is left as it is: {detail}"
         if state == "running":
             return state, f"{directory} is being written by {detail}: left alone"
         before = summary_time(directory)
         code, reason = self._call([*self.command, "main.py", *arguments], output, slot)
-        state, detail = run_state(directory)
-        if state == "done":
+        state, detail = cell.run_state(position)
+        if state in ("done", OTHER):
             return state, detail
         # torchrun's own exit code is 1, whatever those of its processes are
-        saved = read_summary(directory).get("interrupted") and summary_time(directory) != before
+        saved = False
+        with contextlib.suppress(OSError):  # if it is damaged, nothing was saved
+            saved = read_summary(directory).get("interrupted") and summary_time(directory) != before
         if self.signal or code == INTERRUPTED or saved:
             return "interrupted", detail
-        if state != "running":  # else another process has it, and this failure is not the run's
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / FAILED).write_text(f"{reason}\n")
+        with contextlib.suppress(OSError):  # which may have been the failure
+            # if it is running, another process has it, and this failure is not the run's
+            if state != "running" and not foreign_files(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                write_failed(directory, reason)
         return "failed", reason
 
-    def _state_when_unlocked(self, directory):
-        while self.patience and run_state(directory)[0] == "running" and not self.signal:
+    def _state_when_unlocked(self, cell, position):
+        while self.patience and cell.run_state(position)[0] == "running" and not self.signal:
             time.sleep(1)
             self.patience -= 1
-        return run_state(directory)
+        return cell.run_state(position)
 
     def _call(self, command, output, slot):
         """The exit code of a command, and if it has failed why, as far as its last lines tell."""

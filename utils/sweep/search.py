@@ -12,25 +12,34 @@ judged after the last epoch by its accuracy on the other 10 %, with their labels
 and all. It is drawn from its number and the name of each key alone: all methods try the same
 learning rates and weight decays, and more trials leave the first ones as they are. Nothing of what
 a search on test images has put into a params file is tried.
+
+The trials are one draw of the many that might have been made. ``table`` draws from them again, with
+replacement and the same numbers for every method, and says how often each trial would have been
+chosen, and how often each method would have come out ahead.
 """
 
 import argparse
+import io
+import itertools
 import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from utils.config import resolve
+from utils.config import flatten, merge, parse_override, resolve
 from utils.errors import UserError
-from utils.run_state import FAILED, read_summary
+from utils.files import read_bytes
+from utils.run_state import FAILED, OTHER, read_config, read_failed, read_summary
 
 # Of all trials: labels, split and initialisation are the same. It is not one of the reported seeds.
 SEED = 101
 RECORDING = "rsl_recording"  # the folder of the runs whose losses RSL selects by
 COLUMNS = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "seconds"]
-COLUMNS += ["chosen", "overrides"]
+COLUMNS += ["chosen", "chosen_share", "overrides"]
+RESAMPLES = 10_000
 
 
 def log_uniform(low: float, high: float) -> Callable:
@@ -124,16 +133,18 @@ def trial_state(directory: Path) -> str:
     """What has become of a trial: "finished"; "diverged", the worst; "" if it is to be run."""
     if read_summary(directory).get("finished"):
         return "finished"
-    reasons = [path / FAILED for path in (directory, recording_of(directory))]
-    diverged = any(path.exists() and "not finite" in path.read_text() for path in reasons)
+    reasons = [read_failed(path) for path in (directory, recording_of(directory))]
+    diverged = any("not finite" in reason for reason in reasons)
     return "diverged" if diverged else ""
 
 
 def trials_table(root: Path) -> pd.DataFrame:
     """A row for each trial in a folder that is over, by the last epoch.
 
-    One that diverged has no accuracies. ``chosen``: the best of its method under its noise, of all
-    trials in the folder, by the held-out labels. ``seconds``: of training, of both runs of RSL.
+    One that diverged, or whose directory holds other values than are drawn now ("other
+    configuration"), has no accuracies. ``chosen``: the best of its method under its noise, of all
+    trials in the folder, by the held-out labels. ``chosen_share``: in which part of the resamples
+    it is. ``seconds``: of training, of both runs of RSL.
 
     Raises:
         UserError: there is no such trial.
@@ -147,7 +158,63 @@ def trials_table(root: Path) -> pd.DataFrame:
     judged = table.dropna(subset="noisy_validation")
     best = judged.groupby(["noise", "method"]).noisy_validation.idxmax()
     table["chosen"] = table.index.isin(best)
+    table["chosen_share"] = 0.0
+    for _, trials in table.groupby("noise"):
+        for method, rows in resample(trials).items():
+            shares = trials[trials.method == method].trial.map(rows.trial.value_counts())
+            table.loc[shares.index, "chosen_share"] = shares.fillna(0) / RESAMPLES
     return table
+
+
+def resample(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method -> the trial chosen in each of RESAMPLES further searches, a row each.
+
+    A search draws as many trials as there are, with replacement, from those that every method has;
+    it draws the same numbers for all methods, which share learning rates and weight decays. The
+    columns are ``trial`` and ``test_last``. If all drawn trials of a method diverged, both are NaN.
+
+    Args:
+        trials: rows of ``trials_table`` under one noise.
+    """
+    noisy = trials.pivot(index="trial", columns="method", values="noisy_validation")
+    tested = trials.pivot(index="trial", columns="method", values="test_last")
+    common = trials.groupby("trial").method.nunique() == trials.method.nunique()
+    numbers = np.flatnonzero(common.reindex(noisy.index))
+    if not len(numbers):
+        return {}
+    drawn = np.random.default_rng(0).choice(numbers, (RESAMPLES, len(numbers)))
+    drawn.sort(axis=1)  # of two equal ones, the first trial is chosen, as in the table
+    searches = {}
+    for method in noisy:
+        judged = noisy[method].fillna(-np.inf).to_numpy()
+        rows = drawn[np.arange(RESAMPLES), judged[drawn].argmax(axis=1)]
+        trial = np.where(np.isfinite(judged[rows]), noisy.index[rows], np.nan)
+        chosen = {"trial": trial, "test_last": tested[method].to_numpy()[rows]}
+        searches[method] = pd.DataFrame(chosen)
+    return searches
+
+
+def describe_resamples(table: pd.DataFrame) -> str:
+    """A line for each two methods: how far apart further searches would have put them.
+
+    The difference is that of the accuracies, after the last epoch, of the trials that are chosen.
+    """
+    lines = []
+    for noise, trials in table.groupby("noise"):
+        searches = resample(trials)
+        best = trials[trials.chosen].set_index("method").test_last
+        order = best.sort_values(ascending=False).index
+        for better, worse in itertools.combinations(order, 2):
+            difference = (searches[better].test_last - searches[worse].test_last).dropna()
+            if difference.empty:
+                continue
+            low, high = difference.quantile([0.05, 0.95])
+            lines.append(
+                f"{noise}: {better} - {worse}: {best[better] - best[worse]:+.2f} with these trials,"
+                f" [{low:+.2f}, {high:+.2f}] in 90 % of {RESAMPLES:,} resamples, "
+                f"ahead in {100 * (difference > 0).mean():.0f} %"
+            )
+    return "\n".join(lines)
 
 
 def _trial_directories(root: Path) -> set[Path]:
@@ -170,19 +237,30 @@ def _row(root: Path, directory: Path) -> dict | None:
     if not number.isdecimal():
         raise UserError(f"{directory} is named like a trial, trial<number>, and is none")
     row = {"method": method, "noise": noise, "trial": int(number), "state": state}
+    overrides = draw(root.name, method, row["trial"])
+    if state == "finished" and not _is_of(directory, overrides):
+        row["state"] = state = OTHER
     if state == "finished":
         last = read_csv(directory / "metrics.csv").iloc[-1]
         runs = (directory, recording_of(directory)) if method == "rsl" else (directory,)
         row["noisy_validation"] = last["validation_metric"]
         row["test_last"] = last["test_metric"]
         row["seconds"] = sum(read_summary(run).get("seconds", float("nan")) for run in runs)
-    return row | {"overrides": " ".join(draw(root.name, method, row["trial"]))}
+    return row | {"overrides": " ".join(overrides)}
+
+
+def _is_of(directory: Path, overrides: list[str]) -> bool:
+    """Whether the run in a directory was begun with these values."""
+    begun, drawn = read_config(directory), {}
+    for text in overrides:
+        drawn = merge(drawn, parse_override(text))
+    return begun is None or flatten(begun).items() >= flatten(drawn).items()
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Raises UserError if the file is no table."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(io.BytesIO(read_bytes(path)))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -195,6 +273,12 @@ def best_trial(root: Path, method: str, noise: str, trials: int) -> int:
     """
     rows = trials_table(root)
     rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
+    others = rows.trial[rows.state == OTHER].tolist()
+    if others:
+        raise UserError(
+            f"trials {others} of {method} under {noise} were run with other values than are drawn "
+            f"now: remove these folders of {root / method / noise}, and run them again"
+        )
     if len(rows) < trials or rows.noisy_validation.isna().all():
         raise UserError(
             f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
@@ -292,7 +376,11 @@ def main(arguments: list[str]) -> int:
 
 def write_table(root: Path, out: Path | None, figure: Path | None):
     table = read_csv(root) if root.is_file() else trials_table(root)
+    lacking = [name for name in COLUMNS if name not in table and name != "chosen_share"]
+    if lacking:
+        raise UserError(f"{root} is no table of trials: it lacks the columns {', '.join(lacking)}")
     print(table.to_string(index=False))
+    print(describe_resamples(table))
     if out:
         table.to_csv(out, index=False, float_format="%.6g")
     if figure:

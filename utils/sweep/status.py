@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.run_state import FAILED, STATES
-from utils.sweep.cells import ONLY, Cell
+from utils.run_state import FAILED, OTHER, STATES
+from utils.sweep.cells import ONLY, Cell, ranges
 from utils.sweep.slurm import arrays, max_array_size, sbatch_command, show_command
 
 
@@ -22,10 +22,15 @@ def print_status(cells: list[Cell], launcher: str = "", overrides: Iterable[str]
         hours = cell.seconds() / 3600
         by_state[state].append(cell.number)
         total += hours
-        line = f"{cell.number:>5}  {state:<11}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}"
+        line = f"{cell.number:>5}  {state:<19}  {hours:>7.2f} h  {cell.directories[-1]}  {detail}"
         print(line.rstrip())
     counts = ", ".join(f"{len(numbers)} {state}" for state, numbers in by_state.items() if numbers)
     print(f"{len(cells)} cells: {counts}; {total:.2f} hours of training")
+    if by_state[OTHER]:
+        print(
+            f"cells {ranges(by_state[OTHER])} would write where a run of another configuration is: "
+            f"give these runs a run_dir= of their own, or remove what is there"
+        )
     for only, states in ONLY.items():
         numbers = sorted(number for state in states for number in by_state[state])
         if numbers and launcher:
