@@ -1,5 +1,8 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
+import sys
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,7 @@ import datasets
 import losses
 import models
 from datasets import loader, noise, selection, splits
+from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
@@ -15,7 +19,12 @@ from utils import exports, optimizers, run_inputs, schedules
 from utils.build import asks_for, build
 from utils.checkpoint import Checkpoint
 from utils.config import Schema, without_own_rate, without_selection
-from utils.detection import measure_detection, measure_recovery, sample_table
+from utils.detection import (
+    measure_detection,
+    measure_learning,
+    measure_recovery,
+    sample_table,
+)
 from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
@@ -72,7 +81,11 @@ SCHEMAS = {
     ),
     "selection": Schema(
         selection.make_selection,
-        {"noise": lambda self: self.noise, "rows": lambda self: self.parts.rows},
+        {
+            "noise": lambda self: self.noise,
+            "rows": lambda self: self.parts.rows,
+            "classes": lambda self: self.data.classes,
+        },
     ),
 }
 
@@ -111,6 +124,8 @@ class Experiment:
             trusted=config["trusted"],
             seed=config["noise"]["seed"],
             verified=self.data.verified,
+            original=self.data.original,
+            classes=self.data.classes,
         )
         # 4. What another run has found out about these samples.
         self.selection = self.targets = None
@@ -160,6 +175,7 @@ class Experiment:
             metric=self.metric,
             selection=None if self.selection is None else self.selection.report,
             unreadable=self.loaders.unreadable,
+            origins=self._origins(),
         )
         self._write_inputs()
         self.checkpoint = Checkpoint(
@@ -178,6 +194,12 @@ class Experiment:
         if self.config["record_losses"]:
             run_inputs.check_losses(self.path, self.epoch, self.parts.rows)
         self.forward = data_parallel(self.model, self.device, self.config["compile"])
+
+    def _origins(self):
+        """What left the files of other runs that this one depends on."""
+        files = {"recording": (self.selection_spec or {}).get("history")}
+        files["targets"] = self.config["targets"]
+        return {name: run_inputs.origin(Path(path)) for name, path in files.items() if path}
 
     @property
     def noise_rate(self) -> float | None:
@@ -214,6 +236,9 @@ class Experiment:
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""
+        # Of a run that was killed after its last checkpoint, no epoch has set the loaders: test
+        # images may be cropped anew in each.
+        self.loaders.set_epoch(self.epochs - 1, 0)
         model = self.objective.evaluated(self.forward)
         tested = predict(model, self.loaders.evaluation["test"], self.autocast)
         trained = prediction_table(*self.predict_training(), self.task_loss)
@@ -237,10 +262,20 @@ class Experiment:
 
     @main_process_only
     def _export(self, finished):
-        for export in (*exports.FILES, *exports.PICTURES):
-            export(finished)
+        for write in exports.FILES:
+            write(finished)
+        for draw in exports.PICTURES:
+            try:
+                draw(finished)
+            except Exception as error:  # whatever it is, the results are there
+                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                print(f"warning: {draw.__name__} has failed ({reason})", file=sys.stderr)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
-        self.log.write_summary(detection=measure_detection(finished.samples), recovery=recovery)
+        learning = measure_learning(finished.samples)
+        detection = measure_detection(finished.samples)
+        self.log.write_summary(detection=detection, recovery=recovery, learning=learning)
+        if learning["warning"]:
+            print(f"warning: {learning['warning']}")
         print(f"{self.path}: {describe(read_summary(self.path))}")
 
     @main_process_only
@@ -257,6 +292,7 @@ class Experiment:
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
         if self.data.made_split:
             run_inputs.write_split(self.path, self.data.train.inputs, self.data.test.inputs)
+        run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
         if self.config["record_losses"]:
@@ -319,3 +355,33 @@ class Experiment:
         if section == "selection":
             return {name: fact(self) for name, fact in facts.items()}
         return {name: fact(self) for name, fact in facts.items() if asks_for(package, spec, name)}
+
+
+def contents_of(config: dict) -> dict[str, dict]:
+    """What the data of a configuration are, as of datasets.contents."""
+    spec, _ = without_selection(config["dataset"])
+    return contents(
+        spec,
+        noise_kind=config["noise"]["kind"],
+        targets=config["targets"],
+        data_root=config["data_root"],
+    )
+
+
+@main_process_only
+def say_finished(config: dict, directory: Path):
+    """Say how a finished run has ended.
+
+    Raises UserError if its data have changed since.
+    """
+    try:
+        changed = run_inputs.changes(directory, contents_of(config))
+    except FileNotFoundError as error:
+        print(f"warning: the data are not there any more, nor compared: {error}", file=sys.stderr)
+    else:
+        if changed:
+            raise UserError(
+                f"{directory} is finished, but its data have changed since: {changed}; choose "
+                f"another run_dir=, or remove that one"
+            )
+    print(f"{directory} is finished: {describe(read_summary(directory))}")

@@ -16,7 +16,7 @@ lists all keys. README.md says the rest.
 
 import sys
 
-from experiment import SCHEMAS, Experiment
+from experiment import SCHEMAS, Experiment, say_finished
 from utils import optimizers, schedules
 from utils.checkpoint import StopRequest
 from utils.config import parse
@@ -25,6 +25,7 @@ from utils.errors import UserError
 from utils.run_directory import RunDirectory
 from utils.run_state import INTERRUPTED
 from utils.seed import seed_everything
+from utils.workers import workers_end_too
 
 
 def train(run: Experiment, stop: StopRequest) -> int:
@@ -89,10 +90,13 @@ def main(arguments: list[str]) -> int:
                 config = parse(arguments, __doc__, SCHEMAS)
             with RunDirectory(config) as directory:
                 if directory.finished:
+                    with fail_together():
+                        say_finished(config, directory.path)
                     return 0
                 with fail_together():
                     run = Experiment(config, directory)
-                return train(run, stop)
+                with workers_end_too():
+                    return train(run, stop)
     except (UserError, OSError, FloatingPointError) as error:
         if run and isinstance(error, UserError):
             raise  # nothing that was asked for: show where

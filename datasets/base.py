@@ -1,12 +1,16 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from utils.distributed import main_process_only
 from utils.errors import UserError
 
 
@@ -52,6 +56,7 @@ class Dataset:
     augment_test: bool = False  # test image files are augmented too, else cropped in the centre
     trusted: bool = True  # its labels count as true, so that injected noise can be told from them
     true: Tensor | None = None  # [N], true labels of the training part, if it comes with both
+    original: list[int] | None = None  # [N], the first copy of each training sample, if known
     num_workers: int = 0  # that read image files
     validation: Split | None = None  # a part to choose the epoch on
     verified: Split | None = None  # more training samples, whose labels people have checked
@@ -60,6 +65,13 @@ class Dataset:
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
     made_split: bool = False  # files were split into train and test here: a run writes down how
     note: str = ""  # what else there is to say
+
+    def __post_init__(self):
+        if len(self.classes) == 1:
+            raise UserError(
+                f"there is one class, {self.classes[0]!r}, and it takes two to tell one from the "
+                f"other: add images or rows of another class"
+            )
 
     @property
     def task(self) -> str:
@@ -114,13 +126,25 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
         ) from error
 
 
+@main_process_only
+def warn(message: str):
+    """Say in a line what is strange about the data and no error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
+def split_off(
+    targets: Tensor, fraction: float, original: Sequence[int], classes: Sequence[str]
+) -> tuple[list[int], list[int]]:
     """Positions [N] of a training and of a test part, always the same, stratified by class.
 
-    Targets that are numbers are not stratified.
+    Targets that are numbers are not stratified. Copies are on the side of their originals.
+
+    Args:
+        original: [N], the position of the first copy of each sample, as of datasets.copies.
+        classes: names.
 
     Raises UserError if a class is too small for it.
     """
@@ -128,16 +152,36 @@ def split_off(targets: Tensor, fraction: float) -> tuple[list[int], list[int]]:
 
     if not 0 < fraction < 1:
         raise UserError(f"test_fraction must lie in (0, 1), got {fraction}")
-    strata = None if targets.is_floating_point() else targets
+    rows = [row for row, first in enumerate(original) if row == first]
+    strata = None if targets.is_floating_point() else targets[rows]
     try:
-        train, test = train_test_split(
-            range(len(targets)), test_size=fraction, stratify=strata, random_state=0
-        )
+        _, test = train_test_split(rows, test_size=fraction, stratify=strata, random_state=0)
     except ValueError as error:
+        reason = too_rare(strata, classes) or error
         raise UserError(
-            f"a test part of {fraction} cannot be split off class by class: {error}"
+            f"a test part of {fraction} cannot be split off class by class: {reason}; more of "
+            f"these, or give a test part of your own"
         ) from None
-    return sorted(train), sorted(test)
+    test = set(test)
+    return (
+        [row for row, first in enumerate(original) if first not in test],
+        [row for row, first in enumerate(original) if first in test],
+    )
+
+
+def too_rare(labels: Tensor | np.ndarray | None, classes: Iterable[str | int]) -> str:
+    """Which classes are too small to be in two parts, in words; "" if none is, or without labels.
+
+    Args:
+        labels: without those of copies.
+        classes: names.
+    """
+    counts = np.bincount([] if labels is None else labels, minlength=1)
+    rare = [str(name) for name, count in zip(classes, counts, strict=False) if count == 1]
+    if not rare:
+        return ""
+    more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
+    return f"only one sample has the label {', '.join(rare[:10])}{more}"
 
 
 def read_lines(path: Path, missing: str) -> list[str]:

@@ -112,9 +112,9 @@ def read(folder: Path, lists: Path, keys: str, labels: str) -> Split:
     """
     lines = _lines(lists / keys)
     by_path, paths, targets = {}, [], []
-    if any(len(line) == 1 for line in lines):
-        by_path = {line[0]: line[1] for line in _lines(lists / labels) if len(line) > 1}
-    for number, (path, *label) in enumerate(lines, start=1):
+    if any(len(line) == 1 for _, line in lines):
+        by_path = {line[0]: line[1] for _, line in _lines(lists / labels) if len(line) > 1}
+    for number, (path, *label) in lines:
         label = label[0] if label else by_path.get(path)
         if label is None or not label.isdecimal() or int(label) >= len(CLASSES):
             raise UserError(
@@ -135,7 +135,8 @@ def _lines(path):
         "Clothing1M is to be asked for from its authors (github.com/Cysu/noisy_label); set "
         "data_root=<folder with clothing1m/>"
     )
-    lines = [line.split() for line in read_lines(path, missing) if line.strip()]
+    numbered = enumerate(read_lines(path, missing), start=1)
+    lines = [(number, line.split()) for number, line in numbered if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty")
     return lines

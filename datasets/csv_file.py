@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from datasets.copies import among, count_copies, find_copies
+from datasets.tables import number_labels, read_table
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def csv(
         file: the training part.
         root: what paths are relative to; ``data_root`` unless given.
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of
-            ``file`` is split off. It is tested on true labels if they are known.
+            ``file`` is split off, copies of an image together. It is tested on true labels if they
+            are known.
         crop_scale, flip, cache: as for ``folder``.
         task: give the same to ``task`` of the run, and a task_loss of it.
 
@@ -49,26 +52,28 @@ def csv(
     root = Path(root or data_root)
     table = read("file", file, root)
     test = read("test_file", test_file, root) if test_file else None
-    names = set(table.label).union(table.get("true_label", ()))
-    classes = []
+    columns = (table.label, table.get("true_label"), None if test is None else test.label)
     if task == "classification":
-        classes = sorted(names, key=int if all(name.isdecimal() for name in names) else None)
-        strange = [] if test is None else sorted(set(test.label) - names)
-        if strange:
-            raise UserError(
-                f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
-            )
-    given = _targets(table.label, classes, file)
-    true = _targets(table.true_label, classes, file) if "true_label" in table else None
+        labels = number_labels(*columns, file=file, test_file=test_file, by_value=True)
+        classes, given, true, tested = labels.classes, labels.given, labels.true, labels.test
+    else:
+        files = (file, file, test_file)
+        classes, (given, true, tested) = [], map(_numbers, columns, files)
+    names = [*table.path, *([] if test is None else test.path)]
+    shown = [*given.tolist(), *([] if tested is None else tested.tolist())]
+    if classes:
+        shown = [classes[number] for number in shown]
+    original, note = find_copies("images", names, shown, len(table)), ""
     if test is None:
-        rows, held_out = split_off(given, test_fraction)
-        tested = given if true is None else true
-        test_part = Split([table.path[row] for row in held_out], tested[held_out])
+        rows, held_out = split_off(given, test_fraction, original, classes)
+        note, original = count_copies(original), among(original, rows)
+        tested = (given if true is None else true)[held_out]
+        test_part = Split([table.path.iloc[row] for row in held_out], tested)
     else:
         rows = list(range(len(table)))
-        test_part = Split(list(test.path), _targets(test.label, classes, test_file))
+        test_part = Split(list(test.path), tested)
     return Dataset(
-        Split([table.path[row] for row in rows], given[rows]),
+        Split([table.path.iloc[row] for row in rows], given[rows]),
         test_part,
         classes=classes,
         in_channels=3,
@@ -79,25 +84,26 @@ def csv(
         trusted=False,
         true=None if true is None else true[rows],
         num_workers=num_workers,
+        original=original,
         made_split=test is None,
+        note=note,
         cache=cache_folder(data_root, cache),
     )
 
 
-def _targets(column, classes, file) -> Tensor:
-    """The numbers of these labels, or, without classes, the numbers that they are."""
-    if classes:
-        number = {name: position for position, name in enumerate(classes)}
-        return torch.tensor([number[name] for name in column])
+def _numbers(column, file) -> Tensor | None:
+    """The numbers that these labels are, if there are any labels."""
     import pandas as pd
 
+    if column is None:
+        return None
     numbers = pd.to_numeric(column, errors="coerce").to_numpy()
     numbers = torch.tensor(numbers, dtype=torch.float32)
     if not numbers.isfinite().all():
         row = int((~numbers.isfinite()).nonzero()[0])
         raise UserError(
             f"{file} must have numbers as labels for dataset.task=regression, got "
-            f"{column.iloc[row]!r} in line {row + 2}"
+            f"{column.iloc[row]!r} in line {column.index[row]}"
         )
     return numbers
 
@@ -105,37 +111,29 @@ def _targets(column, classes, file) -> Tensor:
 def read(key: str, file: str, root: Path) -> "pd.DataFrame":
     """The table that the argument ``key`` names, as texts, its paths absolute or relative to here.
 
-    Raises as ``csv``.
+    Its index is the line of each row. Raises as ``csv``.
     """
-    import pandas as pd  # takes a second: only if it is used
-
     if not Path(file).is_file():
         raise FileNotFoundError(
             f"dataset.{key}: there is no file {file}; it must be a CSV file with the columns path "
             f"and label"
         )
-    try:
-        table = pd.read_csv(
-            file, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except Exception as error:  # of pandas, or of what decompresses, as the damage may be
-        raise UserError(f"{file} cannot be read as CSV ({error})") from None
+    table = read_table(file, skip_spaces=True)
     for column in ("path", "label"):
         if column not in table:
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(table.columns)}")
     for column in set(table.columns) & {"path", "label", "true_label"}:
-        empty = table.index[table[column] == ""]
+        empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise UserError(
-                f"{file} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)"
-            )
+            raise UserError(f"{file} has no {column} in line {empty[0]} ({len(empty)} such lines)")
     if table.empty:
         raise UserError(f"{file} lists no images")
     table["path"] = [str(root / path) for path in table.path]
-    missing = [path for path in table.path if not Path(path).is_file()]
+    missing = [row for row, path in enumerate(table.path) if not Path(path).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{file} lists {len(missing)} images that are not there, the first of them "
-            f"{missing[0]}; paths are relative to dataset.root"
+            f"{table.path.iloc[missing[0]]} in line {table.index[missing[0]]}; paths are relative "
+            f"to dataset.root"
         )
     return table

@@ -1,18 +1,17 @@
 """Batches of image files, which worker processes read."""
 
-import os
-import signal
 import sys
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from datasets.base import Batch
-from datasets.images import Decoded, decode, normalisation, shorter_side
+from datasets.images import Decoded, decode, middle, normalisation, shorter_side
 from datasets.streams import ORDER, Draw, batch_slices
 from utils.distributed import is_distributed, rank_slice
 from utils.seed import derive
+from utils.workers import leave_signals_to_the_main_process
 
 MAX_UNREADABLE = 0.01  # of the image files of a part
 
@@ -92,10 +91,13 @@ class FileLoader:
             multiprocessing_context=self.start_method,
             pin_memory=torch.device(self.device).type == "cuda",
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
             collate_fn=_collate,
         )
-        for images, index, failed in loader:
+        for read in self._started(loader):
+            if isinstance(read, OSError):
+                raise read
+            images, index, failed = read
             if failed:
                 self._note(failed)
             if len(index) == 0 and not is_distributed():
@@ -104,9 +106,18 @@ class FileLoader:
             if len(index) == 0:  # of this process's share
                 images = images.new_empty(0, 3, self.image_size, self.image_size)
             images = images.to(self.device, non_blocking=True)
-            index = index.to(self.device, non_blocking=True)
+            index = torch.tensor(index, dtype=torch.int64).to(self.device, non_blocking=True)
             inputs = images.float().mul_(self.scale).add_(self.shift)
             yield Batch(inputs, self.targets[index], index)
+
+    def _started(self, loader):
+        try:
+            return iter(loader)
+        except OSError as error:  # no memory, no process, or no room for a semaphore
+            raise OSError(
+                f"the processes that read images cannot be started ({error}): lower "
+                f"dataset.num_workers, or make room in memory and in /dev/shm"
+            ) from None
 
     def _note(self, failed):
         for row, reason in failed:
@@ -129,23 +140,6 @@ class FileLoader:
             raise OSError(f"{count}, more than {MAX_UNREADABLE:.0%}: mend or remove {paths}")
 
 
-def _leave_signals_to_the_main_process(worker):
-    """Keep a worker alive when a cluster signals every process of a job.
-
-    One that died of it would keep the main process from saving. A second SIGTERM ends a worker:
-    that is how the main process gets rid of one that does not end by itself. But torchrun, which
-    signals the whole group of a process once more, is not to reach it.
-    """
-    os.setpgid(0, 0)
-
-    def first_sigterm(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, first_sigterm)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class _Files(torch.utils.data.Dataset):
     """(image, row, None) of a sample (row, seed); (None, row, reason) if it cannot be decoded."""
 
@@ -166,7 +160,7 @@ class _Files(torch.utils.data.Dataset):
             return None, row, str(error)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # of the CPU alone
-            return self.transform(image), row, None
+            return self.transform(middle(image)), row, None
 
 
 def _transform(image_size, augment, crop_scale, flip):
@@ -183,9 +177,21 @@ def _transform(image_size, augment, crop_scale, flip):
 
 
 def _collate(samples):
-    """Images [B, C, H, W], their rows [B], and (row, reason) of those that could not be read."""
+    """Images [B, C, H, W], their rows, and (row, reason) of those that could not be read.
+
+    Or, in a worker, an OSError if there is no memory to share them with the main process.
+    """
     images = [image for image, _, reason in samples if reason is None]
     rows = [row for _, row, reason in samples if reason is None]
     failed = [(row, reason) for _, row, reason in samples if reason is not None]
     stacked = torch.stack(images) if images else torch.empty(0)
-    return stacked, torch.tensor(rows, dtype=torch.int64), failed
+    if get_worker_info() is not None:
+        try:  # else the queue does it, in a thread whose errors never reach the main process
+            stacked.share_memory_()
+        except (RuntimeError, OSError) as error:
+            reason = str(error).split("\n")[0]
+            return OSError(
+                f"a process that reads images has no shared memory for a batch ({reason}): make "
+                f"room in /dev/shm (docker: --shm-size), or lower dataset.num_workers or batch_size"
+            )
+    return stacked, rows, failed

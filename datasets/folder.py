@@ -1,10 +1,13 @@
 """A folder of the user's own images, one sub-folder a class."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
+from datasets.copies import among, count_copies, find_copies
+from datasets.scan import describe, scan
 from utils.errors import UserError
 
 
@@ -18,17 +21,18 @@ def folder(
     flip: bool = True,
     cache: bool = False,
 ) -> Dataset:
-    """``root/train/<class>/*`` and ``root/test/<class>/*``, any format that ImageFolder reads.
+    """``root/train/<class>/*`` and ``root/test/<class>/*``, also in folders within these.
 
     Training images are cropped at random and mirrored, test images resized to 256/224 of
     ``image_size`` and cropped in the centre; both are normalised with the ImageNet statistics. The
     folder's labels are taken as they are, noisy perhaps, so nothing is reported that needs true
-    ones, unless noise is injected on top: then they count as true.
+    ones, unless noise is injected on top: then they count as true. Names that begin with a dot, and
+    files that are no images, are left out and counted.
 
     Args:
         root: the folder; ``data_root`` unless given.
         test_fraction: if there is no test/, this part of the training images is the test part, with
-            labels as they are.
+            labels as they are; copies of an image stay together.
         crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves
             almost everything.
         flip: whether training images are mirrored with probability 1/2.
@@ -38,10 +42,9 @@ def folder(
 
     Raises:
         FileNotFoundError: train/ is missing, or a class folder holds no image.
-        UserError: train/ and test/ have different classes; an argument out of range.
+        UserError: train/ and test/ have different classes; two class folders are one; an argument
+            out of range.
     """
-    from torchvision.datasets import ImageFolder  # takes seconds to import: only if it is used
-
     check_files(image_size, num_workers, crop_scale)
     base = Path(root or data_root)
     if not (base / "train").is_dir():
@@ -50,23 +53,31 @@ def folder(
             f"root/train/<class>/<image> and, if it is there, root/test/<class>/<image>; set "
             f"dataset.root=<your folder>"
         )
-    train = ImageFolder(str(base / "train"))
-    test = ImageFolder(str(base / "test")) if (base / "test").is_dir() else None
-    paths, targets = [path for path, _ in train.samples], torch.tensor(train.targets)
+    train = scan(base / "train")
+    test = scan(base / "test") if (base / "test").is_dir() else None
+    left_out = train.left_out + (test.left_out if test else Counter())
+    paths, targets = train.paths, torch.tensor(train.targets)
+    listed = [train] + [test] * (test is not None)
+    names = [path for part in listed for path in part.paths]
+    labels = [part.classes[target] for part in listed for target in part.targets]
+    original = find_copies("images", names, labels, len(paths))
+    notes = [describe(left_out)]
     if test is None:
+        parts = split_off(targets, test_fraction, original, train.classes)
         train_part, test_part = (
-            Split([paths[row] for row in rows], targets[rows])
-            for rows in split_off(targets, test_fraction)
+            Split([paths[row] for row in rows], targets[rows]) for rows in parts
         )
+        notes.append(count_copies(original))
+        original = among(original, parts[0])
     elif train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(
             f"train/ and test/ must hold the same class folders; only in one of them: "
-            f"{', '.join(differing)}"
+            f"{', '.join(differing[:10])}"
         )
     else:
         train_part = Split(paths, targets)
-        test_part = Split([path for path, _ in test.samples], torch.tensor(test.targets))
+        test_part = Split(test.paths, torch.tensor(test.targets))
     return Dataset(
         train_part,
         test_part,
@@ -80,4 +91,6 @@ def folder(
         num_workers=num_workers,
         made_split=test is None,
         cache=cache_folder(data_root, cache),
+        original=original,
+        note="; ".join(filter(None, notes)),
     )

@@ -1,9 +1,7 @@
 """Image files as uint8: decoded when asked for, kept decoded, or packed into one file."""
 
-import contextlib
 import fcntl
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.decoding import UNREADABLE, decode
 from utils.files import atomic_write
 
-UNREADABLE = (OSError, SyntaxError, ValueError)  # of Pillow; besides, DecompressionBombError
-JPEG = [0xFF, 0xD8]  # the first bytes of such a file
+MAX_RATIO = 32  # of the sides of an image: of a longer one the middle is taken
 
 
 def normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -31,24 +29,17 @@ def shorter_side(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def decode(path: str) -> Tensor:
-    """An image file as uint8 [3, H, W]; raises OSError if that cannot be."""
-    # these take seconds to import: only where images are decoded
-    from PIL import Image
-    from torchvision.datasets.folder import default_loader
-    from torchvision.io import ImageReadMode, decode_jpeg
-    from torchvision.transforms.functional import pil_to_tensor
+def middle(image: Tensor) -> Tensor:
+    """An image [C, H, W] that is not longer than MAX_RATIO times its shorter side.
 
-    try:
-        content = np.fromfile(path, np.uint8)
-        # the same pixels as Pillow's in less time; on damaged PNGs torchvision crashes
-        if content[:2].tolist() == JPEG:
-            Image.open(io.BytesIO(content)).close()  # raises if there are too many pixels to decode
-            with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
-                return decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
-        return pil_to_tensor(default_loader(path))
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from None
+    Resized to a shorter side of 256, a scan line of 12,000 x 1 pixels would take gigabytes.
+    """
+    from torchvision.transforms.v2.functional import center_crop
+
+    longest = MAX_RATIO * min(image.shape[1:])
+    if max(image.shape[1:]) <= longest:
+        return image
+    return center_crop(image, [min(length, longest) for length in image.shape[1:]])
 
 
 class Decoded:
@@ -106,6 +97,7 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
         if image is None:
             unreadable.append(row)
         else:
+            images.shapes[row] = image.shape[1:]  # of one that was turned, the other way round
             images[row].copy_(image)
     images.shapes[unreadable] = 0
     return images
@@ -137,8 +129,8 @@ def pack(paths: list[str], shorter: int, folder: Path) -> Decoded:
 
 
 def _version(paths, shorter):
-    """What changes if one of the files does."""
-    listing = hashlib.sha256(f"{shorter}\n".encode())
+    """What changes if one of the files does, or how they are decoded."""
+    listing = hashlib.sha256(f"turned {shorter}\n".encode())
     for path in paths:
         try:
             status = os.stat(path)
@@ -153,6 +145,7 @@ def _write(packed, paths, shorter):
     from torchvision.transforms.v2.functional import resize
 
     def shrunk(image):
+        image = middle(image)
         return resize(image, [shorter]) if min(image.shape[1:]) > shorter else image
 
     shapes = np.zeros((len(paths), 2), np.int32)

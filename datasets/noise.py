@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.base import warn
 from utils.build import unknown
 from utils.detection import wrong_labels
 from utils.errors import UserError
@@ -351,6 +352,11 @@ def inject(
             f"noise.kind={kind} is for classes, and what is predicted here are numbers: use one of "
             f"{', '.join(FOR_NUMBERS)}"
         )
+    if num_classes == 1 and kind in KINDS:
+        raise UserError(
+            f"noise.kind={kind} gives samples the label of another class, and there is one class: "
+            f"set noise.kind=none"
+        )
     if kind == "none":
         given = clean.copy()
     elif kind.startswith("file:"):
@@ -416,7 +422,7 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     """
     path, _, key = path.partition("#")
     key = key or "given"
-    columns = _read_columns(path)
+    columns = read_columns(path)
     if key not in columns:
         raise UserError(
             f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with "
@@ -444,8 +450,8 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     return given
 
 
-def _read_columns(path):
-    """The arrays of a .npz or .csv file, by name."""
+def read_columns(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz or .csv file, by name; raises as ``read_labels``."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"noise.kind=file:{path}: there is no such file")
     if path.endswith(".npz"):
@@ -454,12 +460,22 @@ def _read_columns(path):
         except OSError as error:
             raise UserError(f"{path} cannot be read as .npz with plain arrays ({error})") from None
     if path.endswith(".csv"):
+        longer = []
         try:  # -sig: spreadsheets write a mark of the encoding
             with open(path, newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file, skipinitialspace=True)
-                names, rows = reader.fieldnames or (), list(reader)
+                names, rows = reader.fieldnames or (), []
+                for row in reader:
+                    rows.append(row)
+                    if None in row:
+                        longer.append(reader.line_num)
         except (ValueError, csv.Error) as error:
             raise UserError(f"{path} cannot be read as .csv ({error})") from None
+        if longer:
+            warn(
+                f"{path}: {len(longer)} rows have more fields than the head, the first of them in "
+                f"line {longer[0]}: those at their end are left out"
+            )
         return {name: np.array([row[name] for row in rows]) for name in names}
     raise UserError(f"labels are read from .npz or .csv, got {path}")
 

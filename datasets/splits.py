@@ -1,12 +1,12 @@
 """Which training samples are trained on, held out, or taken for samples whose labels are right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
-from datasets.base import Split
+from datasets.base import Split, too_rare
 from datasets.noise import Noise
 from datasets.streams import TRUSTED
 from utils.errors import UserError
@@ -31,6 +31,8 @@ def split_rows(
     trusted: Mapping = MappingProxyType({}),
     seed: int,
     verified: Split | None = None,
+    original: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
 ) -> Parts:
     """Which samples of a training set a run trains on, and which it sets apart before.
 
@@ -40,15 +42,20 @@ def split_rows(
         seed: of both draws.
         verified: the dataset's own verified part, if it has one: trusted samples are drawn from
             it, and none are taken off the training rows.
+        original: [N], the first copy of each sample, as of datasets.copies.
+        classes: names, for errors.
 
     Raises:
         UserError: as ``hold_out`` and ``draw_trusted``; trusted samples if the truth is unknown.
     """
-    rows, held_out, labels = hold_out(noise, **validation, seed=seed)
+    rows, held_out, labels = hold_out(
+        noise, **validation, seed=seed, original=original, classes=classes
+    )
     parts = Parts(rows, held_out, labels)
     if not trusted.get("count"):
         return parts
     draw = {"num_classes": noise.num_classes, "seed": derive(seed, TRUSTED), **trusted}
+    draw["classes"] = classes
     if verified is not None:
         true = verified.targets.numpy()
         parts.trusted = draw_trusted(np.arange(len(true)), true, most=len(true), **draw)
@@ -64,12 +71,19 @@ def split_rows(
 
 
 def hold_out(
-    noise: Noise, *, fraction: float, clean: bool = False, seed: int
+    noise: Noise,
+    *,
+    fraction: float,
+    clean: bool = False,
+    seed: int,
+    original: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows to train on, rows to validate on, drawn from ``seed``, and the labels [N] for that.
 
     The labels, by which the rows are stratified too, are the given ones, noise and all, or if
-    ``clean`` the true ones. Targets that are numbers are not stratified.
+    ``clean`` the true ones. Targets that are numbers are not stratified. Copies are on the side of
+    their originals.
 
     Raises:
         UserError: a class too small for it; ``clean`` if the truth is unknown.
@@ -83,15 +97,23 @@ def hold_out(
         )
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    strata = labels if noise.num_classes else None
+    first = rows if original is None else np.asarray(original)
+    originals, copies = rows[first == rows], rows[first != rows]
+    strata = labels[originals] if noise.num_classes else None
     try:
         train, held_out = train_test_split(
-            rows, test_size=fraction, random_state=seed, stratify=strata
+            originals, test_size=fraction, random_state=seed, stratify=strata
         )
     except ValueError as error:
+        reason = too_rare(strata, classes or range(noise.num_classes)) or error
         raise UserError(
-            f"validation.fraction={fraction} cannot be held out by class: {error}"
+            f"validation.fraction={fraction} cannot be held out by class: {reason}; more of these, "
+            f"or set validation.fraction=0"
         ) from None
+    if len(copies):
+        of_held_out = np.isin(first[copies], held_out)
+        train = np.concatenate([train, copies[~of_held_out]])
+        held_out = np.concatenate([held_out, copies[of_held_out]])
     return train, held_out, labels
 
 
@@ -104,6 +126,7 @@ def draw_trusted(
     num_classes: int,
     most: int,
     seed: int,
+    classes: Sequence[str] = (),
 ) -> np.ndarray:
     """``count`` of the rows, sorted, drawn without replacement.
 
@@ -113,6 +136,7 @@ def draw_trusted(
             no classes, from all rows alike.
         num_classes: 0 if the labels are no classes.
         most: the largest count allowed.
+        classes: names, for errors.
 
     Raises:
         UserError: a count out of range; a class with too few rows.
@@ -128,8 +152,9 @@ def draw_trusted(
     for label, number in enumerate(counts):
         members = rows[true[rows] == label]
         if len(members) < number:
+            name = classes[label] if classes else label
             raise UserError(
-                f"trusted.count={count} takes {number} samples of class {label}, which has only "
+                f"trusted.count={count} takes {number} samples of class {name}, which has only "
                 f"{len(members)}: lower trusted.count, or set trusted.per_class=false"
             )
         drawn.append(generator.choice(members, number, replace=False))

@@ -8,6 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.base import Dataset, Split, split_off
+from datasets.copies import among, count_copies, find_copies
+from datasets.tables import number_labels, read_table
 from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
 
@@ -35,7 +37,8 @@ def text(
 
     Args:
         file: the training part; relative to ``data_root``, unless it is there as it stands.
-        test_file: the test part; without it, ``test_fraction`` of ``file`` is split off.
+        test_file: the test part; without it, ``test_fraction`` of ``file`` is split off, copies of
+            a text together.
         text_column, label_column: of both files; true_column: of ``file``, if you know the true
             labels.
         max_length: tokens of a text; what is longer is cut.
@@ -58,22 +61,27 @@ def text(
         )
     table = read("file", file, data_root, text_column, label_column, true_column)
     test = read("test_file", test_file, data_root, text_column, label_column) if test_file else None
-    names = set(table[label_column]).union(table.get(true_column, ()))
-    strange = [] if test is None else sorted(set(test[label_column]) - names)
-    if strange:
-        raise UserError(
-            f"{test_file} has labels that {file} does not have: {', '.join(strange[:10])}"
-        )
-    classes = sorted(names)
-    given = _targets(table[label_column], classes)
-    true = _targets(table[true_column], classes) if true_column in table else None
+    labels = number_labels(
+        table[label_column],
+        table.get(true_column),
+        None if test is None else test[label_column],
+        file=file,
+        test_file=test_file,
+        by_value=False,
+    )
+    given, true = labels.given, labels.true
+    names = [*table[text_column], *([] if test is None else test[text_column])]
+    numbers = [*given.tolist(), *([] if test is None else labels.test.tolist())]
+    shown = [labels.classes[number] for number in numbers]
+    original, note = find_copies("texts", names, shown, len(table)), ""
     if test is None:
-        rows, held_out = split_off(given, test_fraction)
+        rows, held_out = split_off(given, test_fraction, original, labels.classes)
+        note, original = count_copies(original), among(original, rows)
         test_texts = list(table[text_column].iloc[held_out])
         test_targets = (given if true is None else true)[held_out]
     else:
         rows = list(range(len(table)))
-        test_texts, test_targets = list(test[text_column]), _targets(test[label_column], classes)
+        test_texts, test_targets = list(test[text_column]), labels.test
     texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
     if features:
@@ -82,35 +90,30 @@ def text(
     return Dataset(
         train,
         Split(inputs[len(texts) :], test_targets, test_texts),
-        classes=classes,
+        classes=labels.classes,
         in_channels=inputs.shape[1] if features else 0,
         image_size=1 if features else 0,
         trusted=False,
         true=None if true is None else true[rows],
+        original=original,
+        note=note,
     )
-
-
-def _targets(column, classes) -> Tensor:
-    number = {name: position for position, name in enumerate(classes)}
-    return torch.tensor([number[name] for name in column])
 
 
 def read(
     key: str, file: str, data_root: str, text_column: str, label_column: str, true_column: str = ""
 ) -> "pd.DataFrame":
-    """The table that the argument ``key`` names, as texts; raises as ``text``."""
-    import pandas as pd  # takes a second: only if it is used
+    """The table that the argument ``key`` names, as texts; raises as ``text``.
 
+    Its index is the line of each row.
+    """
     path = Path(file) if Path(file).is_file() else Path(data_root) / file
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must "
             f"be a CSV file with a column of texts and one of labels"
         )
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except Exception as error:  # of pandas, or of what decompresses, as the damage may be
-        raise UserError(f"{path} cannot be read as CSV ({error})") from None
+    table = read_table(path)
     for name, column in (("text_column", text_column), ("label_column", label_column)):
         if column not in table:
             raise UserError(
@@ -120,9 +123,7 @@ def read(
     for column in {text_column, label_column, true_column} & set(table.columns):
         empty = table.index[table[column].str.strip() == ""]
         if len(empty):
-            raise UserError(
-                f"{path} has no {column} in line {empty[0] + 2} ({len(empty)} such lines)"
-            )
+            raise UserError(f"{path} has no {column} in line {empty[0]} ({len(empty)} such lines)")
     if table.empty:
         raise UserError(f"{path} lists no texts")
     return table

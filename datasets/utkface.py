@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, check_files
+from datasets.scan import is_hidden
 from utils.errors import UserError
 
 
@@ -48,8 +49,7 @@ def utkface(
             f"{test_fraction} and {memory_limit}"
         )
     folder = Path(data_root, "UTKFace")
-    suffixes = (".jpg", ".jpeg", ".png")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    files = image_files(folder)
     named = [path for path in files if age(path.name) is not None]
     if len(named) < 2:
         raise FileNotFoundError(
@@ -80,6 +80,17 @@ def utkface(
         memory_limit=memory_limit,
         made_split=True,
         note=f"{skipped} files without an age in their names left out" if skipped else "",
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Its images and those of the folders in it, in order of their paths."""
+    suffixes = (".jpg", ".jpeg", ".png")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(map(is_hidden, path.relative_to(folder).parts))
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, read_lines
+from datasets.scan import is_hidden
 from utils.errors import UserError
 
 
@@ -88,7 +89,7 @@ def read(path: Path, folder: Path, num_classes: int) -> Split:
 def _imagenet(folder, synsets):
     paths, targets, missing = [], [], []
     for label, synset in enumerate(synsets):
-        files = sorted((folder / synset).glob("*.*"))
+        files = sorted(path for path in (folder / synset).glob("*.*") if not is_hidden(path.name))
         if not files:
             missing.append(synset)
         paths += [str(path) for path in files]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from datasets.base import Dataset, Split
+from datasets.tables import read_table
 from datasets.text import tokenize
 from utils.errors import UserError
 
@@ -68,32 +69,32 @@ def read(path: Path) -> "pd.DataFrame":
 
     Raises as ``wikihow``.
     """
-    import pandas as pd  # takes a second: only if it is used
-
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} was not found: the wikiHow goal-step data "
             f"(github.com/zharry29/wikihow-goal-step) go to data_root/wikihow/<step, goal or "
             f"order>/train.csv and val.csv, in SWAG's format"
         )
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read as CSV ({error})") from None
+    table = read_table(path)
     if _num_endings(table) < 2 or table.empty:
         raise UserError(
             f"{path} must have SWAG's columns, a context in column {CONTEXT}, a question in "
             f"{QUESTION}, endings from {FIRST_ENDING} on and the label in the last; got "
             f"{', '.join(table.columns)}"
         )
-    unused = [name for name in table.columns[FIRST_ENDING:-1] if (table[name] == "").all()]
-    table = table.drop(columns=unused)
-    labels, endings = table.iloc[:, -1], _num_endings(table)
+    used = [
+        position
+        for position in range(table.shape[1])
+        if not FIRST_ENDING <= position < table.shape[1] - 1
+        or (table.iloc[:, position] != "").any()
+    ]
+    table = table.iloc[:, used]
+    labels, endings = table.iloc[:, -1].str.strip(), _num_endings(table)
     strange = ~labels.isin([str(number) for number in range(endings)])
     if strange.any():
         raise UserError(
-            f"{path}: the label in line {strange.argmax() + 2} must be the number of one of "
-            f"{endings} endings, got {labels.iloc[strange.argmax()]!r}"
+            f"{path}: the label in line {strange.idxmax()} must be the number of one of {endings} "
+            f"endings, got {labels[strange.idxmax()]!r}"
         )
     return table
 

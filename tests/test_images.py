@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.io import write_png
 from torchvision.transforms.functional import pil_to_tensor
 
 import datasets.images
 from datasets import folder
-from datasets.images import Decoded, decode, pack
+from datasets.images import Decoded, decode, middle, pack
 from tests.test_loaders import loaders_of
 
 
@@ -34,7 +34,8 @@ def as_jpeg(image, **options):
 def as_pillow(content):
     """What Pillow makes of it, None where that is an error."""
     try:
-        return pil_to_tensor(Image.open(io.BytesIO(content)).convert("RGB"))
+        image = Image.open(io.BytesIO(content))
+        return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError):
         return None
 
@@ -42,7 +43,7 @@ def as_pillow(content):
 @pytest.mark.parametrize("how", ["RGB", "L", "CMYK", "YCbCr", "progressive", "turned", "damaged"])
 def test_a_jpeg_is_decoded_to_the_pixels_that_pillow_gives(how, tmp_path):
     image = picture().convert(how if how in ("L", "CMYK", "YCbCr") else "RGB")
-    image.getexif()[0x0112] = 6  # to be shown turned, which neither does
+    image.getexif()[0x0112] = 6  # to be shown turned
     options = {"exif": image.getexif()} if how == "turned" else {}
     content = as_jpeg(image, progressive=how == "progressive", **options)
     random, seen = np.random.default_rng(0), set()
@@ -186,3 +187,29 @@ def test_of_two_processes_that_want_the_cache_one_makes_it(tmp_path):
     assert sorted(results.get(timeout=60) for _ in both) == [(0, 360), (5, 360)]
     for process in both:
         process.join()
+
+
+@pytest.mark.parametrize("shape", [(1, 12_000), (12_000, 1)])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_scan_line_is_not_blown_up_to_gigabytes(tree, shape, cache):
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tree / "train/a/0.png")
+    Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(tree / "test/a/0.png")
+    found = loaders(tree, cache=cache, num_workers=0)
+    for loader in (found.train, found.train_plain, found.evaluation["test"]):
+        shapes, transform = [], loader.files.transform
+
+        def noted(image, shapes=shapes, transform=transform):
+            shapes.append(image.shape)
+            return transform(image)
+
+        loader.files.transform = noted
+        assert all(batch.input.shape[1:] == (3, 48, 48) for batch in loader)
+        assert max(max(shape[1:]) for shape in shapes) < 200
+
+
+def test_images_of_ordinary_shape_are_whole():
+    for shape in ((3, 10, 320), (3, 320, 10), (3, 7, 7)):
+        image = torch.zeros(shape)
+        assert middle(image) is image
+    line = torch.arange(1000).expand(3, 2, -1)
+    assert torch.equal(middle(line), line[:, :, 468:532])

@@ -10,7 +10,14 @@ import torch
 
 from datasets.base import Batch
 from losses.task import cross_entropy, mse
-from utils.detection import easy_hard_incorrect, flag, measure_detection, sample_table, top_half
+from utils.detection import (
+    easy_hard_incorrect,
+    flag,
+    measure_detection,
+    measure_learning,
+    sample_table,
+    top_half,
+)
 from utils.evaluation import prediction_table
 from utils.metrics import METRICS, accuracy, mae
 from utils.training_record import TrainingRecord
@@ -301,3 +308,41 @@ def test_the_first_loss_that_is_not_finite_is_named(value):
         take_step(record, step, errors)
     with pytest.raises(FloatingPointError, match=r"epoch 3, step 1; samples 7\."):
         record.check(3, LOADER)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_network_that_has_learned_nothing_is_told_from_one_that_has(numbers):
+    generator = np.random.default_rng(1)
+    given = generator.integers(0, 5, 600)
+    wrong = np.arange(600) < 100
+    true = np.where(wrong, (given + 1) % 5, given)
+    kind = float if numbers else int
+    table = {"given": given.astype(kind), "true": true.astype(kind)}
+
+    def learning(predicted, score):
+        return measure_learning(table | {"predicted": predicted.astype(kind), "score": score})
+
+    suspicious = wrong + generator.normal(0, 0.3, 600)
+    learned = learning(np.where(generator.random(600) < 0.3, true, given[::-1]), suspicious)
+    assert learned["warning"] is None and learned["p_value"] == 1 / 200
+    assert learned["order_p_value"] < 1e-10
+    # one class for all, and predictions that have nothing to do with the samples
+    for predicted in (np.zeros(600), generator.permutation(given)):
+        nothing = learning(predicted, suspicious)
+        assert nothing["agreement"] < 0.05
+        assert "no better than chance" in nothing["warning"]
+        assert "learned nothing" in nothing["warning"]
+    for score in (generator.random(600), -suspicious, np.zeros(600)):
+        assert "order of the suspects" in learning(given, score)["warning"]
+    table["true"] = np.full(600, np.nan) if numbers else np.full(600, -1)  # not known
+    unknown = learning(given, generator.random(600))
+    assert unknown["order_p_value"] is None and unknown["warning"] is None
+
+
+def test_agreement_is_kappa():
+    from sklearn.metrics import cohen_kappa_score
+
+    given, predicted = np.array([0, 0, 1, 2, 7, 7, 1]), np.array([0, 1, 1, 2, 7, 0, 3])
+    table = {"given": given, "true": given, "predicted": predicted, "score": np.arange(7.0)}
+    agreement = measure_learning(table)["agreement"]
+    assert agreement == pytest.approx(cohen_kappa_score(given, predicted))

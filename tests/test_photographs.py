@@ -122,6 +122,20 @@ def test_a_run_on_faces(run, faces, method):
     assert (suspects.given_label != suspects.true_label).sum() > 15
 
 
+def test_a_run_that_was_killed_before_its_summary_ends_as_if_it_had_not_been(run, faces):
+    options = [f"data_root={faces}", *SMALL, "epochs=2", "dataset.test_crop=authors"]
+    options += ["dataset.crop_scale=0.3", "dataset.image_size=16", "model=cnn", "model.width=4"]
+    directory = run(*options, params="params/utkface/plain.yaml")[1]
+    whole = dict(np.load(directory / "test.npz"))
+    summary = json.loads((directory / "summary.json").read_text())
+    (directory / "summary.json").write_text(json.dumps(summary | {"finished": False}))
+    (directory / "test.npz").unlink()
+    assert run(*options, params="params/utkface/plain.yaml")[0] == 0
+    again = np.load(directory / "test.npz")  # the crops of the last epoch, not of the first
+    for name, values in whole.items():
+        np.testing.assert_array_equal(again[name], values)
+
+
 def test_a_network_learns_ages_from_faces(run, faces):
     code, directory, *_ = run(
         f"data_root={faces}",

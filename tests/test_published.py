@@ -25,8 +25,7 @@ def test_every_number_says_what_it_is_and_where_it_is_from():
     assert set(table.dataset) <= {path.name for path in (ROOT / "params").iterdir()}
     assert set(table["rule"]) <= RULES and set(published.COMPARED) <= RULES
     assert {kind for kind in table.noise if not kind.startswith("human:")} <= {*noise.KINDS, "none"}
-    to_come = {"SELFIE", "JointOptimization"}
-    assert set(table.method) <= {*losses.__all__, *to_come, "RSL", "RSL + MixMatch"}
+    assert set(table.method) <= {*losses.__all__, "RSL", "RSL + MixMatch"}
     assert table.model.isin(models.__all__).mean() > 0.3
     address = r"https://(github\.com/[\w-]+/[\w-]+|arxiv\.org/abs/\d{4}\.\d{5})"
     assert table.source.str.match(address).all()

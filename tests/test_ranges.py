@@ -41,6 +41,7 @@ REQUIRED = {
     "ExponentialLR": {"gamma": 0.9},
     "CosineAnnealingLR": {"T_max": 5},
     "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "ConstantThenLinear": {"constant_epochs": 5},
 }
 MAY_BE_NEGATIVE = {  # thresholds of a loss, logarithms, and the -1 by which PyTorch starts anew
     ("DiscrimLoss", "threshold"),

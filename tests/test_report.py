@@ -369,7 +369,6 @@ def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
     }
     same = [
         {"seed": 2, "noise": config["noise"] | {"seed": 2}},
-        {"seed": 2},
         {"device": "cuda", "run_dir": "x", "threads": 2},
         {"dataset": {"name": "digits", "num_workers": 8}},
         {"precision": "fp32"},  # its default
@@ -378,11 +377,83 @@ def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
     other = [
         {"epochs": 21},
         {"precision": "bf16"},
+        {"seed": 2},  # with the labels of seed 1
         {"loss": {"name": "GCE"}},
         {"model": {"name": "text_encoder", "path": "/home/nobody/bert"}},
     ]
     assert {config_hash(config | change) for change in same} == {config_hash(config)}
     assert config_hash(config) not in {config_hash(config | change) for change in other}
+
+
+def hashes(results):
+    """Seed -> the hash of its configuration; each seed once."""
+    return dict(zip(results.table.seed, results.table.config, strict=True))
+
+
+def test_noise_that_is_fixed_is_another_experiment_than_noise_that_follows_the_seed(tmp_path):
+    def leave(name, seed, noise_seed):
+        noise = {"kind": "permute", "fraction": 0.4, "seed": noise_seed}
+        make_run(
+            tmp_path / name / f"{seed}", [97.0] * 3, **(MNIST | {"noise": noise, "seed": seed})
+        )
+
+    for seed in (1, 2, 3):
+        leave("following", seed, seed)
+    following = collect([tmp_path / "following"])
+    assert len(set(hashes(following).values())) == 1
+    for seed in (5, 7, 8):
+        leave("fixed", seed, 7)
+    # seed 7 has its own noise: alone with others that are fixed there, it is one of them
+    fixed = collect([tmp_path / "fixed"])
+    assert len(set(hashes(fixed).values())) == 1
+    both = collect([tmp_path])
+    assert both.table.groupby("label").seed.apply(list).to_dict() == {
+        "Plain": [1, 2, 3, 7],
+        "Plain, noise.seed=7": [5, 8],
+    }
+    leave("another", 5, 8)  # the same seed on other labels: no repetition
+    assert not collect([tmp_path]).skipped
+    log = tmp_path / "log"
+    log_of(collect([tmp_path / "fixed", tmp_path / "another"]), log)
+    again = collect([log])
+    assert set(again.table.label) == {"Plain, noise.seed=7", "Plain, noise.seed=8"}
+    assert len(again.table) == 4
+
+
+def test_what_a_result_depends_on_counts_by_its_content(tmp_path):
+    rsl = MNIST | {"dataset": {"name": "mnist", "selection": {"history": "/a/losses.npy"}}}
+    for seed, epochs in ((1, 20), (2, 20), (3, 5)):
+        make_run(tmp_path / f"rsl/{seed}", [97.0] * 3, seed=seed, **rsl)
+        recorded = {"seed": seed, "epochs": epochs, "noise": {"seed": seed}}
+        change_summary(tmp_path / f"rsl/{seed}", origins={"recording": {"config": recorded}})
+    found = hashes(collect([tmp_path / "rsl"]))
+    assert found[1] == found[2] != found[3]  # recordings of another length
+    # of another seed of the recording, and of no run at all
+    recorded = {"seed": 9, "epochs": 20, "noise": {"seed": 9}}
+    change_summary(tmp_path / "rsl/2", origins={"recording": {"config": recorded}})
+    change_summary(tmp_path / "rsl/3", origins={"recording": {"sha256": "0" * 64}})
+    results = collect([tmp_path / "rsl"])
+    assert len(set(hashes(results).values())) == 3
+    assert any("recording=0000000000" in label for label in results.table.label)
+    # a run of an older version does not say: it is as the others, if these agree
+    change_summary(tmp_path / "rsl/2", origins=None)
+    change_summary(tmp_path / "rsl/3", origins=None)
+    assert len(set(hashes(collect([tmp_path / "rsl"])).values())) == 1
+
+    files = {"v1": "/data/v1/shop/labels.csv", "v2": "/data/v2/shop/labels.csv"}
+    files["moved"] = "/elsewhere/labels.csv"
+    for seed, (name, file) in enumerate(files.items()):
+        make_run(
+            tmp_path / "csv" / name,
+            [97.0] * 3,
+            seed=seed,
+            dataset={"name": "csv", "file": file},
+            noise={"kind": "none", "fraction": 0.0},
+        )
+        content = {"train": {"classes": {"a": 3}, "sha256": "v2" if name == "v2" else "v1"}}
+        (tmp_path / "csv" / name / "data.json").write_text(json.dumps(content))
+    found = hashes(collect([tmp_path / "csv"]))
+    assert found[0] == found[2] != found[1]
 
 
 def test_runs_on_the_labels_of_an_earlier_run_share_a_hash():

@@ -22,6 +22,7 @@ import losses
 import main
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
+from utils.report.__main__ import main as report
 from utils.run_directory import RunDirectory
 from utils.run_state import lock_owner, read_summary, run_state
 from utils.training_record import TrainingRecord
@@ -315,6 +316,20 @@ def test_a_finished_run_says_so_and_does_nothing(run):
     assert "is finished: test accuracy: last" in stdout
     assert len(stdout.splitlines()) == 1
     assert (directory / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_that_has_learned_nothing_says_so_and_so_does_the_report(run, capsys):
+    options = ["optimizer.lr=0", "noise.kind=symmetric", "noise.fraction=0.4"]
+    code, directory, printed, _ = run(*options, params="params/digits/plain.yaml")
+    assert code == 0
+    warning = json.loads((directory / "summary.json").read_text())["learning"]["warning"]
+    assert "it has learned nothing" in warning and f"warning: {warning}" in printed
+    report(["--format", "markdown", str(directory)])
+    assert "Learned nothing" in capsys.readouterr().out
+    code, directory, printed, _ = run("epochs=4", name="other", params="params/digits/plain.yaml")
+    assert "warning" not in printed
+    report([str(directory)])
+    assert "Learned nothing" not in capsys.readouterr().out
 
 
 def test_another_configuration_is_an_error_that_names_the_keys(run):

@@ -70,7 +70,11 @@ def test_tokens_are_those_of_the_tokenizer(washing, tiny_bert):
 
 
 def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path, tiny_bert):
-    columns = {"step": ["a b c d e f"] * 10, "cat": list("xy") * 5, "truth": ["x"] * 10}
+    columns = {
+        "step": [f"a b c d e {end}" for end in "fghijklmno"],
+        "cat": list("xy") * 5,
+        "truth": ["x"] * 10,
+    }
     write(tmp_path / "steps.csv.gz", other=[0] * 10, **columns)
     data = text(
         "steps.csv.gz",

@@ -94,7 +94,8 @@ NAMES_OF_NUMBERS = (*NAMES, "large_change", "large_change_auroc")  # of a regres
 def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
     """How well incorrect labels are told from correct ones.
 
-    Every value is None if the truth is unknown, or all labels are of one kind.
+    Every value is None if the truth is unknown, or all labels are of one kind. Samples without a
+    score (NaN), whose images could not be read when losses were recorded, do not count.
 
     auroc, average_precision: of the score.
     hard_vs_incorrect_auroc: the same among the samples whose loss is in the top half, where hard
@@ -111,6 +112,8 @@ def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
     Args:
         table: as from ``sample_table``.
     """
+    scored = np.isfinite(table["score"])
+    table = {key: values[scored] for key, values in table.items()}
     given, true, score, predicted = (table[key] for key in ("given", "true", "score", "predicted"))
     is_regression = true.dtype.kind == "f"
     corrupted = wrong_labels(given, true)
@@ -133,6 +136,79 @@ def measure_detection(table: dict[str, np.ndarray]) -> dict[str, float | None]:
         values["large_change"] = true.std()
         values["large_change_auroc"] = _auroc(np.abs(given - true) > true.std(), score)
     return {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def measure_learning(table: dict[str, np.ndarray]) -> dict:
+    """Whether a finished network has learned anything of its training labels.
+
+    agreement: of predicted and given labels beyond chance, 1 at most: Cohen's kappa of classes; of
+        numbers, the square of the correlation.
+    p_value: how often as much agreement comes about if the given labels are permuted.
+    order_p_value: how often a random order puts the incorrect labels as far in front as the score
+        does (Mann-Whitney, one-sided); None if they are not known.
+    warning: None, or a sentence if one of these is no better than chance. What a network that has
+        learned nothing suspects means nothing.
+
+    Args:
+        table: as from ``sample_table``.
+    """
+    given, predicted = table["given"], table["predicted"]
+    rows = np.random.default_rng(0).permutation(len(given))[:LOOKED_AT]
+    given, predicted = given[rows], predicted[rows]
+    agreement = _squared_correlation if given.dtype.kind == "f" else _kappa
+    here = agreement(given, predicted)
+    generator = np.random.default_rng(0)
+    permuted = [agreement(generator.permutation(given), predicted) for _ in range(PERMUTATIONS)]
+    p_value = (1 + sum(value >= here for value in permuted)) / (1 + PERMUTATIONS)
+    order = _order_p_value(table)
+    warning = None
+    if here < LITTLE or p_value > 0.01:
+        warning = (
+            f"the network predicts its training labels no better than chance (agreement beyond "
+            f"chance {here:.3f}): it has learned nothing, and what it suspects means nothing. "
+            f"Look at the learning rate, the number of epochs and curves.png"
+        )
+    elif order is not None and order > 0.01:
+        warning = (
+            "the order of the suspects is no better than chance: as many of the labels that are "
+            "known to be wrong stand at its end as at its head"
+        )
+    return {"agreement": here, "p_value": p_value, "order_p_value": order, "warning": warning}
+
+
+LITTLE = 0.02  # agreement beyond chance, of a network that has learned nothing worth a name
+LOOKED_AT, PERMUTATIONS = 20_000, 199
+
+
+def _kappa(given, predicted):
+    classes, (given, predicted) = _numbered(given, predicted)
+    shares = [np.bincount(values, minlength=classes) / len(given) for values in (given, predicted)]
+    by_chance = float(shares[0] @ shares[1])
+    agreed = float((given == predicted).mean())
+    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
+
+
+def _numbered(given, predicted):
+    """The number of classes that occur, and both arrays in numbers from 0."""
+    classes, numbers = np.unique(np.concatenate([given, predicted]), return_inverse=True)
+    return len(classes), np.split(numbers, 2)
+
+
+def _squared_correlation(given, predicted):
+    if np.ptp(given) == 0 or np.ptp(predicted) == 0:
+        return 0.0
+    correlation = float(np.corrcoef(given, predicted)[0, 1])
+    return max(correlation, 0.0) ** 2
+
+
+def _order_p_value(table):
+    corrupted = wrong_labels(table["given"], table["true"])
+    if corrupted is None or corrupted.all() or not corrupted.any():
+        return None
+    from scipy.stats import mannwhitneyu
+
+    score = table["score"]
+    return float(mannwhitneyu(score[corrupted], score[~corrupted], alternative="greater").pvalue)
 
 
 def measure_recovery(labels: Tensor | None, true: np.ndarray, rows: np.ndarray) -> dict | None:
@@ -164,9 +240,15 @@ def flag(score: np.ndarray) -> np.ndarray:
     """Which scores [N] belong to the upper of two groups.
 
     A mixture of two Gaussians is fitted, and cut where the upper one takes over. It always finds
-    two groups, even if there is only one: look at the distribution before trusting it.
+    two groups, even if there is only one: look at the distribution before trusting it. A score
+    that is not known (NaN) belongs to neither.
     """
-    if np.ptp(score) == 0:
+    known = np.isfinite(score)
+    if not known.all():
+        flags = np.zeros(len(score), bool)
+        flags[known] = flag(score[known])
+        return flags
+    if len(score) == 0 or np.ptp(score) == 0 or score.std() == 0:
         return np.zeros(len(score), bool)
     from sklearn.mixture import GaussianMixture
 

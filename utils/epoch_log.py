@@ -46,6 +46,7 @@ class EpochLog:
         metric: of the test set.
         selection: the report of a selection of samples, or None.
         unreadable: files that cannot be read: path -> why; the loaders add to it.
+        origins: of each file of another run that this one depends on, what left it.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class EpochLog:
         metric: Metric,
         selection: dict | None,
         unreadable: dict[str, str],
+        origins: dict[str, dict],
     ):
         self.path, self.config, self.data, self.noise = path, config, data, noise
         self.metric, self.selection, self.unreadable = metric, selection, unreadable
+        self.origins = origins
         self.rows: list[dict] = []
         self.restarts, self.scalars = 0, None
 
@@ -150,7 +153,7 @@ class EpochLog:
         """Write summary.json.
 
         Args:
-            finished: ``detection`` and ``recovery``, given once the run is finished.
+            finished: ``detection``, ``recovery`` and ``learning``, given once the run is finished.
         """
         config, corrupted = self.config, self.noise.corrupted
         kind = config["noise"]["kind"]
@@ -174,8 +177,10 @@ class EpochLog:
             },
             "validation": self._validation(),
             "selection": self.selection,
+            "origins": self.origins,
             "detection": None,
             "recovery": None,
+            "learning": None,
             **finished,
             "seconds": seconds,
             "images_per_second": images / seconds if seconds else None,

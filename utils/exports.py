@@ -96,6 +96,8 @@ def draw_sheets(run: FinishedRun):
     if incorrect is not None:
         sheets["hardest.png"] = hardest[~incorrect[hardest]]
     for name, rows in sheets.items():
+        if len(rows) == 0:  # no label is correct
+            continue
         shown = {key: values[rows[:SHEET]] for key, values in run.samples.items()}
         draw_suspects(run.path / name, shown, run.in_words, run.data.train.inputs)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.decoding import decode
 from utils.detection import wrong_labels
 from utils.files import atomic_write
 from utils.metrics import Metric
@@ -148,12 +149,8 @@ def draw_suspects(
 
 
 def _thumbnail(image: str | torch.Tensor, size: int) -> Image.Image:
-    if isinstance(image, str):
-        with Image.open(image) as file:
-            picture = file.convert("RGB")
-    else:
-        pixels = image.expand(3, -1, -1).permute(1, 2, 0)
-        picture = Image.fromarray(pixels.numpy(force=True))
+    pixels = decode(image) if isinstance(image, str) else image.expand(3, -1, -1)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy(force=True))
     is_small = max(picture.size) < size
     method = Image.Resampling.NEAREST if is_small else Image.Resampling.BILINEAR
     return picture.resize((size, size), method)

@@ -22,7 +22,6 @@ from utils.files import atomic_write, check_regular
 from utils.run_state import (
     FAILED,
     LOCK,
-    describe,
     foreign_files,
     read_config,
     read_summary,
@@ -61,9 +60,7 @@ class RunDirectory:
     @main_process_only
     def _open(self):
         self._compare_config()
-        summary = read_summary(self.path, complete=True)
-        if summary.get("finished"):
-            print(f"{self.path} is finished: {describe(summary)}")
+        if read_summary(self.path, complete=True).get("finished"):
             return
         self.new_folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)

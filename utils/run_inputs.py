@@ -1,7 +1,9 @@
 """What a run was begun with: written into its directory once, and compared when it is resumed."""
 
 import csv
+import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import yaml
 from utils.distributed import main_process_only
 from utils.errors import UserError
 from utils.files import atomic_write, map_array, open_regular, read_arrays
+from utils.run_state import read_config
+
+DATA = "data.json"
 
 
 def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arrays):
@@ -68,6 +73,58 @@ def write_noise(directory: Path, noise, trusted: np.ndarray, targets: np.ndarray
         trusted=trusted if len(trusted) else None,
         targets=targets,
     )
+
+
+def write_data(directory: Path, contents: dict[str, dict]):
+    """data.json: how many samples each part of the data has by class, and a hash of their list.
+
+    Args:
+        contents: of datasets.contents.
+
+    Raises UserError if the run was begun with others.
+    """
+    changed = changes(directory, contents)
+    if changed:
+        raise UserError(
+            f"the data are not those that {directory / DATA} says the run was begun with: "
+            f"{changed}; choose another run_dir="
+        )
+    if contents and not (directory / DATA).exists():
+        with atomic_write(directory / DATA) as file:
+            json.dump(contents, file, indent=1)
+
+
+def changes(directory: Path, contents: dict[str, dict]) -> str:
+    """What has changed in the data since a run was begun, in words; "" if nothing is known to have.
+
+    Raises UserError if data.json cannot be read.
+    """
+    path = directory / DATA
+    if not path.exists():  # of an older run, or of data that cannot change
+        return ""
+    try:
+        before, found = json.loads(path.read_text()), []
+        for part in sorted(before.keys() | contents.keys()):
+            old, new = before.get(part), contents.get(part)
+            if old is None or new is None:
+                found.append(f"{part} is {'new' if old is None else 'gone'}")
+            elif old != new:
+                found += _changed_classes(part, old["classes"], new["classes"])
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return ", ".join(found[:5]) + more
+
+
+def _changed_classes(part, old, new):
+    counts = [
+        (name, old.get(name, 0), new.get(name, 0)) for name in sorted(old.keys() | new.keys())
+    ]
+    return [
+        f"{part} had {before} samples{f' of class {name}' if name else ''} and has {now}"
+        for name, before, now in counts
+        if before != now
+    ] or [f"{part} has other samples, labels or sizes of files, or another order"]
 
 
 def write_selection(directory: Path, selection):
@@ -158,3 +215,18 @@ def record_losses(directory: Path, epoch: int, losses: np.ndarray, index: np.nda
     history = map_array(directory / "losses.npy", "r+")
     history[epoch, index] = losses
     history.flush()
+
+
+def origin(path: Path) -> dict:
+    """What left a file: the configuration of its run, or if there is none, the file's own hash."""
+    try:
+        config = read_config(path.parent)
+    except OSError:  # damaged
+        config = None
+    if config is not None:
+        return {"config": config}
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest()}

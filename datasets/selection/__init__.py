@@ -3,6 +3,7 @@
 ``rules`` says by what criterion, ``histories`` reads what was recorded.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from datasets.selection.rules import (
     quality,
     rank_losses,
     select,
+    with_names,
 )
 from utils.errors import UserError
 
@@ -36,6 +38,7 @@ def make_selection(
     noise: Noise,
     rows: np.ndarray,
     *,
+    classes: Sequence[str] = (),
     history: str | None = None,
     criterion: str = "mean",
     per: Literal["class", "global"] = "class",
@@ -49,6 +52,7 @@ def make_selection(
     """The selection of a run among ``rows``, those it trains on, by the losses of another run.
 
     Args:
+        classes: names, for errors.
         history: ``losses.npy`` in the directory of a run with ``record_losses: true`` and the same
             labels.
         criterion: as for ``rank_losses``.
@@ -80,22 +84,23 @@ def make_selection(
             f"all: has the run that records it finished, and with this validation split? Run its "
             f"command again, or use mean:<k>"
         )
-    kept, rate, source = how_many(
-        ranked,
-        noise,
-        rows,
-        noise_rate=noise_rate,
-        keep_fraction=keep_fraction,
-        beta=beta,
-        gamma_index=gamma_index,
-        counts=counts,
-    )
-    if per == "class" and noise.num_classes:
-        chosen = select(ranked, groups, kept, kappa)
-    else:
-        per, chosen = "global", select(ranked, np.zeros_like(groups), [kept.sum()], kappa)
-    index = rows[chosen.index]
-    sizes = no_class_empty(np.bincount(noise.groups[index], minlength=len(kept)))
+    with with_names(classes):
+        kept, rate, source = how_many(
+            ranked,
+            noise,
+            rows,
+            noise_rate=noise_rate,
+            keep_fraction=keep_fraction,
+            beta=beta,
+            gamma_index=gamma_index,
+            counts=counts,
+        )
+        if per == "class" and noise.num_classes:
+            chosen = select(ranked, groups, kept, kappa)
+        else:
+            per, chosen = "global", select(ranked, np.zeros_like(groups), [kept.sum()], kappa)
+        index = rows[chosen.index]
+        sizes = no_class_empty(np.bincount(noise.groups[index], minlength=len(kept)))
     report = {
         "criterion": criterion,
         "per": per,

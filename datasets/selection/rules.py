@@ -11,6 +11,7 @@ logarithm of a softmax, which is infinite from a gap of 104 on; ties are broken 
 are exact unless ``counts="authors"``.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -172,13 +173,16 @@ def select(
     if kappa < 0:
         raise UserError(f"kappa must be at least 0, got {kappa}")
     order = np.argsort(mean_losses, kind="stable")
+    order = order[np.argsort(targets[order], kind="stable")]  # class by class
+    ends = np.searchsorted(targets[order], np.arange(len(num_kept) + 1))
     index, weight = [], []
     for label, count in enumerate(num_kept):
-        members = order[targets[order] == label]
+        members = order[ends[label] : ends[label + 1]]
         if min(len(members), count) < 1:
-            raise UserError(
-                f"class {label} is left empty: {len(members)} samples have this label, {count} are "
-                f"to be kept"
+            raise EmptyClasses(
+                f"class {{}} is left empty: {len(members)} samples have this label, {count} are to "
+                f"be kept",
+                [label],
             )
         low, high = mean_losses[members[0]], mean_losses[members[-1]]
         kept = members[:count]
@@ -334,11 +338,32 @@ def _fraction(number):
     return number if isinstance(number, Fraction) else Fraction(repr(float(number)))
 
 
+class EmptyClasses(UserError):
+    """Classes of which nothing would be kept.
+
+    Args:
+        text: the message, {} in it for the classes.
+        labels: their numbers, or names.
+    """
+
+    def __init__(self, text: str, labels: Sequence[int | str]):
+        super().__init__(text.format(", ".join(map(str, labels[:10]))))
+        self.text, self.labels = text, labels
+
+
+@contextlib.contextmanager
+def with_names(classes: Sequence[str]):
+    """Let errors about empty classes name them."""
+    try:
+        yield
+    except EmptyClasses as error:
+        labels = [classes[label] for label in error.labels] if classes else error.labels
+        raise EmptyClasses(error.text, labels) from None
+
+
 def no_class_empty(counts):
     empty = [label for label, count in enumerate(counts) if count < 1]
     if empty:
-        raise UserError(
-            f"nothing would be kept of class {', '.join(map(str, empty[:10]))}: keep more, or "
-            f"merge small classes"
-        )
+        text = "nothing would be kept of class {}: keep more, or merge small classes"
+        raise EmptyClasses(text, empty)
     return np.asarray(counts, dtype=np.int64)

@@ -1,5 +1,6 @@
 """All finished runs in and under folders as one table, and which of them are wanted."""
 
+import collections
 import functools
 import os
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ from utils.errors import UserError
 from utils.report.compact_log import read_log
 from utils.report.condition import evaluate
 from utils.report.hardness import add_hardness, add_mass
-from utils.report.identity import KEY, labels
+from utils.report.identity import (
+    KEY,
+    config_hash,
+    labels,
+    shared_variants,
+    variant,
+    without_variant,
+)
 from utils.report.run_files import OPTIONAL, LoggedRun, Unfinished, read_run
 from utils.run_state import FAILED
 
@@ -76,23 +84,27 @@ def collect(paths: list[Path]) -> Results:
         FileNotFoundError: a path does not exist.
     """
     results, rows, counted = Results(pd.DataFrame(), {}), [], {}
-    for folder, files in _folders(paths, results.skipped):
-        for run in _read(folder, files, results):
-            key, path = (run.row["config"], run.row["seed"]), run.row["path"]
-            if key in counted:
-                results.skipped[path] = (
-                    f"the same configuration and seed as {counted[key]}, which is counted"
-                )
-            elif run.epochs is None and all(pd.isna(run.row.get(rule)) for rule in RULES):
-                results.skipped[path] = "neither its epochs nor its numbers by any rule are there"
-            else:
-                counted[key] = path
-                rows.append(run.row)
-                results.configs.setdefault(key[0], run.config)
-                if run.directory is not None:
-                    results.directories[key] = run.directory
-                if run.epochs is not None:
-                    results.epochs_by_run[key] = run.epochs
+    found = [
+        run
+        for folder, files in _folders(paths, results.skipped)
+        for run in _read(folder, files, results)
+    ]
+    for run in _tell_apart(found):
+        key, path = (run.row["config"], run.row["seed"]), run.row["path"]
+        if key in counted:
+            results.skipped[path] = (
+                f"the same configuration and seed as {counted[key]}, which is counted"
+            )
+        elif run.epochs is None and all(pd.isna(run.row.get(rule)) for rule in RULES):
+            results.skipped[path] = "neither its epochs nor its numbers by any rule are there"
+        else:
+            counted[key] = path
+            rows.append(run.row)
+            results.configs.setdefault(key[0], run.config)
+            if run.directory is not None:
+                results.directories[key] = run.directory
+            if run.epochs is not None:
+                results.epochs_by_run[key] = run.epochs
     if rows:
         table = pd.DataFrame(rows)
         table = table.assign(**{name: np.nan for name in OPTIONAL if name not in table})
@@ -100,6 +112,23 @@ def collect(paths: list[Path]) -> Results:
         order = ["dataset", "noise", "fraction", "label", *KEY]
         results.table = table.sort_values(order, ignore_index=True)
     return results
+
+
+def _tell_apart(runs: list[LoggedRun]) -> list[LoggedRun]:
+    """The runs, those with another fixed seed of the noise or other inputs under another hash."""
+    groups, told_apart = collections.defaultdict(list), list(runs)
+    for position, run in enumerate(runs):
+        base = run.row["config"]
+        if variant(run.config):
+            base = config_hash(without_variant(run.config))
+        groups[base].append(position)
+    for base, positions in groups.items():
+        alike = [(runs[position].config, runs[position].row["seed"]) for position in positions]
+        for position, config in zip(positions, shared_variants(alike), strict=True):
+            name = config_hash(config) if variant(config) else base
+            row = runs[position].row | {"config": name}
+            told_apart[position] = runs[position]._replace(row=row, config=config)
+    return told_apart
 
 
 def _folders(paths: list[Path], skipped: dict[str, str]) -> Iterator[tuple[Path, set[str]]]:

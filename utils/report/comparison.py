@@ -8,6 +8,7 @@ from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
 from utils.report.identity import CELL, TABLE
+from utils.report.run_files import LEARNED
 from utils.report.statistics import compare, ranks
 
 COLUMNS = (
@@ -38,6 +39,7 @@ COLUMNS = (
     "selected",
     "confidence",
     "also_published",
+    "learned_nothing",
 )
 
 
@@ -85,6 +87,7 @@ def _shared(runs: pd.DataFrame, metric: Metric) -> dict:
         "config": runs.config.iloc[0],
         "gap": metric.sign * (runs.best - runs["last"]).mean(),
         "realised": runs.realised.astype(float).mean(),
+        "learned_nothing": int((runs[LEARNED].astype(float) == 0).sum()),
         **_cost(runs),
     }
 

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -17,12 +18,20 @@ DEFAULT_KEYS = {
     key: value for key, value in flatten(DEFAULTS).items() if key.split(".")[0] not in SECTIONS
 }
 SEED_DIRECTORY = re.compile(r"seed\d+")
+PATHS = {"file", "root", "test_file"}  # keys of a dataset
+OF_RUNS = {"targets", "recording"}  # parts of data.json that differ between seeds
 IN_A_LABEL = 4  # keys: a configuration that differs in more has its hash there
 
 
 def without_execution(config: dict) -> dict:
-    """A configuration without its seeds and without what says only where a run is executed."""
-    dropped = {"seed", "noise.seed", *EXECUTION}
+    """A configuration without its seed and without what says only where a run is executed.
+
+    The seed of the noise stays if it is not that of the run: labels that are the same for all
+    seeds are another experiment than labels that are drawn for each.
+    """
+    dropped = {"seed", *EXECUTION}
+    if "seed" in config and config.get("noise", {}).get("seed") in (None, config["seed"]):
+        dropped.add("noise.seed")
 
     def strip(section, prefix=""):
         kept = {}
@@ -50,6 +59,95 @@ def shorten_path(value: str) -> str:
     if same != list(parts):
         return "/".join(same[-4:])
     return "/".join(parts[-2:]) if value.startswith("/") else value
+
+
+def inputs(config: dict, summary: dict, data: dict | None) -> dict[str, str]:
+    """What a result depends on and its configuration only names: by content, not by path.
+
+    ``data``: a hash of the samples, labels and files of the user's own data. ``recording`` and
+    ``targets``: of a file that another run left, the configuration of that run, and its seed if
+    it is another one; of any other such file, its hash.
+
+    Args:
+        data: of the run's data.json; None if it has none.
+    """
+    named = {}
+    if data:
+        parts = {part: content for part, content in data.items() if part not in OF_RUNS}
+        text = json.dumps(parts, sort_keys=True)
+        named["data"] = hashlib.sha256(text.encode()).hexdigest()[:10]
+    for name, origin in (summary.get("origins") or {}).items():
+        left_by = origin.get("config")
+        if left_by is None:
+            named[name] = origin["sha256"][:10]
+        else:
+            seed = "" if left_by["seed"] == config["seed"] else f" seed {left_by['seed']}"
+            named[name] = config_hash(left_by) + seed
+    return named
+
+
+def with_inputs(config: dict, named: dict[str, str]) -> dict:
+    """A configuration without execution whose paths are replaced by what they lead to."""
+    stored = without_execution(config)
+    if not named:
+        return stored
+    if "data" in named:
+        section = stored["dataset"]
+        for key in PATHS & section.keys():
+            section[key] = section[key] and Path(section[key]).name
+    if "targets" in named:
+        stored["targets"] = Path(stored["targets"]).name
+    return stored | {"inputs": named}
+
+
+def variant(config: dict) -> dict[str, str | int]:
+    """What tells runs of one configuration apart that differ in more than their seed.
+
+    It is the seed of their noise, if that is fixed, and what is known of their inputs.
+    """
+    flat = flatten({"noise": config.get("noise", {}), "inputs": config.get("inputs", {})})
+    return {key: value for key, value in flat.items() if _is_of_variant(key)}
+
+
+def without_variant(config: dict, keys: Iterable[str] | None = None) -> dict:
+    """A configuration without these keys of its variant; None: without any."""
+    dropped = variant(config).keys() if keys is None else set(keys)
+    result = dict(config)
+    for name in ("noise", "inputs"):
+        section = config.get(name, {})
+        result[name] = {key: section[key] for key in section if f"{name}.{key}" not in dropped}
+        if not result[name]:
+            del result[name]
+    return result
+
+
+def _is_of_variant(key):
+    return key == "noise.seed" or key.startswith("inputs.")
+
+
+def shared_variants(runs: list[tuple[dict, int]]) -> list[dict]:
+    """The configurations (config, seed) of runs that are equal but for their variant, told apart.
+
+    A run whose noise has its own seed belongs to those whose noise is fixed at that seed, if there
+    are such and no other runs whose noise follows their seeds. What is not known of the inputs of
+    an older run is taken to be what it is of all others, if these agree.
+    """
+    configs = [config for config, _ in runs]
+    fixed = {config["noise"]["seed"] for config in configs if "seed" in config["noise"]}
+    following = {seed for config, seed in runs if "seed" not in config["noise"]}
+    if len(following) == 1 and following <= fixed:
+        seed = next(iter(following))
+        configs = [config | {"noise": {"seed": seed} | config["noise"]} for config in configs]
+    variants = [variant(config) for config in configs]
+    agreed = []
+    for key in {key for known in variants for key in known if key.startswith("inputs.")}:
+        values = {known.get(key) for known in variants}
+        if None in values and len(values) == 2:
+            agreed.append(key)
+    return [
+        without_variant(config, keys=agreed) if set(agreed) & variant(config).keys() else config
+        for config in configs
+    ]
 
 
 def config_hash(config: dict) -> str:
@@ -154,7 +252,7 @@ def _suffixes(unusual: dict[str, list[str]], flat: dict[str, dict]) -> dict[str,
         given = {key: flat[name][key] for key in keys if flat[name].get(key) is not None}
         parts = []
         for key, value in given.items():
-            short = key.rsplit(".", 1)[-1]
+            short = key if key == "noise.seed" else key.rsplit(".", 1)[-1]
             if short == "name":
                 parts.append(f", {value}")
             elif len(given) <= IN_A_LABEL:

@@ -14,9 +14,9 @@ import yaml
 
 from utils.epoch_rules import RULES, apply_rules
 from utils.errors import UserError
-from utils.files import YAML
+from utils.files import YAML, read_json
 from utils.metrics import METRICS
-from utils.report.identity import config_hash, identity, without_execution
+from utils.report.identity import config_hash, identity, inputs, with_inputs
 from utils.run_state import FAILED
 
 DETECTION = (
@@ -27,8 +27,18 @@ DETECTION = (
     "flag_precision",
     "flag_recall",
 )
+LEARNED = "learned"  # 1 or 0: whether the finished network has learned anything
 COST = ("seconds", "processes", "threads", "device")
-OPTIONAL = ("model", "epochs", "realised", *RULES, "best_epoch", *DETECTION, *COST)  # or NaN
+OPTIONAL = (
+    "model",
+    "epochs",
+    "realised",
+    *RULES,
+    "best_epoch",
+    *DETECTION,
+    LEARNED,
+    *COST,
+)  # or NaN
 NUMBERS = {*OPTIONAL, "seed", "fraction"} - {"model", "device"}
 
 
@@ -58,7 +68,9 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
     """
     summary = _finished_summary(directory)
     config = yaml.load((directory / "config.yaml").read_text(), YAML)
-    stored = without_execution(config)
+    data = directory / "data.json"
+    named = inputs(config, summary, read_json(data) if data.exists() else None)
+    stored = with_inputs(config, named)
     row = {
         "config": config_hash(stored),
         "seed": int(config["seed"]),
@@ -69,6 +81,8 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
         **_stored_numbers(summary),
         **{key: (summary["detection"] or {}).get(key) for key in DETECTION},
     }
+    learning = summary.get("learning")
+    row[LEARNED] = None if not learning else float(learning["warning"] is None)
     for key in ("precision", "recall"):
         row[f"selection_{key}"] = (summary.get("selection") or {}).get(key)
     row |= {

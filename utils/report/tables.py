@@ -182,8 +182,14 @@ def _signed(value):
 
 
 def order_notes(table: pd.DataFrame) -> list[str]:
-    """The methods by rank under each rule at each noise fraction, and the pairs that change."""
+    """Methods that learned nothing; the order under each rule, and the pairs that change in it."""
     notes = []
+    unlearned = table[(table["rule"] == "last") & (table.learned_nothing > 0)]
+    for row in unlearned.itertuples():
+        notes.append(
+            f"Learned nothing, by its training labels or the order of its suspects: {row.method} "
+            f"at {row.fraction:g}, {row.learned_nothing} of {row.n} runs"
+        )
     for fraction, rows in table.groupby("fraction"):
         if rows.method.nunique() < 2:
             continue

@@ -1,0 +1,119 @@
+"""Pictures that would decode to nothing: of 16 bits, of floats, with alpha; and those to turn."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import pil_to_tensor
+
+from datasets.images import decode, decode_all, pack
+from utils.plots import draw_suspects
+
+RAMP = np.arange(64).reshape(8, 8) * 1040  # up to 65,520
+BYTES = (RAMP / 257).round().astype(np.uint8)
+
+
+def decoded(path, image, **options):
+    image.save(path, **options)
+    return decode(str(path))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path, name):
+    pixels = RAMP.astype(np.int32 if name == "x.pgm" else np.uint16)
+    got = decoded(tmp_path / name, Image.fromarray(pixels))
+    assert np.array_equal(got.numpy(), np.stack([BYTES] * 3))
+
+
+def test_floats_are_scaled_if_white_is_known(tmp_path):
+    path = tmp_path / "x.tif"
+    got = decoded(path, Image.fromarray((RAMP / 65535).astype(np.float32)))
+    assert np.array_equal(got[0].numpy(), BYTES)
+    for whole in (BYTES.astype(np.float32), BYTES.astype(np.int32)):
+        assert np.array_equal(decoded(path, Image.fromarray(whole))[0].numpy(), BYTES)
+    for strange in (RAMP.astype(np.float32), RAMP.astype(np.int32), RAMP - 5.0, RAMP * np.nan):
+        kind = np.int32 if strange.dtype.kind == "i" else np.float32
+        with pytest.raises(OSError, match=r"numbers of 32 bits, .*: save it with 8 or 16 bits"):
+            decoded(path, Image.fromarray(strange.astype(kind)))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.gif", "la.png", "palette.png"])
+@pytest.mark.parametrize("shade", [0, 255])
+def test_a_shape_in_the_alpha_channel_is_seen(tmp_path, name, shade):
+    pixels = np.full((16, 16, 4), shade, np.uint8)
+    pixels[:, :, 3] = 0
+    pixels[2:6, 3:12, 3] = 255
+    image = Image.fromarray(pixels)
+    image = {"la.png": image.convert("LA"), "palette.png": image.quantize(4)}.get(name, image)
+    got = decoded(tmp_path / name, image, lossless=True)
+    expected = torch.full((3, 16, 16), 255 - shade, dtype=torch.uint8)  # white, or what shows it
+    expected[:, 2:6, 3:12] = shade
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_left(tmp_path):
+    random = np.random.default_rng(0).integers(0, 256, (9, 11, 4), np.uint8)
+    image = Image.fromarray(random)
+    alpha = random[:, :, 3:] / 255
+    expected = random[:, :, :3] * alpha + 255 * (1 - alpha)
+    got = decoded(tmp_path / "x.png", image).permute(1, 2, 0).numpy()
+    assert np.abs(got - expected).max() <= 1
+    image.putalpha(255)
+    for opaque in (image, image.convert("LA"), image.convert("RGB"), image.convert("P")):
+        opaque.save(tmp_path / "x.png")
+        expected = pil_to_tensor(Image.open(tmp_path / "x.png").convert("RGB"))
+        assert torch.equal(decode(str(tmp_path / "x.png")), expected)
+    assert decoded(tmp_path / "x.png", Image.new("RGBA", (4, 4))).min() == 255  # nothing to see
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp", "x.tif", "damaged.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 10))  # 9 is none
+def test_pictures_are_turned_as_their_tag_says(tmp_path, name, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    image.getexif()[0x0112] = orientation
+    path = tmp_path / name
+    got = decoded(path, image, exif=image.getexif(), quality=95)
+    if name == "damaged.jpg":  # which Pillow decodes, and torchvision does not
+        path.write_bytes(path.read_bytes()[:-2] + b"\0" * 40)
+        got = decode(str(path))
+    expected = pil_to_tensor(ImageOps.exif_transpose(Image.open(path)))
+    assert torch.equal(got, expected)
+    shape = (3, 31, 20) if 5 <= orientation <= 8 else (3, 20, 31)
+    assert got.shape == shape
+
+
+def test_pictures_that_are_kept_or_packed_are_turned_too(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), np.uint8))
+    image.getexif()[0x0112] = 6
+    paths = []
+    for name in ("a.jpg", "b.png", "c.tif"):
+        paths.append(str(tmp_path / name))
+        image.save(paths[-1], exif=image.getexif())
+    for images in (decode_all(paths, 10**6), pack(paths, 100, tmp_path / "cache")):
+        for path, got in zip(paths, images, strict=True):
+            assert got.shape == (3, 31, 20) and torch.equal(got, decode(path))
+
+
+def test_a_contact_sheet_shows_what_is_trained_on(tmp_path):
+    pixels = np.zeros((96, 96, 4), np.uint8)
+    pixels[:48, :, 3] = 255
+    path = str(tmp_path / "x.png")
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = 6  # the upper half is the right one then
+    image.save(path, exif=image.getexif())
+    table = {key: np.zeros(1, int) for key in ("index", "given", "predicted")}
+    draw_suspects(tmp_path / "sheet.png", table, str, [path])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[2:98, 2:98]
+    assert sheet[:, :48].min() == 255 and sheet[:, 48:].max() == 0
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("x.png", "zero.png", "folder.png"):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            decode(str(tmp_path / name))
