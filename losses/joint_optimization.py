@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification, check_index
+from losses.base import Predict, SampleLoss, check_classification, check_index
 from utils.errors import UserError
 
 
@@ -134,7 +134,7 @@ class JointOptimization(SampleLoss):
         self.num_predictions.index_copy_(0, index, number + 1)
 
     @torch.no_grad()
-    def end_epoch(self, predict: Callable):
+    def end_epoch(self, predict: Predict):
         if self.epoch + 1 < self.begin:
             return
         mean = self._mean_prediction()

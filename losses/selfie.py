@@ -125,40 +125,32 @@ class SELFIE(SampleLoss):
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
         output = output.float() if output.dtype.itemsize < 4 else output
-        given, corrected = self.given[index], self.corrected[index]
+        given, corrected, number = self.given[index], self.corrected[index], self.num_votes[index]
         # a target that differs from the given label is a correction of an earlier run
         corrected = torch.where((corrected < 0) & (target != given), target, corrected)
         given_loss = self.task_loss(output.detach(), given)
-        selected = None
-        if self.epoch >= self.warm_up:
-            agreed, certain = self._vote(index)
+        selecting = self.epoch >= self.warm_up
+        if selecting:
+            uncertainty, agreed = vote(self.votes[index].long(), self.num_outputs)
+            certain = (uncertainty <= self.eps) & (number >= self.q)
             corrected = torch.where(certain, agreed, corrected)
-            refurbished = corrected >= 0 if self.reuse else certain
-            selected = refurbished | self._clean(given_loss)
-        label = torch.where(corrected >= 0, corrected, given)
-        losses = self.task_loss(output, label)
-        if selected is not None:
-            losses = losses.masked_fill(~selected, 0) * (len(losses) / selected.sum())
+        refurbished = corrected >= 0
+        losses = self.task_loss(output, torch.where(refurbished, corrected, given))
+        if selecting:
+            selected = (refurbished if self.reuse else certain) | self._clean(given_loss)
+            losses = torch.where(selected, losses, 0) / selected.mean(dtype=losses.dtype)
         if self.training:
-            self._remember(output.detach(), given_loss, corrected, index)
+            newest = output.detach().argmax(1).to(self.votes.dtype)
+            self.votes[index, (number % self.q).long()] = newest
+            self.num_votes.index_copy_(0, index, number + 1)
+            self.corrected.index_copy_(0, index, corrected)
+            self.last_loss.index_copy_(0, index, given_loss.to(self.last_loss.dtype))
         return losses
 
     def _clean(self, losses):
         """Mask [B] of the ceil(B (1 - tau)) smallest losses; of equal ones, the first."""
         rank = losses.argsort(stable=True).argsort()
         return rank < max(1, math.ceil(len(losses) * (1 - self.tau) - 1e-6))
-
-    def _vote(self, index):
-        """The most frequent class of the votes [B], and whether it may replace the label [B]."""
-        uncertainty, agreed = vote(self.votes[index].long(), self.num_outputs)
-        return agreed, (uncertainty <= self.eps) & (self.num_votes[index] >= self.q)
-
-    def _remember(self, output, given_loss, corrected, index):
-        number = self.num_votes[index]
-        self.votes[index, (number % self.q).long()] = output.argmax(1).to(self.votes.dtype)
-        self.num_votes.index_copy_(0, index, number + 1)
-        self.corrected.index_copy_(0, index, corrected)
-        self.last_loss.index_copy_(0, index, given_loss.to(self.last_loss.dtype))
 
     def labels(self) -> Tensor:
         """The corrected labels [N], and the given ones where there is no correction."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification, check_index
+from losses.base import Predict, SampleLoss, check_classification, check_index
 from utils.errors import UserError
 
 
@@ -146,7 +146,7 @@ class TwoStage(SampleLoss):
         return self.max_weight * ramp_up(epoch, self.ramp_epochs) * self.trusted_share
 
     @torch.no_grad()
-    def end_epoch(self, predict: Callable):
+    def end_epoch(self, predict: Predict):
         # the ensembles of stage 2 start without those of stage 1
         decay = 0.0 if self.epoch == self.select_epochs else self.decay
         moved = decay * self.average + (1 - self.decay) * self.latest

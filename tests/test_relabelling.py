@@ -57,10 +57,6 @@ def logits(*predicted, size=6.0):
     return size * F.one_hot(torch.tensor(predicted), C).float()
 
 
-def arange(*positions):
-    return torch.tensor(positions)
-
-
 # --- traces of the authors' code
 
 
