@@ -306,7 +306,7 @@ class Experiment:
         detection = measure_detection(finished.samples)
         self.log.write_summary(detection=detection, recovery=recovery, learning=learning)
         if learning["warning"]:
-            print(f"warning: {learning['warning']}")
+            print(f"warning: {learning['warning']}", file=sys.stderr)
         print(printable(f"{self.path}: {describe(read_summary(self.path))}"))
 
     @main_process_only

@@ -322,13 +322,13 @@ def test_a_finished_run_says_so_and_does_nothing(run):
 
 def test_a_run_that_has_learned_nothing_says_so_and_so_does_the_report(run, capsys):
     options = ["optimizer.lr=0", "noise.kind=symmetric", "noise.fraction=0.4"]
-    code, directory, printed, _ = run(*options, params="params/digits/plain.yaml")
+    code, directory, _, printed = run(*options, params="params/digits/plain.yaml")
     assert code == 0
     warning = json.loads((directory / "summary.json").read_text())["learning"]["warning"]
     assert "it has learned nothing" in warning and f"warning: {warning}" in printed
     report(["--format", "markdown", str(directory)])
     assert "Learned nothing" in capsys.readouterr().out
-    code, directory, printed, _ = run("epochs=4", name="other", params="params/digits/plain.yaml")
+    code, directory, _, printed = run("epochs=4", name="other", params="params/digits/plain.yaml")
     assert "warning" not in printed
     report([str(directory)])
     assert "Learned nothing" not in capsys.readouterr().out
