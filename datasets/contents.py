@@ -18,6 +18,7 @@ from datasets.scan import is_hidden, scan
 from datasets.text import read as read_texts
 from datasets.utkface import image_files
 from datasets.wikihow import read as read_choices
+from utils.errors import UserError
 
 Line = tuple[str, str]  # a sample: its class, "" where that is not known; and all else
 
@@ -183,6 +184,11 @@ def _labels_of_noise(path) -> Iterator[Line]:
 
 
 def _arrays(path) -> Iterator[Line]:
-    with np.load(path) as arrays:
-        for name in sorted(arrays):
-            yield "", f"{name}\t{hashlib.sha256(arrays[name].tobytes()).hexdigest()}"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"targets={path}: there is no such file")
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            for name in sorted(arrays):
+                yield "", f"{name}\t{hashlib.sha256(arrays[name].tobytes()).hexdigest()}"
+    except Exception as error:  # of zipfile, zlib or NumPy, depending on the damage
+        raise UserError(f"targets={path} cannot be read as labels.npz of a run ({error})") from None

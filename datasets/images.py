@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.decoding import UNREADABLE, decode
+from utils.decoding import UNREADABLE, check_regular, decode
 from utils.files import atomic_write
 
 MAX_RATIO = 32  # of the sides of an image: of a longer one the middle is taken
@@ -81,6 +81,7 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
     shapes, total = [], 0
     for path in paths if memory_limit else ():
         try:
+            check_regular(path)
             with Image.open(path) as image:  # reads the header
                 height, width = image.height, image.width
         except (*UNREADABLE, Image.DecompressionBombError):

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from datasets.contents import contents
 from tests.test_datasets import write_tree
+from utils.errors import UserError
 
 FOLDER = [
     "dataset.image_size=8",
@@ -99,6 +101,23 @@ def test_labels_of_noise_in_a_file_that_was_corrected_are_noticed(run, tmp_path)
     labels.to_csv(tmp_path / "labels.csv", index=False)
     code, _, _, complaints = run(*options)
     assert code == 2 and "noise.kind has other samples, labels or" in complaints
+
+
+def test_targets_of_another_run_are_compared(tmp_path):
+    path, spec = tmp_path / "labels.npz", {"name": "digits"}
+
+    def now():
+        return contents(spec, noise_kind="none", targets=str(path), data_root="data")
+
+    np.savez_compressed(path, labels=np.arange(5))
+    before = now()
+    np.savez(path, labels=np.arange(5))
+    assert before.keys() == {"targets"} and now() == before
+    np.savez(path, labels=np.arange(1, 6))
+    assert now() != before
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match="cannot be read"):
+        now()
 
 
 def contents_of(name, root, **arguments):

@@ -117,3 +117,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     for name in ("x.png", "zero.png", "folder.png"):
         with pytest.raises(OSError, match="it is not a regular file"):
             decode(str(tmp_path / name))
+    paths = [str(tmp_path / name) for name in ("a.png", "x.png")]
+    Image.new("RGB", (4, 4)).save(paths[0])
+    assert decode_all(paths, 10**6).shapes.tolist() == [[4, 4], [0, 0]]

@@ -37,8 +37,7 @@ def decode(path: str) -> Tensor:
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # of which there might be no end
-            raise OSError("it is not a regular file")
+        check_regular(path)
         content = np.fromfile(path, np.uint8)
         # raises if there are too many pixels to decode
         with Image.open(io.BytesIO(content)) as image:
@@ -51,6 +50,12 @@ def decode(path: str) -> Tensor:
             return _turned(pil_to_tensor(_as_rgb(image)), _orientation(image))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise OSError(str(error)) from None
+
+
+def check_regular(path: str):
+    """Raise OSError if this is a FIFO or a device, whose end might never come."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a regular file")
 
 
 def _orientation(image):
