@@ -300,7 +300,7 @@ class Experiment:
                 draw(finished)
             except Exception as error:  # whatever it is, the results are there
                 reason = f"{type(error).__name__}: {error}".split("\n")[0]
-                print(f"warning: {draw.__name__} has failed ({reason})", file=sys.stderr)
+                print(printable(f"warning: {draw.__name__} has failed ({reason})"), file=sys.stderr)
         recovery = measure_recovery(finished.labels, self.noise.true, self.parts.rows)
         learning = measure_learning(finished.samples)
         detection = measure_detection(finished.samples)
@@ -408,7 +408,8 @@ def say_finished(config: dict, directory: Path):
     try:
         changed = run_inputs.changes(directory, contents_of(config))
     except FileNotFoundError as error:
-        print(f"warning: the data are not there any more, nor compared: {error}", file=sys.stderr)
+        reason = f"the data are not there any more, nor compared: {error}"
+        print(f"warning: {printable(reason)}", file=sys.stderr)
     else:
         if changed:
             raise UserError(

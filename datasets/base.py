@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.distributed import main_process_only
 from utils.errors import UserError
+from utils.escapes import printable
 
 
 class Batch(NamedTuple):
@@ -129,7 +130,7 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
 @main_process_only
 def warn(message: str):
     """Say in a line what is strange about the data and no error."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
