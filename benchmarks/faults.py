@@ -45,6 +45,7 @@ import main as program
 from benchmarks.kill import content, is_same
 from tests.fixtures import make_run
 from utils import plots  # noqa: F401
+from utils.epoch_log import commit
 from utils.report.__main__ import main as report
 from utils.sweep.__main__ import main as sweep
 
@@ -323,35 +324,14 @@ def locks(lab: Lab) -> Probes:
 
 
 RUN_FILES = ("config.yaml", "summary.json", "metrics.csv", "samples.npz", "test.npz", "failed.txt")
-CONTENTS = (
-    b"",
-    b"null",
-    b"[]",
-    b"3",
-    b"{",
-    b"\x1b[2J\n",
-    b"[" * 10_000,
-    b"\xff\xfe\0",
-    b"9" * 9999,
-)
+CONTENTS = (b"", b"null", b"[]", b"{", b"\x1b[2J\n", b"[" * 9999, b"\xff\xfe\0", b"9" * 999)
+SPECIAL = ("fifo", "/dev/zero", "/etc/passwd")  # links, but for the first
 
 
 def files(lab: Lab) -> Probes:
     """Report and status of a run with a damaged file, beside a whole one; and its resumption."""
-    probes = [
-        (name, how)
-        for name in RUN_FILES
-        for how in (
-            _truncated,
-            _flipped,
-            _overwritten,
-            *CONTENTS,
-            "fifo",
-            "/dev/zero",
-            "/etc/passwd",
-        )
-    ]
-    for name, how in lab.chosen(probes):
+    damages = (_truncated, _flipped, _overwritten, *CONTENTS, *SPECIAL)
+    for name, how in lab.chosen([(name, how) for name in RUN_FILES for how in damages]):
         runs = lab.new()
         make_run(runs / "good", [90.0, 91.0])
         shutil.copytree(lab.undisturbed, runs / "evil")
@@ -402,31 +382,25 @@ VALUES += ("&a [*a]", "*a", "[" * 500, "2024-01-01", "0x" + "f" * 5000, "yes", "
 
 def values(lab: Lab) -> Probes:
     """Values that nobody wants, on the command line and in YAML: in order, or refused in words."""
-    probes = [
-        (key, value, in_file) for key in KEYS for value in VALUES for in_file in (True, False)
-    ]
-    for key, value, in_file in lab.generator.sample(probes, round(150 * lab.share)):
+    probes = [(key, value, where) for key in KEYS for value in VALUES for where in (True, False)]
+    for key, value, in_file in lab.chosen(lab.generator.sample(probes, 150)):
         directory, made, params = lab.new(), lab.new(), lab.new().with_suffix(".yaml")
         value = value.replace("MADE", str(made))
-        settings = yaml.safe_load(Path(ROOT, RUN[0]).read_text())
-        base = {"base": str(ROOT / "params/digits" / settings["base"]), "epochs": 1, "threads": 1}
-        text = yaml.safe_dump(base | {"loss": settings["loss"], "run_dir": str(directory)})
-        overrides = []
+        settings = {"base": str(ROOT / RUN[0]), "run_dir": str(directory), "epochs": 1}
+        first, _, inner = key.partition(".")
+        settings.pop(first if in_file else "", None)
+        text, overrides = yaml.safe_dump(settings), [f"{key}={value}"]
         if in_file:
-            for depth, part in enumerate(key.split(".")):
-                text += f"{'  ' * depth}{part}:" + (
-                    "\n" if depth < key.count(".") else f" {value}\n"
-                )
-        else:
-            overrides = [f"{key}={value}"]
+            line = f"{first}: {{{inner}: {value}}}" if inner else f"{first}: {value}"
+            text, overrides = f"{text}{line}\n", []
         params.write_text(text, errors="surrogatepass")
         code, text = call(lab, program.main, [str(params), *overrides])
         held = complains(code, text) or (code == 0 and "Traceback" not in text)
-        held = held and not made.exists() and (code == 0 or not (directory / "noise.npz").exists())
+        held = held and not made.exists() and (code != 2 or not directory.exists())
         yield f"{key}={value[:30]!r}{' in YAML' if in_file else ''}", held
 
 
-def code(lab: Lab) -> Probes:
+def foreign_code(lab: Lab) -> Probes:
     """Pickles in arrays and tags in YAML, wherever a file is read: never run, and named."""
     made = lab.new()
     for number, hidden in enumerate(codes(made)):
@@ -460,25 +434,16 @@ def code(lab: Lab) -> Probes:
         (f"@pd.io.common.os.mkdir('{made}') == 0", f"method.to_csv('{made}') == 0")
     ):
         page = lab.new()
-        page.write_text(f'<!-- report {log} --where "{condition}" -->\n<!-- end of report -->\n')
+        page.write_text(
+            f'<!-- report {log}/good --where "{condition}" -->\n<!-- end of report -->\n'
+        )
         held = complains(*call(lab, report, ["--update", str(page)])) and not made.exists()
         yield f"condition {number} in markdown", held
 
 
 def quoting(lab: Lab) -> Probes:
-    """Launchers whose folders have spaces, quotes and $() in their names run what they say."""
-    names = (
-        "a b",
-        "it's",
-        'say "x"',
-        "$(mkdir made)",
-        "`mkdir made`",
-        "a;mkdir made",
-        "a&b",
-        "*",
-        "#x",
-    )
-    for name in lab.chosen(list(names)):
+    """Launchers in folders with spaces, quotes and $() in their names run what they say."""
+    for name in lab.chosen(["a b", "it's", 'say "x" & *', "$(mkdir made)", "`mkdir made`;#"]):
         folder = lab.new() / name
         folder.mkdir(parents=True)
         launcher, run = folder / "mine.sbatch", folder / "run"
@@ -487,33 +452,18 @@ def quoting(lab: Lab) -> Probes:
             f"source {ROOT}/examples/common.sh\nmine() {{ cat <<'END'\n{line}\nEND\n}}\n"
             'sweep mine "$@"\n'
         )
-        command = ["bash", str(launcher)]
-        done = [
-            subprocess.run(
-                [*command, *more],
-                cwd=folder,
-                env=os.environ | {"PYTHON": sys.executable},
-                capture_output=True,
-                text=True,
-            )
-            for more in (["--dry-run"], ["--status"], [])
-        ]
-        shown = shlex.split(done[0].stdout.partition(": ")[2])
-        held = shown[2:] == shlex.split(line) and "missing" in done[1].stdout
-        held = held and all(process.returncode == 0 for process in done)
-        log = ROOT / "logs/mine_bash_0.out"
-        log.unlink(missing_ok=True)
-        yield (
-            repr(name),
-            held
-            and (run / "samples.npz").exists()
-            and not any(
-                path.name == "made" for path in (*ROOT.glob("made"), *lab.folder.rglob("made"))
-            ),
-        )
+        options = {"cwd": folder, "env": os.environ | {"PYTHON": sys.executable}, "text": True}
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        dry = subprocess.run(["bash", str(launcher), "--dry-run"], **options)
+        wet = subprocess.run(["bash", str(launcher)], **options)
+        (ROOT / "logs/mine_bash_0.out").unlink(missing_ok=True)
+        held = dry.returncode == wet.returncode == 0 and (run / "samples.npz").exists()
+        held = held and shlex.split(dry.stdout.partition(": ")[2])[2:] == shlex.split(line)
+        made = [*ROOT.glob("made"), *lab.folder.rglob("made")]
+        yield repr(name), held and not made
 
 
-GROUPS = (signals, kills, checkpoints, disk, starts, locks, files, values, code, quoting)
+GROUPS = (signals, kills, checkpoints, disk, starts, locks, files, values, foreign_code, quoting)
 
 
 def prepare(lab: Lab):
@@ -557,7 +507,7 @@ def main() -> int:
     table = pd.DataFrame(rows, columns=["group", "probes", "held", "seconds"])
     print(table.to_string(index=False))
     if options.out:
-        table.to_csv(options.out, index=False)
+        table.assign(seed=options.seed, commit=commit()).to_csv(options.out, index=False)
     return 0 if (table.probes == table.held).all() else 1
 
 
