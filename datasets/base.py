@@ -129,7 +129,12 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
 @main_process_only
 def warn(message: str):
     """Say in a line what is strange about the data and no error."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text that any terminal takes, with the bytes of names that are no text escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
