@@ -182,7 +182,7 @@ def too_rare(labels: Tensor | np.ndarray | None, classes: Iterable[str | int]) -
     if not rare:
         return ""
     more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
-    return f"only one sample has the label {', '.join(rare[:10])}{more}"
+    return f"without copies, only one sample has the label {', '.join(rare[:10])}{more}"
 
 
 def read_lines(path: Path, missing: str) -> list[str]:

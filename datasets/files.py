@@ -1,5 +1,6 @@
 """Batches of image files, which worker processes read."""
 
+import multiprocessing
 import sys
 
 import torch
@@ -113,6 +114,8 @@ class FileLoader:
 
     def _started(self, loader):
         try:
+            if self.num_workers:  # PyTorch would leave a traceback of its own besides
+                multiprocessing.get_context(self.start_method).Event()
             return iter(loader)
         except OSError as error:  # no memory, no process, or no room for a semaphore
             raise OSError(

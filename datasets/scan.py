@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets.base import printable
 from datasets.tables import visible
 from utils.errors import UserError
 
@@ -121,7 +122,7 @@ def describe(left_out: Counter) -> str:
         return ""
     most = [f"{count} {what}" for what, count in left_out.most_common(6)]
     more = sum(left_out.values()) - sum(count for _, count in left_out.most_common(6))
-    return "left out: " + ", ".join(most + [f"{more} others"] * bool(more))
+    return printable("left out: " + ", ".join(most + [f"{more} others"] * bool(more)))
 
 
 def _identity(status):

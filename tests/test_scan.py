@@ -43,6 +43,11 @@ def test_what_is_hidden_or_no_image_is_left_out_and_counted(run, tree):
     assert code == 0 and f"8 training, 3 test samples in 2 classes; {note}\n" in printed
 
 
+def test_an_ending_that_is_no_text_can_be_printed(tree):
+    (tree / "train/cat" / os.fsdecode(b"0.\xff")).touch()
+    assert folder(str(tree)).note == r"left out: 1 .\udcff"
+
+
 def test_every_ending_that_pillow_reads_is_an_image(tree):
     image, cats = Image.new("RGB", (9, 9), "red"), tree / "train/cat"
     for name, options in {
