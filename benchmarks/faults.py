@@ -22,6 +22,7 @@ import os
 import pickle
 import random
 import resource
+import runpy
 import shlex
 import shutil
 import signal
@@ -46,8 +47,7 @@ from benchmarks.kill import content, is_same
 from tests.fixtures import make_run
 from utils import plots  # noqa: F401
 from utils.epoch_log import commit
-from utils.report.__main__ import main as report
-from utils.sweep.__main__ import main as sweep
+from utils.report import page  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 RUN = ["params/digits/discrimloss.yaml", "model=mlp", "model.hidden=[16]", "epochs=20"]
@@ -124,6 +124,12 @@ def call(lab: Lab, function: Callable, *arguments) -> tuple[int | None, str]:
 
 def train(directory: Path, *overrides: str) -> int:
     return program.main([*RUN, f"run_dir={directory}", *overrides])
+
+
+def command(module: str, *arguments: str):
+    """What ``python -m`` does."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__")
 
 
 def resumes(lab: Lab, directory: Path) -> bool:
@@ -341,9 +347,9 @@ def files(lab: Lab) -> Probes:
             path.write_text("killed by SIGKILL\n")
         _damage(path, how, lab.generator)
         more = lab.generator.choice([[], ["--hard"], ["--html", str(lab.new())]])
-        code, text = call(lab, report, [str(runs), *more])
+        code, text = call(lab, command, "utils.report", str(runs), *more)
         held = code == 0 and "Plain" in text and "root:" not in text
-        code, status = call(lab, sweep, ["status", str(runs)])
+        code, status = call(lab, command, "utils.sweep", "status", str(runs))
         held = held and code == 0 and "2 cells" in status and "root:" not in status
         held = held and not any(bad in text + status for bad in ("Traceback", "\x1b"))
         yield f"{name}, {_in_words(how)}", held
@@ -426,18 +432,21 @@ def foreign_code(lab: Lab) -> Probes:
     yield "tag in config.yaml", complains(*call(lab, train, run)) and not made.exists()
     log = lab.new()
     make_run(log / "good", [90.0, 91.0])
-    held = call(lab, report, [str(log), "--log", str(log / "log")])[0] == 0
+    held = call(lab, command, "utils.report", str(log), "--log", str(log / "log"))[0] == 0
     (log / "log/configs.yaml").write_text(f"a: {tag}\n")
-    code, text = call(lab, report, [str(log)])
+    code, text = call(lab, command, "utils.report", str(log))
     yield "tag in a compact log", held and code == 0 and "Plain" in text and not made.exists()
     for number, condition in enumerate(
         (f"@pd.io.common.os.mkdir('{made}') == 0", f"method.to_csv('{made}') == 0")
     ):
-        page = lab.new()
-        page.write_text(
+        marked = lab.new()
+        marked.write_text(
             f'<!-- report {log}/good --where "{condition}" -->\n<!-- end of report -->\n'
         )
-        held = complains(*call(lab, report, ["--update", str(page)])) and not made.exists()
+        held = (
+            complains(*call(lab, command, "utils.report", "--update", str(marked)))
+            and not made.exists()
+        )
         yield f"condition {number} in markdown", held
 
 
