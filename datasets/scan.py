@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.base import printable
+from utils.escapes import printable
 from datasets.tables import visible
 from utils.errors import UserError
 

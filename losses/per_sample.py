@@ -29,9 +29,7 @@ class PerSampleParameter(nn.Module):
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
         check_interval("the learning rate of a per-sample parameter", lr, "[0, inf)")
         check_interval("the momentum of a per-sample parameter", momentum, "[0, 1)")
-        for bound in (low, high):
-            check_interval("a bound of a per-sample parameter", bound, "(-inf, inf)")
-        if low >= high:
+        if not low < high:  # nor if one is NaN
             raise UserError(
                 f"the lower bound of a per-sample parameter must be below the upper one, got {low} "
                 f">= {high}"

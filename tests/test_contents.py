@@ -107,7 +107,9 @@ def test_targets_of_another_run_are_compared(tmp_path):
     path, spec = tmp_path / "labels.npz", {"name": "digits"}
 
     def now():
-        return contents(spec, noise_kind="none", targets=str(path), data_root="data")
+        return contents(
+            spec, noise_kind="none", targets=str(path), recording=None, data_root="data"
+        )
 
     np.savez_compressed(path, labels=np.arange(5))
     before = now()

@@ -364,8 +364,8 @@ def test_there_is_no_score_before_the_first_refresh():
         ({"k": 0.0}, r"k must lie in \(0, 1\).*got 0\.0"),
         ({"k": 1.0}, "k must lie"),
         ({"k": math.nan}, "k must lie"),
-        ({"prune_from": 0}, "prune_from.*at least 1, got 0"),
-        ({"prune_every": 0}, "prune_every.*at least 1, got 0"),
+        ({"prune_from": 0}, r"prune_from must lie in \[1, inf\), got 0"),
+        ({"prune_every": 0}, r"prune_every must lie in \[1, inf\), got 0"),
         ({"q": math.nan}, "q must lie"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_run_of_each_method(run, method):
     params = f"params/digitsum/{method}.yaml"
     code, directory, stdout, stderr = run(*SMALL, "epochs=2", params=params)
     assert code == 0
-    assert not stderr
+    assert not stderr or "it has learned nothing" in stderr  # in two epochs
     assert "18,100 training, 200 validation, 200 test samples" in stdout
     summary = read_summary(directory)
     assert summary["metric"] == "mae"

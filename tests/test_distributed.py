@@ -113,7 +113,9 @@ def both(tmp_path_factory):
             assert main.main(command(method, alone)) == 0
     codes, stderr = torchrun(shared, [command(method, shared) for method in METHODS])
     assert codes == [[0, 0]] * len(METHODS)
-    assert "warn" not in stderr.lower()
+    # three epochs are too few for some to learn anything
+    lines = [line for line in stderr.splitlines() if "no better than chance" not in line]
+    assert "warn" not in "\n".join(lines).lower()
     return alone, shared
 
 

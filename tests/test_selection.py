@@ -485,7 +485,7 @@ def test_a_history_that_changed_since_the_run_began_is_an_error(run, history, mo
     losses = np.load(history)
     np.save(history, losses[:, ::-1])
     code, _, _, complaints = run(*options, params=RSL)
-    assert code == 2 and "the selected samples are not those" in complaints
+    assert code == 2 and "recording is another file, or has been changed" in complaints
     moved = history.parent.rename(history.parents[1] / "moved") / "losses.npy"
     np.save(moved, losses)  # where it lies may change
     assert run(f"dataset.selection.history={moved}", params=RSL)[0] == 0
