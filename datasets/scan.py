@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.escapes import printable
 from datasets.tables import visible
 from utils.errors import UserError
+from utils.escapes import printable
 
 ENDINGS = (  # of the formats that Pillow reads without the help of another program
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".jp2"),
