@@ -75,7 +75,7 @@ class Lab:
 
     def chosen(self, probes: list) -> list:
         """All of them, or as many as wanted, at random."""
-        wanted = min(len(probes), max(2, round(self.share * len(probes))))
+        wanted = max(1, round(self.share * len(probes)))
         return probes if wanted == len(probes) else self.generator.sample(probes, wanted)
 
     def copy(self, directory: Path) -> Path:
