@@ -140,7 +140,9 @@ def test_copies_stay_on_one_side_of_the_validation_split(images):
 
 def test_a_class_too_small_to_be_split_is_named(images, tmp_path):
     labels = ["cat", "dog"] * 19 + ["cat", "zebra"]
-    message = "cannot be split off class by class: only one sample has the label zebra"
+    message = (
+        "cannot be split off class by class: without copies, only one sample has the label zebra"
+    )
     with pytest.raises(UserError, match=message):
         csv(table(images, [*range(40), 39, 39], labels), root=str(images))  # and copies of it
     with pytest.raises(UserError, match=message):
