@@ -42,6 +42,12 @@ def test_moved_data_are_the_same(finished, tmp_path):
     assert code == 0 and "is finished: test accuracy" in printed and "warning" not in printed
     code, printed = finished(root="a")
     assert code == 0 and "is finished" in printed and "warning: the data are not there" in printed
+    code, printed = finished(f"dataset.root={tmp_path}/b")  # named otherwise
+    assert code == 0 and "is finished" in printed
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    next((tmp_path / "c/train").glob("*/*")).unlink()
+    code, printed = finished(f"dataset.root={tmp_path}/c")
+    assert code == 2 and "its data have changed since" in printed
 
 
 def test_a_relabelled_image_is_noticed(finished, tmp_path):

@@ -445,17 +445,18 @@ def _own_rate_problems(spec):
     return [f"loss.lr must be greater than 0, got {rate!r}"]
 
 
-def differences(old: dict, new: dict) -> list[str]:
+def differences(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     """Keys in which two configurations differ, but for those that say where a run is executed.
 
-    A key that an older version of this project did not know counts as having its default.
+    A key that an older version of this project did not know counts as having its default. ``free``:
+    further keys that may differ.
     """
     known = flatten({key: value for key, value in DEFAULTS.items() if key not in SECTIONS})
     old, new = known | flatten(old), known | flatten(new)
     return [
         f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
         for key in {**old, **new}
-        if key not in EXECUTION and old.get(key) != new.get(key)
+        if key not in (*EXECUTION, *free) and old.get(key) != new.get(key)
     ]
 
 

@@ -20,6 +20,7 @@ from utils.distributed import (
 from utils.errors import UserError
 from utils.files import atomic_write, check_regular
 from utils.run_state import (
+    DATA,
     FAILED,
     LOCK,
     foreign_files,
@@ -27,6 +28,7 @@ from utils.run_state import (
     read_summary,
     write_failed,
 )
+from utils.settings import PLACES
 
 
 class RunDirectory:
@@ -81,7 +83,9 @@ class RunDirectory:
             begun = read_config(self.path)
         except OSError as error:
             raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
-        changed = [] if begun is None else differences(begun, self.config)
+        # of these the content is compared, so that data may be moved
+        free = PLACES if (self.path / DATA).exists() else ()
+        changed = [] if begun is None else differences(begun, self.config, free)
         if changed:
             lines = "\n  ".join(changed)
             raise UserError(

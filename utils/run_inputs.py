@@ -14,9 +14,7 @@ from utils.distributed import main_process_only
 from utils.errors import UserError
 from utils.escapes import in_a_cell
 from utils.files import atomic_write, map_array, open_regular, read_arrays
-from utils.run_state import read_config
-
-DATA = "data.json"
+from utils.run_state import DATA, read_config
 
 
 def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arrays):

@@ -17,6 +17,7 @@ from utils.files import atomic_write, open_regular, read_bytes, read_json, read_
 INTERRUPTED = 75  # exit code of a run that was stopped and has saved (EX_TEMPFAIL): run it again
 FAILED = "failed.txt"  # how the last attempt ended, if it was neither finished nor interrupted
 LOCK = ".lock"
+DATA = "data.json"  # what the data of the run were, if they are somebody's own
 # What a run may leave before its config.yaml, and what is in it: so that these are told apart from
 # a user's own files of the same names.
 BEFORE_CONFIG = {

@@ -74,6 +74,7 @@ class Settings:
 
 DEFAULTS = dataclasses.asdict(Settings())
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")  # a text is their name
+PLACES = ("dataset.root", "dataset.file", "dataset.test_file")  # of data whose content is compared
 EXECUTION = (  # where and on what a run goes on: free to change when it is resumed
     "data_root",
     "run_dir",
