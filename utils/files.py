@@ -13,7 +13,8 @@ import yaml
 
 # Bytes that are read at most, far above what a run writes: whoever left the file may not be honest.
 LARGEST_TEXT = 64 * 2**20
-LARGEST_YAML = 16 * 2**20
+LARGEST_JSON = 16 * 2**20
+LARGEST_YAML = 4 * 2**20  # each byte of which may take 200 of memory
 LARGEST_ARRAYS = 4 * 2**30  # of all arrays that are asked for, unpacked
 MOST_NODES = 1_000_000  # values in a YAML file, with its aliases written out
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -88,7 +89,7 @@ def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:
 def read_json(path: Path) -> dict:
     """A JSON file that holds keys and values; raises OSError if it is none."""
     try:
-        return _checked(json.loads(read_text(path)))
+        return _checked(json.loads(read_text(path, LARGEST_JSON)))
     except (ValueError, RecursionError) as error:
         raise OSError(f"{path} cannot be read ({error})") from None
 
@@ -103,7 +104,7 @@ def read_yaml(path: Path) -> dict:
         try:
             node = loader.get_single_node()
             if _written_out(node, {}) > MOST_NODES:
-                raise ValueError(f"its aliases stand for more than {MOST_NODES:,} values")
+                raise ValueError(f"it stands for more than {MOST_NODES:,} values")
             return _checked(None if node is None else loader.construct_document(node))
         finally:
             loader.dispose()
