@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
 from tests.fixtures import make_run, make_sweep
@@ -1118,3 +1119,11 @@ def test_latex_prints_what_it_is_given():
         r"50 \% \textasciitilde{} \textbackslash{}foo \{\#\}",
     )
     assert render(table, "latex").splitlines()[4] == rf"{first} & {second} \\"
+
+
+def test_the_sheets_of_a_run_are_among_its_pictures(run_report, tmp_path):
+    make_run(tmp_path / "runs/1", [97.0] * 3, seed=1, **MNIST)
+    Image.new("RGB", (80, 100), "red").save(tmp_path / "runs/1/suspects.png")
+    complaints = run_report(tmp_path / "runs", "--figures", tmp_path / "pictures")[1]
+    assert "0 skipped" in complaints
+    assert any(path.name.startswith("sheet") for path in (tmp_path / "pictures").iterdir())

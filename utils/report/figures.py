@@ -376,6 +376,7 @@ def _sheets(directory: Path, skipped: dict[str, str]) -> dict[str, np.ndarray]:
             width, height = Image.open(content).size  # of the header
             if not 0 < height <= 2 * width <= 2 * LARGEST_SHEET:
                 raise UserError(f"it has {width} x {height} pixels")
+            content.seek(0)
             images[name] = imread(content, "png")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             skipped[str(path)] = f"cannot be read: {error}"

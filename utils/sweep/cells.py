@@ -110,7 +110,8 @@ def choose(text: str | None, count: int) -> list[int]:
         if not re.fullmatch(r"\d+(-\d+)?", part):
             raise UserError(f"cells are written 3-7,9; got {text!r}")
         first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        # no further than one beyond the list, which is enough to be named below
+        numbers += range(min(int(first), count), min(int(last or first), count) + 1)
     if not numbers or max(numbers) >= count:
         raise UserError(f"there is no cell {text}: the list has {count}, 0 to {count - 1}")
     return numbers
