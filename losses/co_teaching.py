@@ -7,15 +7,13 @@ Two networks, each trained on the samples with small losses under the other (Han
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification
 from losses.small_loss import ForgetRate, exchange
-from losses.two_networks import check_networks, run_both
+from losses.two_networks import TwoNetworks
 
 
-class CoTeaching(Objective):
+class CoTeaching(TwoNetworks):
     """Each of two networks learns from the samples that the other one has the smallest losses on.
 
     Networks fit correct labels first, so a small loss is a sign of a correct label; and two that
@@ -61,8 +59,6 @@ class CoTeaching(Objective):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    networks = 2
-
     def __init__(
         self,
         task_loss: Callable,
@@ -77,10 +73,7 @@ class CoTeaching(Objective):
         exponent: float = 1.0,
         epoch_offset: int = 0,
     ):
-        super().__init__()
-        check_classification("CoTeaching", task_loss)
-        check_networks(model)
-        self.task_loss = task_loss
+        super().__init__(task_loss, num_samples, model)
         self.forget_rate = ForgetRate(
             noise_rate,
             forget_rate,
@@ -90,22 +83,10 @@ class CoTeaching(Objective):
             exponent=exponent,
             epoch_offset=epoch_offset,
         )
-        self.epoch = 0
-        self.register_buffer("last_loss", torch.zeros(num_samples))
-
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        outputs, target, index = run_both(model, batch, len(self.last_loss))
-        self.scored = outputs[0], target, index
+        outputs, target, index = self.run_both(model, batch)
         first, second = (self.task_loss(output, target) for output in outputs)
-        if self.training:
-            mean = (first + second).detach() / 2
-            self.last_loss.index_copy_(0, index, mean.to(self.last_loss.dtype))
+        self.remember((first + second) / 2, index)
         count = self.forget_rate.num_kept(self.epoch, len(target))
         return sum(exchange(first, second, count))
-
-    def sample_score(self) -> Tensor:
-        """The mean of both networks' losses when the sample was last drawn, [N]."""
-        return self.last_loss

@@ -6,16 +6,14 @@ Co-teaching on the samples that the two networks disagree about (Yu et al., ICML
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification
 from losses.small_loss import ForgetRate, exchange, smallest_among
-from losses.two_networks import check_networks, disagree, run_both
+from losses.two_networks import TwoNetworks, disagree
 from utils.errors import UserError
 
 
-class CoTeachingPlus(Objective):
+class CoTeachingPlus(TwoNetworks):
     """Where two networks disagree, each learns from what the other has the smallest losses on.
 
     Under Co-teaching the two networks become alike, and then neither filters out the other's
@@ -67,8 +65,6 @@ class CoTeachingPlus(Objective):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    networks = 2
-
     def __init__(
         self,
         task_loss: Callable,
@@ -85,12 +81,9 @@ class CoTeachingPlus(Objective):
         exponent: float = 1.0,
         epoch_offset: int = 0,
     ):
-        super().__init__()
-        check_classification("CoTeachingPlus", task_loss)
-        check_networks(model)
+        super().__init__(task_loss, num_samples, model)
         if warmup_epochs < 0:
             raise UserError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
-        self.task_loss = task_loss
         self.warmup_epochs, self.double_softmax = warmup_epochs, double_softmax
         self.forget_rate = ForgetRate(
             noise_rate,
@@ -101,19 +94,11 @@ class CoTeachingPlus(Objective):
             exponent=exponent,
             epoch_offset=epoch_offset,
         )
-        self.epoch = 0
-        self.register_buffer("last_loss", torch.zeros(num_samples))
-
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        outputs, target, index = run_both(model, batch, len(self.last_loss))
-        self.scored = outputs[0], target, index
+        outputs, target, index = self.run_both(model, batch)
         first, second = (self.task_loss(output, target) for output in outputs)
-        if self.training:
-            mean = (first + second).detach() / 2
-            self.last_loss.index_copy_(0, index, mean.to(self.last_loss.dtype))
+        self.remember((first + second) / 2, index)
         if self.epoch < self.warmup_epochs:
             count = self.forget_rate.num_kept(self.epoch, len(target))
             return sum(exchange(first, second, count))
@@ -128,7 +113,3 @@ class CoTeachingPlus(Objective):
         of_first, of_second = (smallest_among(losses, apart, count) for losses in (first, second))
         total = first.where(of_second, 0).sum() + second.where(of_first, 0).sum()
         return total / count.to(total.dtype)
-
-    def sample_score(self) -> Tensor:
-        """The mean of both networks' losses when the sample was last drawn, [N]."""
-        return self.last_loss

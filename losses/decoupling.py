@@ -9,12 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification
-from losses.two_networks import check_networks, disagree, run_both
+from losses.two_networks import TwoNetworks, disagree
 from utils.errors import UserError
 
 
-class Decoupling(Objective):
+class Decoupling(TwoNetworks):
     """Both networks learn from the samples for which they predict different classes.
 
     Once they agree on a sample, its label, right or wrong, moves neither any more. For each batch
@@ -52,8 +51,6 @@ class Decoupling(Objective):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    networks = 2
-
     def __init__(
         self,
         task_loss: Callable,
@@ -64,25 +61,20 @@ class Decoupling(Objective):
         balance: bool = False,
         init_steps: int = 0,
     ):
-        super().__init__()
-        check_classification("Decoupling", task_loss)
-        check_networks(model)
+        super().__init__(task_loss, num_samples, model)
         if not 0 <= floor <= 1:
             raise UserError(f"floor is a part of a batch and must lie in [0, 1], got {floor}")
         if init_steps < 0:
             raise UserError(f"init_steps must be at least 0, got {init_steps}")
-        self.task_loss = task_loss
         self.floor, self.balance, self.init_steps = floor, balance, init_steps
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("last_loss", torch.zeros(num_samples))
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        outputs, target, index = run_both(model, batch, len(self.last_loss))
-        self.scored = outputs[0], target, index
+        outputs, target, index = self.run_both(model, batch)
         both = self.task_loss(outputs[0], target) + self.task_loss(outputs[1], target)
         loss = (self.weights(*outputs, target).to(both.dtype) * both).sum()
+        self.remember(both / 2, index)
         if self.training:
-            self.last_loss.index_copy_(0, index, both.detach().to(self.last_loss.dtype) / 2)
             self.steps += 1
         return loss
 
@@ -97,7 +89,3 @@ class Decoupling(Objective):
             weights = weights * (size / num_classes / counts[target])
         # where the floor is below 1: no disagreement is 0, not 0 / 0
         return weights / update.sum().clamp(min=max(self.floor * size, 1))
-
-    def sample_score(self) -> Tensor:
-        """The mean of both networks' losses when the sample was last drawn, [N]."""
-        return self.last_loss

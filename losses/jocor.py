@@ -6,16 +6,14 @@ Two networks that learn the same samples and to agree about them (Wei et al., CV
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification
 from losses.small_loss import ForgetRate, smallest
-from losses.two_networks import check_networks, run_both
-from utils.errors import UserError
+from losses.two_networks import TwoNetworks
+from utils.build import check_interval
 
 
-class JoCoR(Objective):
+class JoCoR(TwoNetworks):
     """Two networks with one loss: cross-entropy of both, and how far apart their predictions are.
 
     Different networks agree on correct labels sooner than on wrong ones, so samples with a small
@@ -58,8 +56,6 @@ class JoCoR(Objective):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
-    networks = 2
-
     def __init__(
         self,
         task_loss: Callable,
@@ -75,12 +71,9 @@ class JoCoR(Objective):
         exponent: float = 1.0,
         epoch_offset: int = 0,
     ):
-        super().__init__()
-        check_classification("JoCoR", task_loss)
-        check_networks(model)
-        if not 0 <= lam < 1:
-            raise UserError(f"lam must lie in [0, 1), got {lam}")
-        self.task_loss, self.lam = task_loss, lam
+        super().__init__(task_loss, num_samples, model)
+        check_interval("lam", lam, "[0, 1)")
+        self.lam = lam
         self.forget_rate = ForgetRate(
             noise_rate,
             forget_rate,
@@ -90,18 +83,11 @@ class JoCoR(Objective):
             exponent=exponent,
             epoch_offset=epoch_offset,
         )
-        self.epoch = 0
-        self.register_buffer("last_loss", torch.zeros(num_samples))
-
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
 
     def forward(self, model: nn.Module, batch) -> Tensor:
-        outputs, target, index = run_both(model, batch, len(self.last_loss))
-        self.scored = outputs[0], target, index
+        outputs, target, index = self.run_both(model, batch)
         joint = self.joint_losses(*outputs, target)
-        if self.training:
-            self.last_loss.index_copy_(0, index, joint.detach().to(self.last_loss.dtype))
+        self.remember(joint, index)
         count = self.forget_rate.num_kept(self.epoch, len(target))
         return joint[smallest(joint, count)].mean()
 
@@ -112,7 +98,3 @@ class JoCoR(Objective):
         # KL(p || q) + KL(q || p) = sum (p - q) (log p - log q)
         divergence = ((first.exp() - second.exp()) * (first - second)).sum(1)
         return (1 - self.lam) * entropy + self.lam * divergence
-
-    def sample_score(self) -> Tensor:
-        """The joint loss when the sample was last drawn, [N]."""
-        return self.last_loss

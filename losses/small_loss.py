@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from utils.build import check_interval
 from utils.errors import UserError
 
 
@@ -41,8 +42,8 @@ class ForgetRate:
                 "which part of the labels is wrong is not known here: set loss.forget_rate to the "
                 "part of each batch that is to be left out, in [0, 1)"
             )
-        if forget_rate is not None and not 0 <= forget_rate < 1:
-            raise UserError(f"forget_rate must lie in [0, 1), got {forget_rate}")
+        if forget_rate is not None:
+            check_interval("forget_rate", forget_rate, "[0, 1)")
         rate = noise_rate if forget_rate is None else forget_rate
         self.tau = rate * forget_rate_scale
         if not 0 <= self.tau < 1:
