@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Predict, SampleLoss, check_classification, check_index
+from losses.task import full_precision
 from utils.build import check_interval
 from utils.errors import UserError
 
@@ -105,7 +106,7 @@ class ForwardCorrection(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
-        output = output.float() if output.dtype.itemsize < 4 else output
+        output = full_precision(output)
         # of each class i: log of the probability that it is the true one, and y the given one
         log_joint = output.log_softmax(1) + self.log_transition.t()[target].to(output.dtype)
         losses = -log_joint.logsumexp(1)

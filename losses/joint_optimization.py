@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.base import Predict, SampleLoss, check_classification, check_index
+from losses.task import full_precision
 from utils.errors import UserError
 
 
@@ -117,7 +118,7 @@ class JointOptimization(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
-        output = output.float() if output.dtype.itemsize < 4 else output
+        output = full_precision(output)
         if self.epoch >= self.begin:
             target = self.soft_target[index].to(output.dtype)
         match = self.task_loss(output, target)

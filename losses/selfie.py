@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from losses.base import SampleLoss, check_classification, check_index
+from losses.task import full_precision
 from utils.errors import UserError
 
 
@@ -124,7 +125,7 @@ class SELFIE(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
-        output = output.float() if output.dtype.itemsize < 4 else output
+        output = full_precision(output)
         given, corrected, number = self.given[index], self.corrected[index], self.num_votes[index]
         # a target that differs from the given label is a correction of an earlier run
         corrected = torch.where((corrected < 0) & (target != given), target, corrected)

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits [B, C] with class numbers [B], or with probabilities [B, C]."""
-    output = _full_precision(output)
+    output = full_precision(output)
     if target.is_floating_point():
         target = target.to(output.dtype)
     return F.cross_entropy(output, target, reduction="none")
@@ -52,12 +52,13 @@ def get_task_loss(task: str, name: str, dataset_task: str) -> Callable[[Tensor, 
     return TASK_LOSSES[task][name]
 
 
-def _full_precision(output):
+def full_precision(output: Tensor) -> Tensor:
+    """The same in float32, if it is in half precision."""
     return output.float() if output.dtype.itemsize < 4 else output
 
 
 def _regression(output, target):
-    output = _full_precision(output)
+    output = full_precision(output)
     if output.ndim == 2 and output.shape[1] == 1:
         output = output.squeeze(1)  # [B, 1] and [B] would broadcast to [B, B] in silence
     if output.shape != target.shape:

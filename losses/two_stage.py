@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.base import Predict, SampleLoss, check_classification, check_index
+from losses.task import full_precision
 from utils.errors import UserError
+from utils.schedules import ramp_up
 
 
 class TwoStage(SampleLoss):
@@ -121,7 +123,7 @@ class TwoStage(SampleLoss):
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, self.num_samples)
-        output = output.float() if output.dtype.itemsize < 4 else output
+        output = full_precision(output)
         prediction = output.softmax(1)
         if self.training:
             self.latest.index_copy_(0, index, prediction.detach().to(self.latest.dtype))
@@ -188,11 +190,6 @@ class TwoStage(SampleLoss):
 def normalised(average: Tensor) -> Tensor:
     """Moving averages [N, C] divided by their sums over the classes; 0 where there is none."""
     return average / (average.sum(1, keepdim=True) + 1e-8)
-
-
-def ramp_up(epoch: int, length: int) -> float:
-    """exp(-5 (1 - epoch / length)^2), from 0.0067 at epoch 0; 1 from epoch ``length`` on."""
-    return math.exp(-5 * (1 - epoch / length) ** 2) if epoch < length else 1.0
 
 
 def most_confident(prediction: Tensor, given: Tensor, share: float) -> Tensor:

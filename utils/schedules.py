@@ -57,6 +57,11 @@ RANGES = {
 }
 
 
+def ramp_up(epoch: int, length: int) -> float:
+    """exp(-5 (1 - epoch / length)^2), from 0.0067 at epoch 0; 1 from epoch ``length`` on."""
+    return math.exp(-5 * (1 - epoch / length) ** 2) if epoch < length else 1.0
+
+
 class RampUpAndDown(LambdaLR):
     """From 0.0067 lr up to lr, and down at the end: the schedule of temporal ensembling.
 
@@ -76,9 +81,8 @@ class RampUpAndDown(LambdaLR):
         check_interval("down", down, "[0, inf)")
 
         def factor(epoch):
-            rising = math.exp(-5 * (1 - epoch / up) ** 2) if epoch < up else 1.0
             after = epoch - (epochs - down)
-            return rising * (math.exp(-((after / 2) ** 2) / down) if after > 0 else 1.0)
+            return ramp_up(epoch, up) * (math.exp(-((after / 2) ** 2) / down) if after > 0 else 1.0)
 
         super().__init__(optimizer, factor)
 
