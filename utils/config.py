@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -182,17 +182,17 @@ def complete(config: dict, path: str) -> dict:
 
 def resolve(path: str, overrides: list[str]) -> dict:
     """As ``load``, but unchecked."""
-    config, row, command_line = _parts(path, overrides)
+    config, row, _, command_line = _parts(path, overrides)
     config = expand_home(merge(merge(config, row), command_line))
     return _resolve_shares(config, config.get("epochs"))
 
 
 def _parts(path, overrides):
-    """A params file without its rows, the row for the noise fraction, and the command line."""
-    config = merge(DEFAULTS, read(Path(path)))
-    command_line = {}
-    for text in overrides:
-        command_line = merge(command_line, parse_override(text))
+    """A params file without its rows, the row for the noise fraction, the rows, the command line.
+
+    Without rows, both are {}.
+    """
+    config, command_line = merge(DEFAULTS, read(Path(path))), parse_overrides(overrides)
     rows = config.pop("by_fraction", None)
     if "by_fraction" in command_line:
         rows = command_line.pop("by_fraction")
@@ -201,7 +201,7 @@ def _parts(path, overrides):
         fraction = _noise_fraction(merge(config, command_line)["noise"])
         if fits(fraction, float) and 0 <= fraction <= 1:  # else check() names the mistake
             row = _row(rows, fraction, path, command_line)
-    return config, row, command_line
+    return config, row, rows or {}, command_line
 
 
 def expand_home(value):
@@ -225,9 +225,8 @@ def left_to_defaults(path: str, overrides: list[str]) -> list[str]:
 
     They come from the rest of the file if that has them, else from the signature.
     """
-    rows = merge({}, read(Path(path))).get("by_fraction")
-    config, row, command_line = _parts(path, overrides)
-    if not rows or not row:
+    config, row, rows, command_line = _parts(path, overrides)
+    if not row:
         return []
     known = flatten(merge(config, merge(row, command_line)))
     missing = [key for key in _keys_of_rows(rows) if key not in known]
@@ -258,9 +257,10 @@ def _resolve_shares(value, epochs):
 
 
 def _take_literally(config, overrides, schemas):
-    """Where a key takes a text, and its value on the command line looks like another, the text.
+    """Where a key of a section takes a text, and its value looks like another, the text.
 
     So a folder may be called 2024 or true. A value that the key takes too, as null, stays that.
+    ``parse_override`` does the same at the top level, where no schema is needed.
     """
     for text in overrides:
         key, _, raw = text.partition("=")
@@ -276,13 +276,11 @@ def _take_literally(config, overrides, schemas):
 
 
 def _hint(sections, key, config, schemas):
-    """The annotation of a key, or None."""
-    if not sections:
-        return type_hints(Settings).get(key)
+    """The annotation of a key in a section, or None."""
     if sections == ["dataset", "selection"]:
         return type_hints(schemas["selection"].package).get(key)
-    section = config.get(sections[0])
-    if len(sections) > 1 or sections[0] not in schemas or not isinstance(section, dict):
+    section = config.get(sections[0]) if len(sections) == 1 else None
+    if not isinstance(section, dict) or sections[0] not in schemas:
         return None
     package = schemas[sections[0]].package
     if section.get("name") not in public_names(package):
@@ -367,6 +365,14 @@ def _merge_section(before, value, inside):
     if "selection" in before:  # no argument of the dataset: it goes with any
         value = {"selection": before["selection"]} | value
     return merge({}, value, inside=inside)
+
+
+def parse_overrides(texts: Iterable[str]) -> dict:
+    """What ``a.b=c`` say together; later wins."""
+    tree = {}
+    for text in texts:
+        tree = merge(tree, parse_override(text))
+    return tree
 
 
 def parse_override(text: str) -> dict:
