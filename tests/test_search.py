@@ -146,9 +146,15 @@ def test_resampling_says_what_other_trials_would_have_chosen():
     assert ahead == (searches["plain"].trial == 0).mean()
     # where all drawn trials of a method diverged, there is none to choose
     assert searches["rsl"].trial.isna().mean() == pytest.approx(0.25, abs=0.02)
-    line = search.describe_resamples(table).splitlines()[-1]
+    line = search.describe_resamples(table, {"pair-0.4": searches}).splitlines()[-1]
     assert "pair-0.4: plain - gce: +4.00 with these trials, [-1.00, +4.00] in 90 %" in line
     assert line.endswith(f"ahead in {100 * (1 - ahead):.0f} %")
+    shares = search.with_shares(table.assign(overrides=""), {"pair-0.4": searches}).chosen_share
+    assert shares[0] == (searches["plain"].trial == 0).mean()
+    assert shares[:4].to_list() == pytest.approx([0.25, 0.75, 0.75, 0.25], abs=0.02)
+    # methods that have no trial in common are not compared
+    apart = {"pair-0.4": search.resample(table.iloc[[0, 3]])}
+    assert apart == {"pair-0.4": {}} and search.describe_resamples(table, apart) == ""
 
 
 def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):

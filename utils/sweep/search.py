@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.config import flatten, merge, parse_override, resolve
+from utils.config import flatten, parse_overrides, resolve
 from utils.errors import UserError
 from utils.escapes import printable
 from utils.files import read_bytes
@@ -39,7 +39,7 @@ from utils.run_state import FAILED, OTHER, read_config, read_failed, read_summar
 SEED = 101
 RECORDING = "rsl_recording"  # the folder of the runs whose losses RSL selects by
 COLUMNS = ["method", "noise", "trial", "state", "noisy_validation", "test_last", "seconds"]
-COLUMNS += ["chosen", "chosen_share", "overrides"]
+COLUMNS += ["chosen", "overrides"]
 RESAMPLES = 10_000
 
 
@@ -144,8 +144,7 @@ def trials_table(root: Path) -> pd.DataFrame:
 
     One that diverged, or whose directory holds other values than are drawn now ("other
     configuration"), has no accuracies. ``chosen``: the best of its method under its noise, of all
-    trials in the folder, by the held-out labels. ``chosen_share``: in which part of the resamples
-    it is. ``seconds``: of training, of both runs of RSL.
+    trials in the folder, by the held-out labels. ``seconds``: of training, of both runs of RSL.
 
     Raises:
         UserError: there is no such trial.
@@ -159,11 +158,6 @@ def trials_table(root: Path) -> pd.DataFrame:
     judged = table.dropna(subset="noisy_validation")
     best = judged.groupby(["noise", "method"]).noisy_validation.idxmax()
     table["chosen"] = table.index.isin(best)
-    table["chosen_share"] = 0.0
-    for _, trials in table.groupby("noise"):
-        for method, rows in resample(trials).items():
-            shares = trials[trials.method == method].trial.map(rows.trial.value_counts())
-            table.loc[shares.index, "chosen_share"] = shares.fillna(0) / RESAMPLES
     return table
 
 
@@ -195,18 +189,33 @@ def resample(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return searches
 
 
-def describe_resamples(table: pd.DataFrame) -> str:
+def with_shares(table: pd.DataFrame, searches: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
+    """The table with ``chosen_share``: in which part of the resamples a trial is chosen."""
+    shares = pd.Series(0.0, table.index)
+    for noise, trials in table.groupby("noise"):
+        for method, rows in searches[noise].items():
+            times = trials[trials.method == method].trial.map(rows.trial.value_counts())
+            shares[times.index] = times.fillna(0) / RESAMPLES
+    table = table.drop(columns="chosen_share", errors="ignore")
+    table.insert(table.columns.get_loc("overrides"), "chosen_share", shares)
+    return table
+
+
+def describe_resamples(table: pd.DataFrame, searches: dict[str, dict[str, pd.DataFrame]]) -> str:
     """A line for each two methods: how far apart further searches would have put them.
 
     The difference is that of the accuracies, after the last epoch, of the trials that are chosen.
+
+    Args:
+        searches: what ``resample`` makes of the trials under each noise.
     """
     lines = []
     for noise, trials in table.groupby("noise"):
-        searches = resample(trials)
+        chosen = searches[noise]
         best = trials[trials.chosen].set_index("method").test_last
-        order = best.sort_values(ascending=False).index
+        order = [name for name in best.sort_values(ascending=False).index if name in chosen]
         for better, worse in itertools.combinations(order, 2):
-            difference = (searches[better].test_last - searches[worse].test_last).dropna()
+            difference = (chosen[better].test_last - chosen[worse].test_last).dropna()
             if difference.empty:
                 continue
             low, high = difference.quantile([0.05, 0.95])
@@ -252,9 +261,7 @@ def _row(root: Path, directory: Path) -> dict | None:
 
 def _is_of(directory: Path, overrides: list[str]) -> bool:
     """Whether the run in a directory was begun with these values."""
-    begun, drawn = read_config(directory), {}
-    for text in overrides:
-        drawn = merge(drawn, parse_override(text))
+    begun, drawn = read_config(directory), parse_overrides(overrides)
     return begun is None or flatten(begun).items() >= flatten(drawn).items()
 
 
@@ -377,11 +384,13 @@ def main(arguments: list[str]) -> int:
 
 def write_table(root: Path, out: Path | None, figure: Path | None):
     table = read_csv(root) if root.is_file() else trials_table(root)
-    lacking = [name for name in COLUMNS if name not in table and name != "chosen_share"]
+    lacking = [name for name in COLUMNS if name not in table]
     if lacking:
         raise UserError(f"{root} is no table of trials: it lacks the columns {', '.join(lacking)}")
+    searches = {noise: resample(trials) for noise, trials in table.groupby("noise")}
+    table = with_shares(table, searches)
     print(printable(table.to_string(index=False)))
-    print(describe_resamples(table))
+    print(printable(describe_resamples(table, searches)))
     if out:
         table.to_csv(out, index=False, float_format="%.6g")
     if figure:
