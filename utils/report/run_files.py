@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.escapes import in_a_line
 from utils.metrics import METRICS
 from utils.report.identity import KEY, config_hash, identity, inputs, with_inputs
-from utils.run_state import read_failed
+from utils.run_state import DATA, read_failed
 
 DETECTION = (
     "auroc",
@@ -73,7 +73,7 @@ def read_run(directory: Path, skipped: dict[str, str]) -> LoggedRun:
     """
     summary = _finished_summary(directory)
     config = files.read_yaml(directory / "config.yaml")
-    data = directory / "data.json"
+    data = directory / DATA
     named = inputs(config, summary, files.read_json(data) if data.exists() else None)
     stored = with_inputs(config, named)
     row = {

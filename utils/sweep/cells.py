@@ -27,19 +27,20 @@ class Cell:
     directories: list[Path]
     configs: list[dict] = field(default_factory=list)
 
+    def changed(self, position: int) -> list[str]:
+        """The keys in which the run that a directory holds differs from the one of the cell."""
+        begun = None
+        with contextlib.suppress(OSError):  # damaged, which its state says
+            begun = read_config(self.directories[position]) if self.configs else None
+        return [] if begun is None else differences(begun, self.configs[position])
+
     def run_state(self, position: int) -> tuple[str, str]:
         """The state of one of its runs, and the reason or the progress.
 
         A directory that holds a run of another configuration says nothing about this one.
         """
-        directory = self.directories[position]
-        begun = None
-        with contextlib.suppress(OSError):  # damaged, which its state says
-            begun = read_config(directory) if self.configs else None
-        changed = [] if begun is None else differences(begun, self.configs[position])
-        if changed:
-            return OTHER, "; ".join(changed)
-        return run_state(directory)
+        changed = self.changed(position)
+        return (OTHER, "; ".join(changed)) if changed else run_state(self.directories[position])
 
     def state(self) -> tuple[str, str]:
         """The state of its first run that is not done, and the reason or the progress."""
@@ -58,7 +59,7 @@ class Cell:
         total = 0.0
         for position, directory in enumerate(self.directories):
             with contextlib.suppress(OSError):  # damaged, which the state says
-                if self.run_state(position)[0] != OTHER:
+                if not self.changed(position):
                     total += read_summary(directory).get("seconds") or 0
         return total
 
