@@ -19,6 +19,7 @@ from datasets.text import read as read_texts
 from datasets.utkface import image_files
 from datasets.wikihow import read as read_choices
 from utils.errors import UserError
+from utils.files import file_sha256
 
 Line = tuple[str, str]  # a sample: its class, "" where that is not known; and all else
 
@@ -172,7 +173,7 @@ def _lines(path) -> Iterator[Line]:
 
 def _bytes(*paths) -> Iterator[Line]:
     for path in paths:
-        yield "", f"{path.name}\t{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        yield "", f"{path.name}\t{file_sha256(path)}"
 
 
 def _labels_of_noise(path) -> Iterator[Line]:

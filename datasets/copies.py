@@ -1,15 +1,14 @@
 """The same image or text several times: where a split must not part them, and what to say."""
 
-import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from datasets.base import warn
+from utils.files import file_sha256
 
 MOST_TO_READ = 200_000  # image files; to read the ends of more takes minutes
 
@@ -114,7 +113,7 @@ def _end(path):
 
 def _hash(path):
     try:
-        return hashlib.sha256(Path(path).read_bytes()).digest()
+        return file_sha256(path)
     except OSError:
         return None
 

@@ -1,5 +1,6 @@
 """Files that are written as a whole or not at all, and files of others, which may be anything."""
 
+import hashlib
 import json
 import math
 import os
@@ -76,6 +77,15 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
     if len(content) > limit:
         raise OSError(f"{path} has more than {limit:,} bytes")
     return content
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, which may be larger than the memory; links are followed."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:

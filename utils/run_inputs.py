@@ -1,7 +1,6 @@
 """What a run was begun with: written into its directory once, and compared when it is resumed."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import yaml
 from utils.distributed import main_process_only
 from utils.errors import UserError
 from utils.escapes import in_a_cell
-from utils.files import atomic_write, map_array, open_regular, read_arrays
+from utils.files import atomic_write, file_sha256, map_array, open_regular, read_arrays, read_json
 from utils.run_state import DATA, read_config
 
 
@@ -103,7 +102,7 @@ def changes(directory: Path, contents: dict[str, dict]) -> str:
     if not path.exists():  # of an older run, or of data that cannot change
         return ""
     try:
-        before, found = json.loads(path.read_text()), []
+        before, found = read_json(path), []
         if "recording" not in contents:  # which a finished run needs no more
             before.pop("recording", None)
         for part in sorted(before.keys() | contents.keys()):
@@ -112,7 +111,9 @@ def changes(directory: Path, contents: dict[str, dict]) -> str:
                 found.append(f"{part} is {'new' if old is None else 'gone'}")
             elif old != new:
                 found += _changed_classes(part, old["classes"], new["classes"])
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise UserError(str(error)) from None
+    except (AttributeError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     return ", ".join(found[:5]) + more
@@ -227,10 +228,4 @@ def origin(path: Path) -> dict:
         config = read_config(path.parent)
     except OSError:  # damaged
         config = None
-    if config is not None:
-        return {"config": config}
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest()}
+    return {"sha256": file_sha256(path)} if config is None else {"config": config}
