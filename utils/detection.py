@@ -155,11 +155,12 @@ def measure_learning(table: dict[str, np.ndarray]) -> dict:
     given, predicted = table["given"], table["predicted"]
     rows = np.random.default_rng(0).permutation(len(given))[:LOOKED_AT]
     given, predicted = given[rows], predicted[rows]
-    agreement = _squared_correlation if given.dtype.kind == "f" else _kappa
-    here = agreement(given, predicted)
-    generator = np.random.default_rng(0)
-    permuted = [agreement(generator.permutation(given), predicted) for _ in range(PERMUTATIONS)]
-    p_value = (1 + sum(value >= here for value in permuted)) / (1 + PERMUTATIONS)
+    # A permutation leaves the shares of the classes as they are, so kappa grows with what agrees.
+    agree = _squared_correlation if given.dtype.kind == "f" else _share_agreed
+    agreed, generator = agree(given, predicted), np.random.default_rng(0)
+    permuted = [agree(generator.permutation(given), predicted) for _ in range(PERMUTATIONS)]
+    p_value = (1 + sum(value >= agreed for value in permuted)) / (1 + PERMUTATIONS)
+    here = agreed if given.dtype.kind == "f" else _kappa(given, predicted)
     order = _order_p_value(table)
     warning = None
     if here < LITTLE or p_value > 0.01:
@@ -180,18 +181,16 @@ LITTLE = 0.02  # agreement beyond chance, of a network that has learned nothing 
 LOOKED_AT, PERMUTATIONS = 20_000, 199
 
 
+def _share_agreed(given, predicted):
+    return float((given == predicted).mean())
+
+
 def _kappa(given, predicted):
-    classes, (given, predicted) = _numbered(given, predicted)
-    shares = [np.bincount(values, minlength=classes) / len(given) for values in (given, predicted)]
-    by_chance = float(shares[0] @ shares[1])
-    agreed = float((given == predicted).mean())
-    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
-
-
-def _numbered(given, predicted):
-    """The number of classes that occur, and both arrays in numbers from 0."""
+    """Cohen's kappa; that of scikit-learn fills a matrix of all pairs of classes."""
     classes, numbers = np.unique(np.concatenate([given, predicted]), return_inverse=True)
-    return len(classes), np.split(numbers, 2)
+    counts = [np.bincount(part, minlength=len(classes)) for part in np.split(numbers, 2)]
+    by_chance = float((counts[0] / len(given)) @ (counts[1] / len(given)))
+    return (_share_agreed(given, predicted) - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
 
 
 def _squared_correlation(given, predicted):
