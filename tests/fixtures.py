@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +231,46 @@ def data_parameters_trace(name: str) -> Iterator[tuple[int, dict]]:
             quantities["class_log"] = loss.classes.value
             quantities["class_momentum"] = loss.classes.velocity
         yield step, {what: (value, arrays[what][step]) for what, value in quantities.items()}
+
+
+def check_trace(name: str, methods: dict[str, Callable]):
+    """Replay a trace of tests/golden/methods through the real class, and compare every answer.
+
+    ``methods``: the METHODS of tests/replay_methods.py.
+    """
+    about = json.loads((GOLDEN / "methods" / f"{name}.json").read_text())
+    with np.load(GOLDEN / "methods" / f"{name}.npz") as stored:
+        trace = dict(stored)
+    keys = {role: set() for role in ("epoch_input", "input", *ANSWERS)}
+    for key, spec in about["arrays"].items():
+        keys.setdefault(spec["role"], set()).add(key)
+    replayed = methods[about["method"]](about, {})
+
+    def row(role, position):
+        return {key: trace[key][position] for key in keys[role]}
+
+    def compare(answers, role, position):
+        assert set(answers) == keys[role]
+        for key, got in answers.items():
+            assert within(got, trace[key][position], **about["tolerance"]), (key, position)
+
+    for step in range(len(trace["target"])):
+        epoch, in_epoch = divmod(step, about["steps_per_epoch"])
+        if in_epoch == 0 and keys["epoch_start_output"]:
+            started = replayed.start_epoch(epoch, row("epoch_input", epoch))
+            compare(started, "epoch_start_output", epoch)
+        compare(replayed.step(row("input", step)), "output", step)
+        if in_epoch == about["steps_per_epoch"] - 1 and keys["epoch_output"]:
+            compare(replayed.end_epoch(epoch), "epoch_output", epoch)
+    assert step == 47
+
+
+ANSWERS = ("output", "epoch_start_output", "epoch_output")  # roles of what a replay must give
+
+
+def within(got, expected: np.ndarray, rtol: float, atol: float) -> bool:
+    """Whether an answer has this shape and these values: whole numbers exactly."""
+    got, expected = np.asarray(torch.as_tensor(got).detach()), np.asarray(expected)
+    if expected.dtype.kind in "iub":
+        return np.array_equal(got, expected)
+    return got.shape == expected.shape and np.allclose(got, expected, rtol=rtol, atol=atol)

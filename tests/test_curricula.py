@@ -16,6 +16,7 @@ from losses import GCE, ForwardCorrection, MentorNet, Plain
 from losses.forward_correction import estimate_transition
 from losses.mentornet import CURRICULA, curriculum_weights, nearest_percentile
 from losses.task import cross_entropy
+from tests.fixtures import check_trace
 from tests.replay.curricula import CURRICULA as NAMES
 from tests.replay_methods import METHODS
 from tests.test_run import arrays, equal, interrupt_at, weights
@@ -46,35 +47,9 @@ def gradient(loss, output, target, index):
 # --- traces of the authors' code
 
 
-def within(got, expected, rtol, atol):
-    got, expected = np.asarray(torch.as_tensor(got).detach()), np.asarray(expected)
-    if expected.dtype.kind in "iub":
-        return np.array_equal(got, expected)
-    return got.shape == expected.shape and np.allclose(got, expected, rtol, atol)
-
-
 @pytest.mark.parametrize("name", TRACES)
 def test_trace(name):
-    about = json.loads((GOLDEN / f"{name}.json").read_text())
-    stored = arrays(GOLDEN / f"{name}.npz")
-    role = {key: spec["role"] for key, spec in about["arrays"].items()}
-    method = METHODS[about["method"]](about, {})
-    compared = set()
-
-    def row(wanted, position):
-        return {key: value[position] for key, value in stored.items() if role[key] == wanted}
-
-    def compare(answers, position):
-        for key, got in answers.items():
-            assert within(got, stored[key][position], **about["tolerance"]), (key, position)
-            compared.add(key)
-
-    for step in range(len(stored["output"])):
-        epoch, in_epoch = divmod(step, about["steps_per_epoch"])
-        if in_epoch == 0 and hasattr(method, "start_epoch"):
-            compare(method.start_epoch(epoch, row("epoch_input", epoch)), epoch)
-        compare(method.step(row("input", step)), step)
-    assert step == 47 and compared == {key for key in role if "output" in role[key]}
+    check_trace(name, METHODS)
 
 
 def test_there_are_traces_of_each_method():

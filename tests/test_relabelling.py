@@ -17,6 +17,7 @@ from losses.joint_optimization import imbalance
 from losses.selfie import vote
 from losses.task import cross_entropy
 from losses.two_stage import most_confident, normalised, ramp_up
+from tests.fixtures import check_trace
 from tests.replay_methods import METHODS
 from tests.test_cost import Watch
 from tests.test_run import arrays, weights
@@ -60,39 +61,9 @@ def logits(*predicted, size=6.0):
 # --- traces of the authors' code
 
 
-def within(got, expected, rtol, atol):
-    got, expected = np.asarray(torch.as_tensor(got).detach()), np.asarray(expected)
-    if expected.dtype.kind in "iub":
-        return np.array_equal(got, expected)
-    return got.shape == expected.shape and np.allclose(got, expected, rtol=rtol, atol=atol)
-
-
 @pytest.mark.parametrize("name", TRACES)
 def test_golden(name):
-    about = json.loads((GOLDEN / f"{name}.json").read_text())
-    with np.load(GOLDEN / f"{name}.npz") as stored:
-        trace = dict(stored)
-    keys = {
-        role: {key for key, spec in about["arrays"].items() if spec["role"] == role}
-        for role in ("input", "output", "epoch_start_output", "epoch_output")
-    }
-    replayed = METHODS[about["method"]](about, {})
-
-    def compare(answers, role, row):
-        assert set(answers) == keys[role]
-        for key, got in answers.items():
-            assert within(got, trace[key][row], **about["tolerance"]), (key, row)
-
-    steps = about["steps_per_epoch"]
-    for step in range(len(trace["target"])):
-        epoch, in_epoch = divmod(step, steps)
-        if in_epoch == 0 and keys["epoch_start_output"]:
-            compare(replayed.start_epoch(epoch, {}), "epoch_start_output", epoch)
-        answers = replayed.step({key: trace[key][step] for key in keys["input"]})
-        compare(answers, "output", step)
-        if in_epoch == steps - 1 and keys["epoch_output"]:
-            compare(replayed.end_epoch(epoch), "epoch_output", epoch)
-    assert step == 47
+    check_trace(name, METHODS)
 
 
 def test_there_are_traces():

@@ -10,7 +10,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from losses import CoTeaching, CoTeachingPlus, Decoupling, JoCoR
 from losses.small_loss import ForgetRate, smallest, smallest_among
 from losses.task import cross_entropy
 from models.several import Several
+from tests.fixtures import check_trace
 from tests.replay_methods import METHODS
 
 GOLDEN = Path(__file__).parent / "golden" / "methods"
@@ -74,28 +74,9 @@ def step(objective, batch):
 # --- traces of the authors' code
 
 
-def within(got, expected, rtol, atol):
-    got, expected = np.asarray(torch.as_tensor(got).detach()), np.asarray(expected)
-    if expected.dtype.kind in "iub":
-        return np.array_equal(got, expected)
-    return got.shape == expected.shape and np.allclose(got, expected, rtol=rtol, atol=atol)
-
-
 @pytest.mark.parametrize("name", TRACES)
 def test_golden(name):
-    about = json.loads((GOLDEN / f"{name}.json").read_text())
-    with np.load(GOLDEN / f"{name}.npz") as stored:
-        arrays = dict(stored)
-    keys = {
-        role: [key for key, spec in about["arrays"].items() if spec["role"] == role]
-        for role in ("input", "output")
-    }
-    replayed = METHODS[about["method"]](about, {})
-    for number in range(len(arrays["target"])):
-        answers = replayed.step({key: arrays[key][number] for key in keys["input"]})
-        assert set(answers) == set(keys["output"])
-        for key, got in answers.items():
-            assert within(got, arrays[key][number], **about["tolerance"]), (number, key)
+    check_trace(name, METHODS)
 
 
 def test_there_are_traces():
