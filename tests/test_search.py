@@ -157,6 +157,21 @@ def test_resampling_says_what_other_trials_would_have_chosen():
     assert apart == {"pair-0.4": {}} and search.describe_resamples(table, apart) == ""
 
 
+def test_a_table_of_the_first_trials_is_as_if_the_others_had_not_been_run(tmp_path, capsys):
+    rows = [("gce", trial, 50 + trial, 80 - trial) for trial in range(4)]
+    rows += [("plain", trial, 50, 70 + trial) for trial in range(4)]
+    table = pd.DataFrame(rows, columns=["method", "trial", "noisy_validation", "test_last"])
+    table = table.assign(noise="pair-0.4", state="finished", seconds=1.0, overrides="lr=1")
+    search.with_chosen(table).to_csv(tmp_path / "all.csv", index=False)
+    assert search.main(["table", str(tmp_path / "all.csv")]) == 0
+    assert "gce - plain: +7.00 with these trials" in capsys.readouterr().out
+    out = ["--out", str(tmp_path / "two.csv")]
+    assert search.main(["table", str(tmp_path / "all.csv"), "--first", "2", *out]) == 0
+    assert "gce - plain: +9.00 with these trials" in capsys.readouterr().out
+    first = pd.read_csv(tmp_path / "two.csv")
+    assert first.trial.max() == 1 and first.trial[first.chosen].to_list() == [1, 0]
+
+
 def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.chdir(tmp_path)

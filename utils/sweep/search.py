@@ -154,11 +154,14 @@ def trials_table(root: Path) -> pd.DataFrame:
     if not rows:
         raise UserError(f"there is no finished trial in {root}")
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    table = table.sort_values(["noise", "method", "trial"], ignore_index=True)
+    return with_chosen(table.sort_values(["noise", "method", "trial"], ignore_index=True))
+
+
+def with_chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``chosen`` of the trials that are in it."""
     judged = table.dropna(subset="noisy_validation")
     best = judged.groupby(["noise", "method"]).noisy_validation.idxmax()
-    table["chosen"] = table.index.isin(best)
-    return table
+    return table.assign(chosen=table.index.isin(best))
 
 
 def resample(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -368,12 +371,13 @@ def main(arguments: list[str]) -> int:
     command.add_argument(
         "root", type=Path, help="runs/search/<dataset>, or a file that --out wrote"
     )
+    command.add_argument("--first", type=int, metavar="N", help="of each method N trials alone")
     command.add_argument("--out", type=Path, metavar="FILE")
     command.add_argument("--figure", type=Path, metavar="FILE.png")
     options = vars(parser.parse_args(arguments))
     try:
         if options["command"] == "table":
-            write_table(options["root"], options["out"], options["figure"])
+            write_table(options["root"], options["out"], options["figure"], options["first"])
         else:
             print("\n".join(cells_of_stage(options.pop("command"), **options)))
     except (UserError, OSError) as error:
@@ -382,11 +386,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def write_table(root: Path, out: Path | None, figure: Path | None):
+def write_table(root: Path, out: Path | None, figure: Path | None, first: int | None):
     table = read_csv(root) if root.is_file() else trials_table(root)
     lacking = [name for name in COLUMNS if name not in table]
     if lacking:
         raise UserError(f"{root} is no table of trials: it lacks the columns {', '.join(lacking)}")
+    if first is not None:
+        table = with_chosen(table[table.trial < first].reset_index(drop=True))
     searches = {noise: resample(trials) for noise, trials in table.groupby("noise")}
     table = with_shares(table, searches)
     print(printable(table.to_string(index=False)))
