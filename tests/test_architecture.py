@@ -60,6 +60,11 @@ def imported(path, only_at_the_top=False):
                 yield name
 
 
+# Commands that read a finished run with its data or its network, and what they share.
+ON_TOP = ("utils.judged", "utils.folds", "utils.review", "utils.predict")
+READ_RUNS = ("experiment", "datasets", "models")
+
+
 def within(module, package):
     return module == package or module.startswith(f"{package}.")
 
@@ -68,21 +73,21 @@ def within(module, package):
 def test_a_module_imports_only_what_lies_below_it(module):
     """main -> experiment -> { datasets | models | losses } -> utils; report and sweep on top.
 
-    A review looks at a run again, so it stands above the experiment, as main does.
+    ON_TOP is above experiment.
     """
     allowed = {
         "main": ("experiment", "utils"),
-        "utils.review": ("experiment", "datasets"),
         "experiment": ("datasets", "losses", "models", "utils"),
         "benchmarks": (*SOURCES, "tests.fixtures"),
         "examples": ("losses", "utils"),
     }
     package = module.split(".")[0]
-    if within(module, "utils.review"):
-        package = "utils.review"
+    on_top = any(within(module, other) for other in ON_TOP)
     for name in imported(SOURCES[module]):
-        assert any(within(name, other) for other in (package, "utils", *allowed.get(package, ())))
-        for part in ("utils.report", "utils.sweep", "utils.review"):
+        others = (package, "utils", *allowed.get(package, ()), *(READ_RUNS if on_top else ()))
+        assert any(within(name, other) for other in others), f"{module} imports {name}"
+        assert on_top or not any(within(name, other) for other in ON_TOP)
+        for part in ("utils.report", "utils.sweep"):
             entry = module == "utils.search"  # which only starts the random search of utils.sweep
             inside = within(module, part) or package in ("benchmarks", "main", "experiment")
             assert inside or entry or not within(name, part), f"{module} imports {name}"
