@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
+from datasets.base import Dataset, Split
 from utils.judged import Judged
 
 CLASSES = ["cat", "dog", "owl"]
@@ -16,22 +18,34 @@ class MadeUp(Judged):
     """A Judged whose images are grey, the brighter the later their row."""
 
     def picture(self, row):
-        if self.kind != "images":
-            return None
         return Image.new("RGB", (20, 10), (row * 9 % 256,) * 3)
 
 
 def make_judged(
-    run: Path, count: int = 12, *, num_test: int = 4, kind: str = "images", **changes
+    run: Path,
+    count: int = 12,
+    *,
+    num_test: int = 4,
+    kind: str = "files",
+    classes: list[str] | None = None,
+    names: list[str] | None = None,
+    made_split: bool = True,
+    config: dict | None = None,
+    **columns: np.ndarray,
 ) -> Judged:
     """A finished run of ``count`` samples, the last of which in the data are the test part.
 
-    Every third sample is predicted as the next class. ``changes``: "classes", "names", "root",
-    "config", columns of the table, and "made_split" (true), whether the run split its files.
+    Every third sample is predicted as the next class. Its files lie in photos/ beside it.
+
+    Args:
+        kind: "files" or "memory", of images; "text"; "numbers", of images in files.
+        names: of the samples, by row.
+        columns: of the table, by row.
     """
     run.mkdir(parents=True, exist_ok=True)
-    classes = changes.pop("classes", [] if kind == "numbers" else CLASSES)
-    config = changes.pop("config", {"dataset": {"name": "folder"}, "loss": {"name": "DiscrimLoss"}})
+    if classes is None:
+        classes = [] if kind == "numbers" else CLASSES
+    config = {"dataset": {"name": "folder"}, "loss": {"name": "DiscrimLoss"}} | (config or {})
     summary = {
         "finished": True,
         "metric": "accuracy",
@@ -40,10 +54,8 @@ def make_judged(
     }
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    if changes.pop("made_split", True):
-        (run / "split.csv").write_text("part,path\n")
     position = np.random.default_rng(0).permutation(count)  # in the data, of each row
-    is_test = position >= count - num_test
+    is_test, num_train = position >= count - num_test, count - num_test
     if classes:
         given = position % len(classes)
         predicted = np.where(position % 3 == 0, (given + 1) % len(classes), given)
@@ -61,20 +73,41 @@ def make_judged(
         labels = {"given": given, "predicted": given + 1, "true": np.full(count, np.nan)}
     table = labels | {
         "part": np.where(is_test, "test", "train"),
-        "index": np.where(is_test, position - (count - num_test), position),
+        "index": np.where(is_test, position - num_train, position),
         "score": np.linspace(5, 0, count, dtype=np.float32),
         "quality": np.linspace(0.01, 1, count, dtype=np.float32),
         "loss": np.linspace(4, 0.1, count, dtype=np.float32),
         "flagged": np.arange(count) < 3,
     }
-    root = changes.pop("root", run.parent / "photos" if kind == "images" else None)
-    names = changes.pop("names", None)
+    table |= columns
     if names is None:
-        part = "train/{}/{:02d}.png" if classes else "{}_{:02d}.png"
         folders = [classes[label] for label in given] if classes else ["a"] * count
-        names = [part.format(*pair) for pair in zip(folders, position, strict=True)]
+        pairs = zip(folders, position, strict=True)
+        names = ["train/{}/{:02d}.png".format(*pair) for pair in pairs]
         if kind == "text":
             names = [f"text number {number}" for number in position]
-        elif root is None:
+        elif kind == "memory":
             names = [""] * count
-    return MadeUp(run, kind, classes, root, table | changes, names)
+    root = run.parent / "photos"
+    rows = np.argsort(position)
+    splits = [
+        _split(kind, [names[row] for row in part], table["given"][part], root)
+        for part in (rows[:num_train], rows[num_train:])
+    ]
+    np.savez(run / "noise.npz", given=splits[0].targets.numpy())
+    is_images = kind != "text"
+    data = Dataset(
+        *splits,
+        classes=classes,
+        mean=(0.5,) * 3 * is_images,
+        made_split=made_split and kind in ("files", "numbers"),
+        root=root if kind in ("files", "numbers") else None,
+    )
+    return MadeUp(run, config, data, table, names)
+
+
+def _split(kind, names, targets, root):
+    targets = torch.from_numpy(targets.copy())
+    if kind in ("files", "numbers"):
+        return Split([str(root / name) for name in names], targets)
+    return Split(torch.zeros(len(names), 2), targets, names if kind == "text" else None)

@@ -25,7 +25,6 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.escapes import printable
-from utils.run_state import read_summary
 
 
 def main(arguments: list[str]) -> int:
@@ -40,19 +39,13 @@ def main(arguments: list[str]) -> int:
 
 
 def check(options: argparse.Namespace):
-    """Raise UserError for options that do not go together, and a run that is not finished."""
+    """Raise UserError for options that do not go together."""
     if options.output and not options.export:
         raise UserError("--output names the file of --export, which is not given")
     if options.apply and options.export:
         raise UserError("--apply and --export are two commands: give one of them")
     if options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")
-    if not options.run.is_dir():
-        raise UserError(f"{options.run} is no folder: name the directory of a finished run")
-    if not read_summary(options.run, complete=True).get("finished"):
-        raise UserError(
-            f"{options.run} holds no finished run: finish it with the command that began it"
-        )
 
 
 def review(options: argparse.Namespace):

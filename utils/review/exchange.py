@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.escapes import in_a_cell
 from utils.files import atomic_write
 from utils.judged import Judged
-from utils.review.listing import Listing, in_words, keys
+from utils.review.listing import Listing, has_files, in_words, keys
 from utils.review.page import data_uri
 
 CONTROL, FLAG = "label", "review"  # names of the controls in Label Studio
@@ -52,7 +52,7 @@ def label_studio(judged: Judged, listing: Listing, path: Path) -> dict:
             "given": in_words(judged, table["given"][row]),
             "list": "suspects" if is_suspect else "random sample",
             "rank": row + 1,
-            "quality": float(table["quality"][row]),
+            "quality": _number(table["quality"][row]),
         }
         tasks.append({"data": data, "predictions": [_prediction(judged, row, kind)]})
     interface = path.with_suffix(".xml")
@@ -61,9 +61,9 @@ def label_studio(judged: Judged, listing: Listing, path: Path) -> dict:
 
 def _shown_as(judged):
     """The tag that shows a sample, and what it is given of a row."""
-    if judged.root is not None:
+    if has_files(judged):
         return "image", lambda row: f"/data/local-files/?d={quote(os.fsencode(judged.names[row]))}"
-    if judged.picture(0) is not None:
+    if judged.kind == "images":
         return "image", lambda row: data_uri(judged.picture(row), "png")
     return "text", lambda row: judged.names[row]
 
@@ -72,10 +72,10 @@ def _prediction(judged, row, kind):
     label = judged.table["predicted"][row]
     if judged.classes:
         what = {"type": "choices", "value": {"choices": [in_words(judged, label)]}}
-        score = float(judged.table["predicted_probability"][row])
+        score = _number(judged.table["predicted_probability"][row])
     else:
         what = {"type": "number", "value": {"number": float(in_words(judged, label))}}
-        score = 1 - float(judged.table["quality"][row])
+        score = _number(1 - judged.table["quality"][row])
     result = {"id": f"row{row}", "from_name": CONTROL, "to_name": kind, **what}
     return {"model_version": judged.run.name, "score": score, "result": [result]}
 
@@ -100,7 +100,7 @@ def fifty_one(judged: Judged, listing: Listing, path: Path) -> dict:
 
     Raises UserError if there are no image files.
     """
-    if judged.root is None:
+    if not has_files(judged):
         raise UserError(
             f"--export fiftyone is for image files, and {judged.run} was not trained on any: use "
             f"--export csv"
@@ -116,12 +116,12 @@ def fifty_one(judged: Judged, listing: Listing, path: Path) -> dict:
             predicted["confidence"] = float(table["predicted_probability"][row])
         samples.append(
             {
-                "filepath": os.path.abspath(judged.root / name),
+                "filepath": os.path.abspath((judged.root or Path()) / name),
                 "tags": [str(table["part"][row])],
                 "metadata": None,
                 "ground_truth": given,
                 "predictions": predicted,
-                "mistakenness": 1 - float(table["quality"][row]),
+                "mistakenness": _number(1 - table["quality"][row]),
             }
         )
     return {path: lambda file: _dump({"samples": samples}, file)}
@@ -178,6 +178,11 @@ def _known(judged, label):
     """A label in words; "" if it is not known."""
     unknown = label < 0 if judged.classes else label != label
     return "" if unknown else in_words(judged, label)
+
+
+def _number(value):
+    """A number, or None, since JSON has no NaN."""
+    return float(value) if value == value else None
 
 
 def _dump(content, file):

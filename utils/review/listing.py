@@ -9,7 +9,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.escapes import CONTROL
 from utils.files import atomic_write, read_json
-from utils.judged import Judged
+from utils.judged import JOINED, Judged
 
 SAMPLE_SIZE = 50  # of the random sample of what nobody suspects
 NAME = "review.json"
@@ -50,18 +50,29 @@ def identifiers(judged: Judged) -> list[str]:
     return [f"{part}/{index}" for part, index in zip(parts, judged.table["index"], strict=True)]
 
 
+def has_files(judged: Judged) -> bool:
+    """Whether the samples are files, and their names paths."""
+    return isinstance(judged.data.train.inputs, list)
+
+
 def keys(judged: Judged) -> list[str]:
     """What names each row in files of decisions: its path, or else its identifier.
 
     A path with bytes or control characters that a file of text does not keep counts as none.
     """
     other = identifiers(judged)
-    if judged.root is None:
+    if not has_files(judged):
         return other
     return [
         identifier if CONTROL.search(name) or set(name) & set("\t\n") else name
         for name, identifier in zip(judged.names, other, strict=True)
     ]
+
+
+def first_run(judged: Judged) -> Path:
+    """The directory of the run, or of the first of the folds that were joined there."""
+    joined = judged.run / JOINED
+    return judged.run / read_json(joined)["runs"][0] if joined.exists() else judged.run
 
 
 def in_words(judged: Judged, label) -> str:

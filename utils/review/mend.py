@@ -10,14 +10,13 @@ import numpy as np
 from scipy.stats import binomtest
 
 from utils.errors import UserError
-from utils.files import atomic_write, file_sha256
+from utils.exports import names_of
+from utils.files import atomic_write, file_sha256, read_arrays
 from utils.judged import Judged
 from utils.review.decisions import WORDS, Decision
-from utils.review.listing import in_words, read_sample
-from utils.run_state import read_config
+from utils.review.listing import first_run, has_files, in_words, read_sample
 
 CONFIDENCE = 0.95
-TABLES = ("csv", "folder", "text")  # datasets whose test part a table can hold
 
 
 def mend(judged: Judged, decisions: dict[int, Decision]) -> tuple[list[Path], dict]:
@@ -29,77 +28,81 @@ def mend(judged: Judged, decisions: dict[int, Decision]) -> tuple[list[Path], di
 
     Raises UserError if one of these files is there already.
     """
-    config = read_config(judged.run) or {}
-    parts = _parts(judged, decisions, config)
-    report = _report(judged, decisions)
-    suffix = ".csv" if _is_table(judged, config) else ".npz"
-    files = {judged.run / f"{name}{suffix}": rows for name, rows in parts.items()}
+    parts, report = _parts(judged, decisions), _report(judged, decisions)
+    suffix = ".csv" if _is_table(judged) else ".npz"
+    files = {judged.run / f"{name}{suffix}": part for name, part in parts.items()}
     summary = judged.run / "labels_fixed.json"
     for path in (*files, summary):
         if os.path.lexists(path):
             raise UserError(
                 f"{path} is there already, and is not written over: remove it, or rename it"
             )
+    labels, dropped = _mended(judged, decisions)
     write = _write_table if suffix == ".csv" else _write_arrays
-    for path, rows in files.items():
-        write(judged, decisions, rows, path, config)
-    hashes = {path.name: file_sha256(path) for path in files}
-    report = {"sha256": hashes} | report
+    for path, part in files.items():
+        write(judged, part, labels, dropped, path)
+    report = {"sha256": {path.name: file_sha256(path) for path in files}} | report
     with atomic_write(summary) as file:
         json.dump(report, file, indent=1)
     return [*files, summary], report
 
 
-def _is_table(judged, config):
-    return judged.root is not None or config.get("dataset", {}).get("name") == "text"
+def _is_table(judged):
+    return has_files(judged) or judged.config["dataset"]["name"] == "text"
 
 
-def _parts(judged, decisions, config) -> dict[str, list[int]]:
-    """The rows of each file by its name, in the order of the data."""
-    is_test, index = judged.table["part"] == "test", judged.table["index"]
-    order = np.lexsort((index, is_test))
-    spec = config.get("dataset", {})
-    split_here = (judged.run / "split.csv").exists() or (
-        spec.get("name") == "text" and spec.get("test_file") is None
-    )
-    if split_here:
-        return {"labels_fixed": order.tolist()}
-    parts = {"labels_fixed": order[~is_test[order]].tolist()}
-    decided = any(is_test[row] for row in decisions)
-    if is_test.any() and (decided or spec.get("name") == "folder"):
-        parts["labels_fixed_test"] = order[is_test[order]].tolist()
+def _parts(judged, decisions) -> dict[str, tuple[str, ...]]:
+    """The parts of the data that each file holds, by its name."""
+    spec, data = judged.config["dataset"], judged.data
+    if data.made_split or (spec["name"] == "text" and spec.get("test_file") is None):
+        return {"labels_fixed": ("train", "test")}
+    parts = {"labels_fixed": ("train",)}
+    decided = any(judged.table["part"][row] == "test" for row in decisions)
+    if decided or spec["name"] == "folder":
+        parts["labels_fixed_test"] = ("test",)
     return parts
 
 
-def _mended(judged, decisions, row):
-    """The label of a row after its decision."""
-    decision = decisions.get(row)
-    relabelled = decision is not None and decision.word == "relabel"
-    return decision.label if relabelled else judged.table["given"][row]
+def _mended(judged, decisions) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The labels of both parts after the decisions, also of samples that were not judged.
+
+    And which samples are dropped.
+    """
+    table, is_test = judged.table, judged.table["part"] == "test"
+    given = read_arrays(first_run(judged) / "noise.npz", ("given",))["given"]
+    labels = {"train": given, "test": judged.data.test.targets.numpy().copy()}
+    for part, mask in (("train", ~is_test), ("test", is_test)):
+        labels[part][table["index"][mask]] = table["given"][mask]
+    dropped = {part: np.zeros(len(values), bool) for part, values in labels.items()}
+    for row, decision in decisions.items():
+        part, index = "test" if is_test[row] else "train", table["index"][row]
+        if decision.word == "relabel":
+            labels[part][index] = decision.label
+        dropped[part][index] = decision.word == "drop"
+    return labels, dropped
 
 
-def _write_table(judged, decisions, rows, path, config):
-    """Names and labels as they stand, without what was dropped."""
-    spec = config.get("dataset", {})
+def _write_table(judged, parts, labels, dropped, path):
+    """Names and labels as they stand, without what is dropped."""
+    spec = judged.config["dataset"]
     heads = ["path", "label"]
-    if judged.root is None:
+    if not has_files(judged):
         heads = [spec.get("text_column", "text"), spec.get("label_column", "label")]
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heads)
-        for row in rows:
-            if row not in decisions or decisions[row].word != "drop":
-                label = in_words(judged, _mended(judged, decisions, row))
-                writer.writerow([judged.names[row], label])
+        for part in parts:
+            index = np.flatnonzero(~dropped[part])
+            names = names_of({"part": [part] * len(index), "index": index}, judged.data)
+            words = [in_words(judged, label) for label in labels[part][index]]
+            writer.writerows(zip(names, words, strict=True))
 
 
-def _write_arrays(judged, decisions, rows, path, config):
+def _write_arrays(judged, parts, labels, dropped, path):
     """``given`` [N], by position; ``dropped`` [N]: these keep their label, as they cannot leave."""
-    labels = np.array([_mended(judged, decisions, row) for row in rows])
-    dropped = [row in decisions and decisions[row].word == "drop" for row in rows]
-    kind = np.int64 if judged.classes else np.float32
+    (part,) = parts
     with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, given=labels.astype(kind), dropped=np.array(dropped, bool))
+        np.savez_compressed(file, given=labels[part], dropped=dropped[part])
 
 
 def _report(judged, decisions):
@@ -109,7 +112,7 @@ def _report(judged, decisions):
     reviewed = [decision for row, decision in decisions.items() if row not in sample]
     drawn = [decision for row, decision in decisions.items() if row in sample]
     return {
-        "samples": len(judged.names),
+        "samples": len(judged.data.train) + len(judged.data.test),
         "decisions": {word: counts[word] for word in WORDS},
         "reviewed": _rate(reviewed),
         "unsuspected": _remaining(drawn, num_unsuspected),

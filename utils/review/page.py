@@ -4,18 +4,20 @@ import base64
 import hashlib
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from utils.escapes import printable
 from utils.files import atomic_write
-from utils.judged import Judged
-from utils.review.listing import Listing, in_words, keys
-from utils.run_state import read_config, read_summary
+from utils.judged import JOINED, Judged
+from utils.review.listing import Listing, first_run, has_files, in_words, keys
+from utils.run_state import read_summary
 
 SIDE = 160  # pixels of the longer side of a thumbnail
 AS_IT_IS = 64  # an image of at most so many pixels a side stays as it is
@@ -46,7 +48,7 @@ def _content(judged, listing, path, stop_below):
     """What the page shows, by column; of the rows of the random sample last."""
     rows = np.array([*listing.suspects, *listing.sample], np.int64)
     table = {name: column[rows] for name, column in judged.table.items()}
-    all_keys, config = keys(judged), read_config(judged.run) or {}
+    all_keys = keys(judged)
     names = [all_keys[row] for row in rows]
     given = [in_words(judged, label) for label in table["given"]]
     numbers = {
@@ -68,7 +70,7 @@ def _content(judged, listing, path, stop_below):
         "storage": _storage(judged, names, given, len(listing.suspects)),
         "classes": judged.classes,
         "shown_classes": [printable(name) for name in judged.classes],
-        "score_name": f"{config.get('loss', {}).get('name', 'method')} score",
+        "score_name": _score_name(judged),
         "stop_below": stop_below,
         "num_suspects": len(listing.suspects),
         "num_unsuspected": listing.num_unsuspected,
@@ -78,9 +80,15 @@ def _content(judged, listing, path, stop_below):
         "parts": table["part"].tolist(),
         "flagged": [int(value) for value in table["flagged"]],
         "ranks": (rows + 1).tolist(),
-        "pictures": [_picture(judged, row) for row in rows.tolist()],
+        "pictures": _pictures(judged, rows.tolist()),
         **numbers,
     }
+
+
+def _score_name(judged):
+    if (judged.run / JOINED).exists():
+        return "score"
+    return judged.config.get("score") or f"{judged.config['loss']['name']} score"
 
 
 def _rounded(value):
@@ -96,28 +104,34 @@ def _shown(judged, row, all_keys):
 
 def _link(judged, row, path):
     """Where the original of an image lies, as seen from the page; "" if that is not known."""
-    if judged.root is None:
+    if not has_files(judged):
         return ""
-    relative = os.path.relpath(judged.root / judged.names[row], path.parent)
+    file = (judged.root or Path()) / judged.names[row]
+    relative = os.path.relpath(file, path.parent)
     return quote(os.fsencode(relative))
 
 
 def _storage(judged, names, given, num_suspects):
     """Under what a browser keeps the decisions: another one for other labels or another list."""
-    sha256 = (read_summary(judged.run).get("noise") or {}).get("sha256")
+    sha256 = (read_summary(first_run(judged)).get("noise") or {}).get("sha256")
     digest = hashlib.sha256(f"{sha256}\n{num_suspects}\n".encode())
     for pair in zip(names, given, strict=True):
         digest.update("\0".join(pair).encode(errors="surrogateescape") + b"\n")
     return f"review-{digest.hexdigest()[:32]}"
 
 
-def _picture(judged, row):
-    """The image of a row as a data URI; "" if there is none, or it cannot be read."""
-    try:
+def _pictures(judged, rows):
+    """The images of these rows as data URIs; "" where there is none, or it cannot be read."""
+
+    def code(row):
         image = judged.picture(row)
-    except OSError:
-        return ""
-    return "" if image is None else thumbnail(image)
+        return "" if image is None else thumbnail(image)
+
+    if judged.kind != "images":
+        return [""] * len(rows)
+    with ThreadPoolExecutor() as pool:  # the decoders work without the interpreter's lock
+        coded = pool.map(code, rows)
+        return list(tqdm(coded, "pictures", len(rows), leave=False, disable=None))
 
 
 def thumbnail(image: Image.Image) -> str:
