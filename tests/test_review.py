@@ -19,7 +19,7 @@ from utils.review import page
 from utils.review.decisions import read_decisions
 from utils.review.exchange import OUTPUTS, export
 from utils.review.listing import identifiers, keys, make_listing, write_listing
-from utils.review.mend import describe, mend
+from utils.review.mend import describe, how_to_train, mend
 
 
 @pytest.fixture
@@ -228,6 +228,8 @@ def test_a_test_part_of_its_own_is_mended_apart(tmp_path):
     )
     names = ["labels_fixed.csv", "labels_fixed_test.csv", "labels_fixed.json"]
     assert [path.name for path in written] == names
+    expected = [f"dataset.file={written[0]}", f"dataset.root={judged.data.root}"]
+    assert how_to_train(judged, written).split() == [*expected, f"dataset.test_file={written[1]}"]
     test = pd.read_csv(written[1])
     assert test.label.tolist() == ["owl", "cat", "cat"] and len(pd.read_csv(written[0])) == 8
 
@@ -271,8 +273,13 @@ def test_data_in_memory_become_labels_for_noise(tmp_path, classes):
     rows = [f"train/3,{names[3]},relabel,{'owl' if classes else 99},", f"train/4,{names[4]},drop,,"]
     written, _ = apply(judged, write_rows(tmp_path / "d.csv", rows))
     assert [path.name for path in written] == ["labels_fixed.npz", "labels_fixed.json"]
-    labels = read_labels(str(written[0]), 8, len(classes))
-    assert labels.tolist() == [*given[:3], 2 if classes else 99, *given[4:]]
+    kind, _, path = how_to_train(judged, written).partition(":")
+    labels = read_labels(path, 8, len(classes))
+    assert kind == "noise.kind=file" and labels.tolist() == [
+        *given[:3],
+        2 if classes else 99,
+        *given[4:],
+    ]
     with np.load(written[0]) as arrays:
         assert np.flatnonzero(arrays["dropped"]).tolist() == [4]
 
@@ -559,6 +566,20 @@ def test_the_command_leads_from_the_page_to_mended_labels(command, judged, tmp_p
     printed = command(judged.run, "--apply", files[0], "--apply", files[1])
     assert "2 of 12 samples are decided: 0 keep, 1 relabel, 1 drop" in printed
     assert "is there already" in command(judged.run, "--apply", files[0], code=2)
+
+
+def test_joined_folds_are_reviewed_as_one_run(judged, tmp_path):
+    storage = content_of(judged)["storage"]
+    (judged.run / "fold0").mkdir()
+    for name in ("noise.npz", "summary.json"):
+        (judged.run / name).rename(judged.run / "fold0" / name)
+    (judged.run / "folds.json").write_text('{"runs": ["fold0", "fold1"]}')
+    judged.table["part"] = np.where(judged.table["part"] == "test", "test", "fold 1")
+    content = content_of(judged)
+    assert content["storage"] == storage and content["score_name"] == "score"
+    assert set(content["parts"]) == {"test", "fold 1"}
+    written, _ = apply(judged, write_rows(tmp_path / "d.csv", decide(judged, n0="owl")))
+    assert len(pd.read_csv(written[0])) == 12
 
 
 @pytest.mark.parametrize("form", OUTPUTS)

@@ -289,6 +289,10 @@ def test_nothing_is_wider_than_the_window(browser, tmp_path, width):
         script = "const {scrollWidth, clientWidth} = document.documentElement;"
         assert browser.execute_script(f"{script} return scrollWidth <= clientWidth")
         assert review.find("[data-action=drop]").is_displayed()
+        browser.find_elements(By.CSS_SELECTOR, ".card")[-1].click()
+        top = "return document.getElementById('panel').getBoundingClientRect().top"
+        assert -1 < browser.execute_script(top) < 100  # in sight of whoever has chosen a card
+        assert "suspect 30 of 30" in review.text("#rank")
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -10,7 +10,7 @@
     python -m utils.review runs/photos --export labelstudio
         the same list for other tools: labelstudio, fiftyone, cleanlab, csv
     python -m utils.review runs/photos --apply labelstudio_export.json
-        what was annotated in Label Studio
+        what was annotated in Label Studio and exported as JSON
 
 The page lists the most suspicious samples, and a random sample of those that nobody suspects, from
 which --apply estimates how many wrong labels are left. Decisions are rows of path, given, decision
@@ -55,12 +55,13 @@ def review(options: argparse.Namespace):
     from utils.review.decisions import read_decisions
     from utils.review.exchange import OUTPUTS, export
     from utils.review.listing import make_listing, write_listing
-    from utils.review.mend import describe, mend
+    from utils.review.mend import describe, how_to_train, mend
 
     judged = judge(options.run, options.data_root)
     if options.apply:
         written, report = mend(judged, read_decisions(judged, options.apply))
-        print(printable("\n".join(describe(report))))
+        lines = [*describe(report), f"to train on them: {how_to_train(judged, written)}"]
+        print(printable("\n".join(lines)))
     else:
         listing = make_listing(judged, options.count)
         if options.export:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -147,6 +148,19 @@ def _remaining(drawn, num_unsuspected) -> dict | None:
         "left": round(rate["rate"] * others, 1),
         "left_interval": [round(bound * others, 1) for bound in rate["interval"]],
     }
+
+
+def how_to_train(judged: Judged, written: list[Path]) -> str:
+    """The arguments of main.py with which the mended labels are trained on."""
+    first = written[0]
+    if first.suffix == ".npz":
+        return f"noise.kind=file:{first}"
+    arguments = {"dataset.file": first}
+    if has_files(judged):
+        arguments["dataset.root"] = judged.data.root or Path()
+    if written[1].suffix == ".csv":
+        arguments["dataset.test_file"] = written[1]
+    return " ".join(f"{key}={shlex.quote(str(value))}" for key, value in arguments.items())
 
 
 def describe(report: dict) -> list[str]:

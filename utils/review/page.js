@@ -125,8 +125,14 @@ function go_to(position) {
   for (const card of by_id('cards').children)
     card.setAttribute('aria-current', card.dataset.position === String(position));
   const card = card_of(position);
-  if (card && matchMedia('(min-width: 681px)').matches) card.scrollIntoView({block: 'nearest'});
+  if (card && !is_narrow()) card.scrollIntoView({block: 'nearest'});
   draw_panel();
+}
+
+const is_narrow = () => matchMedia('(max-width: 680px)').matches;  // as page.css has it
+
+function show_panel() {  // which on a narrow window lies above the list
+  if (is_narrow()) by_id('panel').scrollIntoView({block: 'nearest'});
 }
 
 // Drawing
@@ -231,7 +237,7 @@ function made_card(position) {
     path.append(element('bdi', '', review.shown[position]));
     card.append(path);
   }
-  card.addEventListener('click', () => go_to(position));
+  card.addEventListener('click', () => { go_to(position); show_panel(); });
   return card;
 }
 
@@ -322,6 +328,7 @@ function draw_confusion(positions) {
           by_id('given').value = given;
           by_id('suggested').value = suggested;
           filter();
+          show_panel();
         });
         cell.style.background = `rgb(213 94 0 / ${0.08 + 0.5 * number / largest})`;
         cell.append(button);
