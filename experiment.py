@@ -42,6 +42,7 @@ from utils.evaluation import (
 from utils.files import map_array
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
+from utils.network import WEIGHTS, describe_use, load_weights
 from utils.run_directory import RunDirectory
 from utils.run_state import describe, read_summary
 from utils.scores import OUT_OF_SAMPLE, RECORDED, recorded, suspicion
@@ -215,6 +216,8 @@ class Experiment:
         """What left the files of other runs that this one depends on."""
         files = {"recording": (self.selection_spec or {}).get("history")}
         files["targets"] = self.config["targets"]
+        start = self.config["init_from"]
+        files["init_from"] = start and Path(start, WEIGHTS)
         return {name: run_inputs.origin(Path(path)) for name, path in files.items() if path}
 
     def _can_go_on_from(self, epoch, step):
@@ -298,6 +301,8 @@ class Experiment:
             tested,
             self.objective.labels(),
             self.noise.sha256,
+            self.objective.evaluated(self.model),
+            describe_use(self.config, self.data, self.objective.networks),
         )
         self._export(finished)
 
@@ -395,6 +400,8 @@ class Experiment:
             networks,
             self.config["evaluate_networks"],
         )
+        if self.config["init_from"] is not None:
+            load_weights(model, Path(self.config["init_from"]))
         channels_last = self.config["channels_last"]
         memory_format = torch.channels_last if channels_last else torch.preserve_format
         model.to(self.device, memory_format=memory_format)

@@ -13,6 +13,7 @@ from utils.escapes import in_a_cell
 from utils.files import atomic_write
 from utils.labels import write_labels
 from utils.metrics import Metric
+from utils.network import write_network
 
 NUM_SUSPECTS = 1000  # suspects.csv lists at least this many of the most suspicious samples,
 MAX_SUSPECTS = 100_000  # and at most this many: samples.npz has all
@@ -31,6 +32,8 @@ class FinishedRun:
     test: dict[str, np.ndarray] | None  # evaluation.prediction_table of the test samples
     labels: Tensor | None  # what the method would rather train on
     noise_sha256: str
+    network: object = None  # the torch module that is evaluated
+    use: dict | None = None  # network.describe_use
 
     @property
     def most_suspicious(self) -> np.ndarray:
@@ -141,6 +144,11 @@ def in_words(label, classes: list[str]) -> str:
     return "" if np.isnan(label) else f"{label:.6g}"
 
 
+def write_trained_network(run: FinishedRun):
+    """network.pt and network.json: what it takes to use the network, without the data."""
+    write_network(run.path, run.network, run.use)
+
+
 def draw_sheets(run: FinishedRun):
     """suspects.png, and hardest.png if the truth is known: contact sheets of images.
 
@@ -190,6 +198,7 @@ FILES: tuple[Callable[[FinishedRun], None], ...] = (
     write_held_out,
     write_test,
     write_labels_of_method,
+    write_trained_network,
 )
 PICTURES: tuple[Callable[[FinishedRun], None], ...] = (
     draw_sheets,

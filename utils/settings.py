@@ -67,6 +67,7 @@ class Settings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     trusted: TrustedSettings = field(default_factory=TrustedSettings)
     targets: str | None = None  # labels.npz of a run: train on its labels
+    init_from: str | None = None  # a finished run: begin with its weights
     evaluate_networks: Literal["first", "mean"] = "first"  # of methods with several networks
     record_losses: bool = False  # write losses.npy and margins.npy, after each epoch
     augment_recording: bool = True  # record the losses of augmented samples
