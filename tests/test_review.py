@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from datasets import digits
 from datasets.noise import read_labels
+from tests.fixtures import write_digits
 from tests.review_runs import CLASSES, make_judged
 from utils.errors import UserError
 from utils.files import file_sha256
@@ -600,3 +603,64 @@ def test_a_damaged_listing_is_named(judged, tmp_path):
     (judged.run / "review.json").write_text('{"sample": ["train/99"], "unsuspected": 3}')
     with pytest.raises(UserError, match=r"review\.json is not that of this run"):
         apply(judged, write_rows(tmp_path / "d.csv", decide(judged, n0="owl")))
+
+
+# With real runs
+
+TINY = ["model.width=4", "epochs=1", "batch_size=32", "model=cnn", "schedule=null"]
+SMALL = ["dataset.image_size=8", "dataset.num_workers=0", "dataset.crop_scale=0.7"]
+
+
+def review(*arguments):
+    from utils.review.__main__ import main
+
+    return main([str(argument) for argument in arguments])
+
+
+def test_a_folder_is_trained_on_reviewed_mended_and_trained_on_again(run, tmp_path, monkeypatch):
+    source = digits()
+    for split, size in ((source.train, 100), (source.test, 1)):
+        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
+    monkeypatch.setattr("tests.fixtures.digits", lambda: source)
+    planted = write_digits(tmp_path / "photos", 0.05, seed=0)
+    shutil.rmtree(tmp_path / "photos/test")
+    options = [f"dataset.root={tmp_path / 'photos'}", *TINY, *SMALL]
+    code, directory, *_ = run(*options, params="params/folder/discrimloss.yaml")
+    assert code == 0 and review(directory, "--count", 60) == 0
+    content = json.loads(script_of((directory / "review.html").read_text()))
+    names = content["keys"]
+    assert content["num_suspects"] == 60 < len(names)
+    assert all(uri.startswith("data:image/png") for uri in content["pictures"])
+    suspects = pd.read_csv(directory / "suspects.csv")
+    assert suspects.path.tolist()[:60] == names[:60]
+    rows = [f"{path},{Path(path).parent.name},drop,," for path in planted]
+    assert review(directory, "--apply", write_rows(tmp_path / "d.csv", rows)) == 0
+    table = pd.read_csv(directory / "labels_fixed.csv")
+    assert len(table) == 95 and not set(table.path) & set(planted)
+    options.append(f"dataset.file={directory / 'labels_fixed.csv'}")
+    code, again, *_ = run(*options, params="params/csv/discrimloss.yaml", name="again")
+    assert code == 0 and len(pd.read_csv(again / "split.csv")) == 95
+
+
+def test_labels_of_data_in_memory_are_mended_and_trained_on_again(run, tmp_path):
+    code, directory, *_ = run("epochs=1", "model.hidden=[4]")
+    assert code == 0
+    with np.load(directory / "noise.npz") as arrays:
+        given, true = arrays["given"], arrays["true"]
+    wrong = np.flatnonzero(given != true)[:50]
+    rows = [f"train/{index},{given[index]},relabel,{true[index]}," for index in wrong]
+    assert review(directory, "--apply", write_rows(tmp_path / "d.csv", rows)) == 0
+    options = [f"noise.kind=file:{directory / 'labels_fixed.npz'}", "epochs=1", "model.hidden=[4]"]
+    code, again, *_ = run(*options, name="again")
+    with np.load(again / "noise.npz") as arrays:
+        expected = given.copy()
+        expected[wrong] = true[wrong]
+        assert code == 0 and (arrays["given"] == expected).all()
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("epochs: 3\n")
+    assert review(tmp_path / "run") == 2 and review(tmp_path / "nowhere") == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "is not finished" in first and "is not the directory of a run" in second
