@@ -1,6 +1,8 @@
 """From suspects to mended labels: what is listed, the decisions, and what they change."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -138,6 +140,23 @@ def test_a_thumbnail_is_small(tmp_path):
 def test_an_image_that_cannot_be_read_leaves_its_name(judged):
     judged.picture = lambda row: None
     assert set(content_of(judged)["pictures"]) == {""}
+
+
+def test_a_jpeg_is_decoded_small_and_turned_as_the_training_turns_it(judged):
+    photo = Image.new("RGB", (3000, 1000), "red")
+    photo.paste("blue", (0, 0, 1500, 1000))  # on the left, and once turned at the top
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    path = judged.root / judged.names[0]
+    path.parent.mkdir(parents=True)
+    photo.save(path, "JPEG", exif=tags)
+    uri = content_of(judged)["pictures"][0]
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert uri.startswith("data:image/jpeg") and shown.size == (53, 160)
+    (_, _, blue), (red, _, _) = shown.getpixel((25, 20)), shown.getpixel((25, 140))
+    assert blue > 200 and red > 200
+    path.write_bytes(path.read_bytes()[:500])
+    assert content_of(judged)["pictures"][0].startswith("data:image/png")  # of the slow way
 
 
 def test_the_browser_keeps_decisions_by_the_run_and_its_list(tmp_path):

@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from utils.decoding import check_regular
 from utils.escapes import printable
 from utils.files import atomic_write
 from utils.judged import JOINED, Judged
@@ -124,7 +125,7 @@ def _pictures(judged, rows):
     """The images of these rows as data URIs; "" where there is none, or it cannot be read."""
 
     def code(row):
-        image = judged.picture(row)
+        image = _jpeg(judged, row) or judged.picture(row)
         return "" if image is None else thumbnail(image)
 
     if judged.kind != "images":
@@ -132,6 +133,25 @@ def _pictures(judged, rows):
     with ThreadPoolExecutor() as pool:  # the decoders work without the interpreter's lock
         coded = pool.map(code, rows)
         return list(tqdm(coded, "pictures", len(rows), leave=False, disable=None))
+
+
+def _jpeg(judged, row):
+    """A JPEG file decoded at a fraction of its size, which takes a fraction of the time.
+
+    None if it is another file, or cannot be read so.
+    """
+    if not has_files(judged):
+        return None
+    path = (judged.root or Path()) / judged.names[row]
+    try:
+        check_regular(path)
+        with Image.open(path) as image:
+            if image.format != "JPEG":
+                return None
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception:  # whatever comes of a damaged file: the slow way says what it is worth
+        return None
 
 
 def thumbnail(image: Image.Image) -> str:
