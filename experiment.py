@@ -384,6 +384,7 @@ class Experiment:
             self.data.train.targets,
             **self.config["noise"],
             num_classes=len(self.data.classes),
+            classes=self.data.classes,
             trusted=self.data.trusted,
             true=self.data.true,
             dataset=self.dataset_spec["name"],
