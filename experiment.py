@@ -9,11 +9,12 @@ from torch import Tensor
 import datasets
 import losses
 import models
-from datasets import loader, noise, selection, splits
+from datasets import features, loader, noise, selection, splits
 from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
+from models import backbones
 from models.several import build_several
 from utils import exports, optimizers, run_inputs, schedules
 from utils.build import asks_for, build
@@ -56,6 +57,7 @@ SCHEMAS = {
             "device": lambda self: self.device,
         },
     ),
+    "features": Schema(backbones, {}),
     "model": Schema(
         models,
         {
@@ -120,6 +122,8 @@ class Experiment:
         self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
         encoder = config["model"].get("path")  # of texts, if the dataset names no other
         self.data = local_main_first(self._build, "dataset", self.dataset_spec, encoder=encoder)
+        if config["features"] is not None:
+            self.data = local_main_first(self._with_features)
         self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
         self.metric = METRIC_OF_TASK[self.data.task]
         # 2. The noise, before the split: which labels are wrong does not depend on what is held
@@ -321,12 +325,20 @@ class Experiment:
         run_inputs.write_config(self.path, self.config)
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
         if self.data.made_split:
-            run_inputs.write_split(self.path, self.data.train.inputs, self.data.test.inputs)
+            run_inputs.write_split(self.path, self.data.train.source, self.data.test.source)
         run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
         if self.config["record_losses"]:
             run_inputs.create_losses(self.path, self.epochs, len(self.data.train))
+
+    def _with_features(self):
+        """The data with features in the place of images; those once made are kept."""
+        backbone = self._build("features", self.config["features"])
+        folder = Path(self.config["data_root"], "cache", "features")
+        return features.replace_images(
+            self.data, **backbone._asdict(), device=self.device, folder=folder
+        )
 
     def _inject_noise(self):
         return noise.inject(
@@ -337,7 +349,7 @@ class Experiment:
             true=self.data.true,
             dataset=self.dataset_spec["name"],
             data_root=self.config["data_root"],
-            inputs=self.data.train.inputs,
+            inputs=self.data.train.source,
         )
 
     def _build_model(self):

@@ -32,6 +32,12 @@ class Split:
     inputs: Tensor | list[str]
     targets: Tensor  # [N], classes (int64), or in regression numbers to predict (float32)
     texts: list[str] | None = None  # the inputs in words, if they are words
+    images: Tensor | list[str] | None = None  # what the inputs are features of, if they are that
+
+    @property
+    def source(self) -> Tensor | list[str]:
+        """The images or paths that the inputs were made of, or the inputs themselves."""
+        return self.inputs if self.images is None else self.images
 
     def __len__(self):
         return len(self.targets)
@@ -64,6 +70,7 @@ class Dataset:
     more_tests: dict[str, Split] = field(default_factory=dict)  # other test parts, by name
     memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
+    unreadable: dict[str, str] = field(default_factory=dict)  # files left out here, path: reason
     made_split: bool = False  # files were split into train and test here: a run writes down how
     note: str = ""  # what else there is to say
 

