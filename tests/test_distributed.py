@@ -32,7 +32,8 @@ from utils.run_state import read_summary
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # An MLP with few units: if a unit is within rounding of ReLU's corner, the runs part ways.
-TINY = ["model=mlp", "model.hidden=[16]", "epochs=3", "threads=1", "device=cpu"]
+TINY = ["features=null", "model=mlp", "model.hidden=[16]", "model.batch_norm=false"]
+TINY += ["epochs=3", "threads=1", "device=cpu"]
 HISTORY = ["validation.fraction=0.1", "dataset.selection.history={runs}/recording/losses.npy"]
 DIGITSUM = ["model=digitsum_lstm", "model.hidden=16", "batch_size=2048", "optimizer.lr=1e-3"]
 METHODS = {  # params file and overrides; 11 steps an epoch
