@@ -266,8 +266,8 @@ function draw_progress() {
   by_id('advice').hidden = !stop;
   if (stop)
     by_id('advice').textContent = `Of the last ${LAST} suspects ${hits} had a wrong label, less ` +
-      `than ${percent(review.stop_below)}: you may stop here. Look at the random sample of the ` +
-      'unsuspected, and save.';
+      `than ${percent(review.stop_below)}: you may stop here, ` +
+      (count > review.num_suspects ? 'look at the random sample, and save.' : 'and save.');
   by_id('save').title = unsaved ? `${unsaved} decisions are not saved yet` : '';
   by_id('save').textContent = unsaved ? `Save decisions.csv (${unsaved})` : 'Save decisions.csv';
 }
