@@ -133,7 +133,7 @@ def names_of(table: dict[str, np.ndarray], data) -> list[str]:
         if split.texts:
             names.append(split.texts[index])
         else:
-            names.append(data.name(split.inputs[index]) if isinstance(split.inputs, list) else "")
+            names.append(data.name(split.source[index]) if isinstance(split.source, list) else "")
     return names
 
 
@@ -154,7 +154,7 @@ def draw_sheets(run: FinishedRun):
 
     The most suspicious samples, and the correct ones that the network finds hardest.
     """
-    if not run.data.is_images:
+    if not run.data.shows_images:
         return
     from utils.plots import draw_suspects
 
@@ -167,7 +167,7 @@ def draw_sheets(run: FinishedRun):
         if len(rows) == 0:  # no label is correct
             continue
         shown = {key: values[rows[:SHEET]] for key, values in run.samples.items()}
-        draw_suspects(run.path / name, shown, run.in_words, run.data.train.inputs)
+        draw_suspects(run.path / name, shown, run.in_words, run.data.train.source)
 
 
 def draw_curves(run: FinishedRun):

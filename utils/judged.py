@@ -48,7 +48,7 @@ class Judged:
     @property
     def kind(self) -> Literal["images", "text", "numbers"]:
         """What there is to look at."""
-        if self.data.is_images:
+        if self.data.shows_images:
             return "images"
         return "text" if self.data.train.texts else "numbers"
 
@@ -61,7 +61,7 @@ class Judged:
         if self.kind != "images":
             return None
         split = self.data.test if self.table["part"][row] == "test" else self.data.train
-        image = split.inputs[self.table["index"][row]]
+        image = split.source[self.table["index"][row]]
         if isinstance(image, str):
             try:
                 image = middle(decode(image))
