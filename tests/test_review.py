@@ -558,6 +558,16 @@ def test_a_table_has_every_sample(tmp_path, kind):
         export(judged, make_listing(judged, 5), "csv", tmp_path / "all.csv")
 
 
+@pytest.mark.parametrize("form", ["csv", "cleanlab"])
+def test_no_cell_of_a_table_is_a_formula(tmp_path, form):
+    judged = make_judged(
+        tmp_path / "run", 3, num_test=0, classes=["=c", "d"], names=["=a", "b", "c"]
+    )
+    (path,) = export(judged, make_listing(judged, 5), form, tmp_path / "all.csv")
+    assert "'=a" in path.read_text() and "'=c" in path.read_text()
+    assert not re.search(r"(^|,)\"?=", path.read_text(), re.MULTILINE)
+
+
 # The command
 
 
