@@ -278,7 +278,9 @@ class Experiment:
 
     def _keep_recorded(self, output, target):
         losses_of_samples = self.task_loss(output, target)
-        return (losses_of_samples, margins(output, target))[: len(self._recordings)]
+        if not self.data.classes:
+            return (losses_of_samples,)
+        return losses_of_samples, margins(output, target)
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""

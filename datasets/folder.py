@@ -96,7 +96,7 @@ def folder(
         num_workers=num_workers,
         made_split=test is None,
         doubtful_test=True,
-        root=base,
+        root=Path(root or data_root),
         cache=cache_folder(data_root, cache),
         original=original,
         note="; ".join(filter(None, notes)),

@@ -193,8 +193,8 @@ def test_every_dataset_has_the_methods_of_this_list():
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
         "mnist_cnn9": two_networks,
         "mnist_mlp": " ".join(sorted([*two_networks.split(), "joint_optimization", "selfie"])),
-        "folder": "discrimloss plain rsl",
-        "csv": "discrimloss plain",
+        "folder": "discrimloss finetune plain rsl small",
+        "csv": "discrimloss finetune plain small",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
         "digitsum": "discrimloss plain superloss",
         "clothing1m": "discrimloss plain superloss",

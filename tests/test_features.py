@@ -102,9 +102,7 @@ def test_what_cannot_be_read_is_left_out_named_and_counted(run, tmp_path):
     options = [f"dataset.root={root}", "features.image_size=32", f"data_root={tmp_path}/data"]
     options += ["features.name=efficientnet_lite0", "schedule=null", "model.hidden=[]"]
     for name in ("first", "from the cache"):
-        code, directory, printed, warnings = run(
-            *options, name=name, params="params/folder/plain.yaml"
-        )
+        code, directory, _, warnings = run(*options, name=name, params="params/folder/plain.yaml")
         assert code == 0, warnings
         summary = json.loads((directory / "summary.json").read_text())
         assert summary["unreadable_images"] == {"count": 1, "paths": [str(damaged)]}

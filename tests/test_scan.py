@@ -143,7 +143,7 @@ def test_class_folders_need_no_train_folder(run, tree, capsys):
     assert "without an image, which are left out: bird" in capsys.readouterr().err
     options = [f"dataset.root={root}", "dataset.image_size=8", "dataset.num_workers=0", "epochs=1"]
     options += ["schedule=null", "dataset.test_fraction=0.25"]
-    code, directory, printed, _ = run(*options, params="params/folder/plain.yaml")
+    code, _, printed, _ = run(*options, params="params/folder/plain.yaml")
     assert code == 0 and "6 training, 2 test samples in 2 classes\n" in printed
     (root / "cat/0.png").unlink()
     _, _, _, complaints = run(*options, params="params/folder/plain.yaml")

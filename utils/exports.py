@@ -43,12 +43,7 @@ class FinishedRun:
     @property
     def judged(self) -> dict[str, np.ndarray]:
         """All samples whose labels are doubtful, the most suspicious first, as detection.merge."""
-        parts = {"train": self.samples}
-        if self.held_out:
-            parts["validation"] = self.held_out
-        if self.test and self.data.doubtful_test:
-            parts["test"] = without_training(self.test)
-        return merge(parts)
+        return doubtful(self.samples, self.held_out, self.test, self.data)
 
     def in_words(self, label) -> str:
         """A label in words; "" if it is unknown."""
@@ -84,6 +79,20 @@ def write_suspects(run: FinishedRun):
     All that are flagged, but at least NUM_SUSPECTS and at most MAX_SUSPECTS.
     """
     write_list(run.path / "suspects.csv", run.judged, run.data)
+
+
+def doubtful(samples: dict, held_out: dict | None, test: dict | None, data) -> dict:
+    """All samples whose labels are doubtful, the most suspicious first, as ``detection.merge``.
+
+    The test part is among them if it is as doubtful as the rest, and no noise was injected on top:
+    then the labels that were there count as true.
+    """
+    parts = {"train": samples}
+    if held_out:
+        parts["validation"] = held_out
+    if test and data.doubtful_test and wrong_labels(samples["given"], samples["true"]) is None:
+        parts["test"] = without_training(test)
+    return merge(parts)
 
 
 def write_list(path: Path, table: dict[str, np.ndarray], data):
