@@ -65,6 +65,8 @@ def test_the_sample_is_of_what_is_neither_listed_nor_flagged(tmp_path):
     assert min(listing.sample) >= 40 and not flagged[listing.sample].any()
     assert listing.sample != sorted(listing.sample)  # the quality of one says nothing of the next
     assert listing == make_listing(judged, 40)
+    other = make_listing(judged, 60).sample
+    assert len(set(other) & set(listing.sample)) > 35  # if the list is made anew, and longer
     assert make_listing(judged, 300).sample == []
 
 
@@ -556,6 +558,16 @@ def test_a_table_has_every_sample(tmp_path, kind):
         export(judged, make_listing(judged, 5), "csv", tmp_path / "all.csv")
 
 
+@pytest.mark.parametrize("form", ["csv", "cleanlab"])
+def test_no_cell_of_a_table_is_a_formula(tmp_path, form):
+    judged = make_judged(
+        tmp_path / "run", 3, num_test=0, classes=["=c", "d"], names=["=a", "b", "c"]
+    )
+    (path,) = export(judged, make_listing(judged, 5), form, tmp_path / "all.csv")
+    assert "'=a" in path.read_text() and "'=c" in path.read_text()
+    assert not re.search(r"(^|,)\"?=", path.read_text(), re.MULTILINE)
+
+
 # The command
 
 
@@ -675,6 +687,19 @@ def test_labels_of_data_in_memory_are_mended_and_trained_on_again(run, tmp_path)
         expected = given.copy()
         expected[wrong] = true[wrong]
         assert code == 0 and (arrays["given"] == expected).all()
+
+
+def test_names_of_classes_are_labels_of_a_run(run, tmp_path):
+    for number in range(20):
+        Image.new("L", (8, 8), 10 * number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(20)]
+    table = write_rows(tmp_path / "t.csv", rows, "path,label")
+    names = write_rows(tmp_path / "n.csv", ["b"] * 16, "given")
+    options = [f"dataset.file={table}", f"dataset.root={tmp_path}", *TINY, *SMALL]
+    options.append(f"noise.kind=file:{names}")
+    code, directory, *_ = run(*options, params="params/csv/plain.yaml")
+    with np.load(directory / "noise.npz") as arrays:
+        assert code == 0 and arrays["given"].tolist() == [1] * 16
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):

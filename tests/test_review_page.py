@@ -207,6 +207,7 @@ def test_it_advises_to_stop_once_few_are_wrong(browser, tmp_path):
     review.press("d" * 15 + "k" * 34)
     assert not review.find("#advice").is_displayed()
     review.press("u")  # which is neither
+    assert "Of the last 49 suspects 15 (31 %) were wrong" in review.text("#hits")
     assert not review.find("#advice").is_displayed()
     review.press("k")  # 15 of 50: just not below
     assert not review.find("#advice").is_displayed()
@@ -244,7 +245,9 @@ def test_hostile_names_are_text_and_come_back(browser, tmp_path):
     assert judged.names[0] in review.text("#name")
     assert len(browser.find_elements(By.CSS_SELECTOR, "img[src=x], [onerror]")) == 0
     review.press("s" * 9)
-    decisions = read_decisions(judged, [review.save()])
+    saved = review.save()
+    assert "'=a" in saved.read_text() and ',"=a' not in saved.read_text()
+    decisions = read_decisions(judged, [saved])
     assert {row: label for row, (_, label, _) in decisions.items()} == {
         row: suggested(judged, row) for row in range(9)
     }
@@ -266,6 +269,11 @@ def test_numbers_are_typed(browser, tmp_path):
         1: ("relabel", 41.25),
         2: ("keep", None),
     }
+    file = tmp_path / "d.csv"
+    row = f"{judged.names[3]};{given[3]};relabel;6,75;".replace(".5", ",5")
+    file.write_text(f"path;given;decision;label;time\n{row}\n")
+    assert "1 decisions loaded." in review.load(file)
+    assert review.texts(".badge")[3] == "\u2192 6.75"
 
 
 def test_texts_are_read_in_the_page(browser, tmp_path):

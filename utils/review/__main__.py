@@ -72,7 +72,8 @@ def review(options: argparse.Namespace):
             page.write(judged, listing, written[0], options.stop_below)
         if options.export in (None, "labelstudio"):
             write_listing(judged, listing)
-    print(printable(f"written: {', '.join(map(str, written))}"))
+    sizes = (f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in written)
+    print(printable(f"written: {', '.join(sizes)}"))
 
 
 def rate(text: str) -> float:

@@ -56,7 +56,7 @@ def read_decisions(judged: Judged, paths: list[Path]) -> dict[int, Decision]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"--apply {path}: there is no such file; save it from review.html")
-        is_json = path.suffix == ".json"
+        is_json = path.suffix.lower() == ".json"
         read = read_label_studio(path) if is_json else read_csv(path, not judged.classes)
         written += [row for row in read if row.decision]
     if not written:

@@ -30,18 +30,19 @@ def make_listing(judged: Judged, count: int) -> Listing:
     The sample is the same whenever it is drawn. A file that a table lists twice under one label is
     looked at once.
     """
-    if count < 1:
-        raise UserError(f"--count must be at least 1, got {count}")
     names, given = keys(judged), judged.table["given"]
     first = list(
         {(name, given[row]): row for row, name in reversed(list(enumerate(names)))}.values()
     )
     first.sort()
     suspects = first[:count]
-    rest = np.array(first[count:], np.int64)
-    rest = rest[~judged.table["flagged"][rest]]
-    drawn = np.random.default_rng(0).permutation(len(rest))[:SAMPLE_SIZE]
-    return Listing(suspects, rest[drawn].tolist(), len(rest))
+    # Drawn in one order for all counts, so that the samples of two lists have most in common.
+    order = np.random.default_rng(0).permutation(len(names))
+    unsuspected = np.zeros(len(names), bool)
+    unsuspected[first[count:]] = True
+    unsuspected &= ~judged.table["flagged"]
+    sample = order[unsuspected[order]][:SAMPLE_SIZE]
+    return Listing(suspects, sample.tolist(), int(unsuspected.sum()))
 
 
 def identifiers(judged: Judged) -> list[str]:

@@ -23,8 +23,9 @@ const written = label => is_regression ? String(label) : review.classes[label];
 const percent = share => share === null ? '' :
   share > 0 && share < 0.01 ? '< 1 %' : share < 1 && share > 0.99 ? '> 99 %' :
   `${Math.round(100 * share)} %`;
-const suggestion = position => is_regression || review.predicted[position] !== review.given[position]
-  ? review.predicted[position] : review.second[position];
+const is_given = position => review.predicted[position] === review.given[position];
+const suggestion = position =>
+  is_regression || !is_given(position) ? review.predicted[position] : review.second[position];
 
 // Decisions
 
@@ -95,13 +96,15 @@ function step(distance) {
 
 function show(which, everything = false) {
   list = which;
-  if (everything) for (const select of document.querySelectorAll('.filters select')) select.value = '';
+  if (everything)
+    for (const select of document.querySelectorAll('.filters select')) select.value = '';
   draw_filters();
   filter();
 }
 
 const in_list = () => {
-  const [start, end] = list === 'suspects' ? [0, review.num_suspects] : [review.num_suspects, count];
+  const {num_suspects} = review;
+  const [start, end] = list === 'suspects' ? [0, num_suspects] : [num_suspects, count];
   return Array.from({length: end - start}, (_, number) => start + number);
 };
 const wanted = id => by_id(id) ? by_id(id).value : '';
@@ -161,8 +164,8 @@ function draw_panel() {
       `${review.parts[position]} part, rank ${review.ranks[position].toLocaleString('en')}`;
   by_id('name').textContent = review.shown[position];
   by_id('labels').replaceChildren(...label_lines(position));
-  const why = [`${review.score_name} ${review.score[position] ?? 'unknown'}`,
-    `quality ${review.quality[position] ?? 'unknown'}`, `loss ${review.loss[position] ?? 'unknown'}`];
+  const numbers = [[review.score_name, 'score'], ['quality', 'quality'], ['loss', 'loss']];
+  const why = numbers.map(([name, key]) => `${name} ${review[key][position] ?? 'unknown'}`);
   if (review.flagged[position]) why.push('flagged');
   by_id('why').textContent = why.join(', ');
   const button = action => document.querySelector(`[data-action=${action}]`);
@@ -225,7 +228,8 @@ function made_card(position) {
     card.append(image);
   } else card.append(element('div', 'text', review.shown[position]));
   const label = element('div', 'words');
-  label.append(`#${review.ranks[position]} `, element('span', 'from', words(review.given[position])));
+  const given = element('span', 'from', words(review.given[position]));
+  label.append(`#${review.ranks[position]} `, given);
   const towards = element('div', 'words'), take = suggestion(position);
   const share = is_regression ? null :
     take === review.predicted[position] ? review.predicted_probability[position]
@@ -252,7 +256,8 @@ function draw_card(position) {
 }
 
 function draw_progress() {
-  const positions = in_list(), decided = positions.filter(position => decisions.has(position)).length;
+  const positions = in_list();
+  const decided = positions.filter(position => decisions.has(position)).length;
   by_id('bar').style.width = `${positions.length ? 100 * decided / positions.length : 0}%`;
   by_id('progress').textContent = `${decided.toLocaleString('en')} of ` +
     `${positions.length.toLocaleString('en')} decided.`;
@@ -266,8 +271,8 @@ function draw_progress() {
   by_id('advice').hidden = !stop;
   if (stop)
     by_id('advice').textContent = `Of the last ${LAST} suspects ${hits} had a wrong label, less ` +
-      `than ${percent(review.stop_below)}: you may stop here. Look at the random sample of the ` +
-      'unsuspected, and save.';
+      `than ${percent(review.stop_below)}: you may stop here, ` +
+      (count > review.num_suspects ? 'look at the random sample, and save.' : 'and save.');
   by_id('save').title = unsaved ? `${unsaved} decisions are not saved yet` : '';
   by_id('save').textContent = unsaved ? `Save decisions.csv (${unsaved})` : 'Save decisions.csv';
 }
@@ -423,7 +428,8 @@ by_id('chooser').addEventListener('keydown', event => {
 const FORMULA = /^'*[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]/;
 const NUMBER = /^[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?$/i;
 const safe = text => FORMULA.test(text) && !NUMBER.test(text) ? `'${text}` : text;
-const cell = text => /[",;\r\n]/.test(safe(text)) ? `"${safe(text).replaceAll('"', '""')}"` : safe(text);
+const quoted = text => /[",;\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+const cell = text => quoted(safe(text));
 const COLUMNS = ['path', 'given', 'decision', 'label', 'time'];
 
 function as_csv() {
@@ -451,14 +457,14 @@ function parse_csv(text) {
   text = text.replace(/^\ufeff/, '');
   const head = text.split(/\r?\n/, 1)[0];
   const comma = !head.includes(',') && head.includes(';') ? ';' : ',';
-  let row = [], value = '', quoted = false;
+  let row = [], value = '', in_quotes = false;
   for (let place = 0; place < text.length; place++) {
     const letter = text[place];
-    if (quoted) {
+    if (in_quotes) {
       if (letter !== '"') value += letter;
       else if (text[place + 1] === '"') { value += '"'; place++; }
-      else quoted = false;
-    } else if (letter === '"' && value === '') quoted = true;
+      else in_quotes = false;
+    } else if (letter === '"' && value === '') in_quotes = true;
     else if (letter === comma) { row.push(value); value = ''; }
     else if (letter === '\n') { row.push(value); rows.push(row); row = []; value = ''; }
     else if (letter !== '\r' || text[place + 1] !== '\n') value += letter;
@@ -485,7 +491,8 @@ function load(text) {
     const word = decision.trim().toLowerCase();
     if (word === '') return;
     if (!WORDS.includes(word)) throw `row ${number + 2} has the decision "${decision}"`;
-    const position = positions.get(JSON.stringify([path, is_regression ? String(number_in(given)) : given]));
+    const label_given = is_regression ? String(number_in(given)) : given;
+    const position = positions.get(JSON.stringify([path, label_given]));
     if (position === undefined) { others++; return; }
     let value = null;
     if (word === 'relabel') {
@@ -503,7 +510,8 @@ function load(text) {
   draw_filters();
   filter();
   draw_progress();
-  const more = others ? ` ${others} are of samples that are not listed here, and were left out.` : '';
+  const more = others
+    ? ` ${others} are of samples that are not listed here, and were left out.` : '';
   say(`${read.length} decisions loaded.${more}`, read.length === 0);
 }
 
