@@ -1,6 +1,6 @@
 """Which score finds most of the wrong labels? Every score of utils.scores, and cleanlab's.
 
-    python -m benchmarks.detection digits mnist_permute mnist_pair --seeds 5 --data-root /data threads=1
+    python -m benchmarks.detection digits mnist_permute mnist_pair --data-root /data threads=1
     python -m benchmarks.detection cifar10n texts --data-root /data --encoder <folder> threads=1
 
 For each case, method and seed all folds are trained and joined, so that each sample is judged by
