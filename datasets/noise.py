@@ -45,9 +45,8 @@ from torch import Tensor
 
 from datasets.base import warn
 from datasets.tables import separator_of, visible
-from utils.build import unknown
 from utils.detection import wrong_labels
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.files import read_arrays
 
 # Patrini et al. 2017 (arXiv 1609.03683): truck -> automobile, bird -> airplane, deer -> horse, cat

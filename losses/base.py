@@ -5,9 +5,9 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from losses.task import cross_entropy
-from utils.distributed import gather
-from utils.errors import UserError
+from .distributed import gather
+from .errors import UserError
+from .task import cross_entropy
 
 Predict = Callable[[], tuple[Tensor, Tensor, Tensor]]
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from losses.small_loss import ForgetRate, exchange
-from losses.two_networks import TwoNetworks
+from .small_loss import ForgetRate, exchange
+from .two_networks import TwoNetworks
 
 
 class CoTeaching(TwoNetworks):

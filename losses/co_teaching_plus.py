@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from losses.small_loss import ForgetRate, exchange, smallest_among
-from losses.two_networks import TwoNetworks, disagree
-from utils.errors import UserError
+from .errors import UserError
+from .small_loss import ForgetRate, exchange, smallest_among
+from .two_networks import TwoNetworks, disagree
 
 
 class CoTeachingPlus(TwoNetworks):

@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification, check_index
-from losses.per_sample import PerSampleParameter
-from utils.build import check_interval
-from utils.errors import UserError
+from .base import SampleLoss, check_classification, check_index
+from .errors import UserError, check_interval
+from .per_sample import PerSampleParameter
 
 
 class DataParameters(SampleLoss):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from losses.two_networks import TwoNetworks, disagree
-from utils.errors import UserError
+from .errors import UserError
+from .two_networks import TwoNetworks, disagree
 
 
 class Decoupling(TwoNetworks):

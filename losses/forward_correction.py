@@ -5,17 +5,16 @@ confusing them (Patrini et al., CVPR 2017).
 """
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import Predict, SampleLoss, check_classification, check_index
-from losses.task import full_precision
-from utils.build import check_interval
-from utils.errors import UserError
+from .base import Predict, SampleLoss, check_classification, check_index
+from .errors import UserError, check_interval
+from .task import full_precision
 
 SMALLEST = torch.finfo(torch.float32).tiny  # stands for a probability of 0 under a logarithm
 
@@ -155,8 +154,8 @@ def estimate_transition(probabilities: Tensor, percentile: float) -> Tensor:
 
 def _percentile(values, percentile):
     """Of each column, the smallest entry that at least that part of the others do not exceed."""
-    position = np.ceil(round(percentile / 100 * (len(values) - 1), 9))
-    return values.sort(0).values[int(position)]
+    position = math.ceil(round(percentile / 100 * (len(values) - 1), 9))
+    return values.sort(0).values[position]
 
 
 def read_transition(path: str) -> Tensor:
@@ -170,6 +169,8 @@ def read_transition(path: str) -> Tensor:
     if not Path(path).is_file():
         raise UserError(f"transition={path}: there is no such file")
     try:
+        import numpy as np  # by nothing else here: PyTorch alone is required
+
         if path.endswith(".csv"):
             with open(path, newline="", encoding="utf-8-sig") as file:  # a mark of spreadsheets
                 matrix = np.array([row for row in csv.reader(file) if row], np.float64)

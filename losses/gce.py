@@ -6,9 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from losses.base import Predict, SampleLoss, check_classification, check_index
-from utils.build import check_interval
-from utils.errors import UserError
+from .base import Predict, SampleLoss, check_classification, check_index
+from .errors import UserError, check_interval
 
 
 class GCE(SampleLoss):

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification
-from utils.build import check_interval
-from utils.errors import UserError
+from .base import SampleLoss, check_classification
+from .errors import UserError, check_interval
 
 
 class GradientRescaling(SampleLoss):

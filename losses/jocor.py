@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from losses.small_loss import ForgetRate, smallest
-from losses.two_networks import TwoNetworks
-from utils.build import check_interval
+from .errors import check_interval
+from .small_loss import ForgetRate, smallest
+from .two_networks import TwoNetworks
 
 
 class JoCoR(TwoNetworks):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import Predict, SampleLoss, check_classification, check_index
-from losses.task import full_precision
-from utils.errors import UserError
+from .base import Predict, SampleLoss, check_classification, check_index
+from .errors import UserError
+from .task import full_precision
 
 
 class JointOptimization(SampleLoss):

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification, check_index
-from utils.errors import UserError
+from .base import SampleLoss, check_classification, check_index
+from .errors import UserError
 
 CURRICULA = ("predefined", "self_paced", "spcl_linear", "hard", "focal")
 SCORE_DECAY = 0.9

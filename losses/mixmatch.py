@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification
-from utils.build import check_interval
-from utils.distributed import broadcast, gather, rank_slice
-from utils.errors import UserError
+from .base import Objective, check_classification
+from .distributed import broadcast, gather, rank_slice
+from .errors import UserError, check_interval
 
 
 class MixMatch(Objective):

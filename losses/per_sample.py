@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from utils.build import check_interval
-from utils.errors import UserError
+from .errors import UserError, check_interval
 
 
 class PerSampleParameter(nn.Module):

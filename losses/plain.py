@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from losses.base import SampleLoss
+from .base import SampleLoss
 
 
 class Plain(SampleLoss):

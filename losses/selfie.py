@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from losses.base import SampleLoss, check_classification, check_index
-from losses.task import full_precision
-from utils.errors import UserError
+from .base import SampleLoss, check_classification, check_index
+from .errors import UserError
+from .task import full_precision
 
 
 class SELFIE(SampleLoss):

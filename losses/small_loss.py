@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from utils.build import check_interval
-from utils.errors import UserError
+from .errors import UserError, check_interval
 
 
 class ForgetRate:

@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from losses.base import SampleLoss
-from losses.task import cross_entropy
-from utils.build import check_interval
-from utils.errors import UserError
+from .base import SampleLoss
+from .errors import UserError, check_interval
+from .task import cross_entropy
 
 
 class SuperLoss(SampleLoss):

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.build import unknown
-from utils.errors import UserError
+from .errors import UserError, unknown
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:

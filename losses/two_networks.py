@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from losses.base import Objective, check_classification, check_index
-from utils.distributed import gather
-from utils.errors import UserError
+from .base import Objective, check_classification, check_index
+from .distributed import gather
+from .errors import UserError
 
 
 class TwoNetworks(Objective):

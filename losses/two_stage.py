@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import Predict, SampleLoss, check_classification, check_index
-from losses.task import full_precision
-from utils.errors import UserError
-from utils.schedules import ramp_up
+from .base import Predict, SampleLoss, check_classification, check_index
+from .errors import UserError
+from .ramp import ramp_up
+from .task import full_precision
 
 
 class TwoStage(SampleLoss):

@@ -7,8 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.build import check_interval
-from utils.errors import UserError
+from utils.errors import UserError, check_interval
 
 DEEPEST = 1000  # a thousand layers are more than anybody has trained
 

@@ -42,17 +42,22 @@ SOURCES = {  # module name -> file, of everything that is not a test
 } | {"main": ROOT / "main.py", "experiment": ROOT / "experiment.py"}
 
 
+def names_in(node, path):
+    """The full names that a statement of a file imports; none if it is no import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    parents = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+    module = ".".join([*parents, *filter(None, [node.module])])
+    return [f"{module}.{alias.name}" for alias in node.names]
+
+
 def imported(path, only_at_the_top=False):
     """The names of our own modules that a file imports."""
     tree = ast.parse(path.read_text())
     for node in tree.body if only_at_the_top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
+        for name in names_in(node, path):
             known = name if name in SOURCES else name.rpartition(".")[0]
             if known in SOURCES:
                 yield known
@@ -63,6 +68,8 @@ def imported(path, only_at_the_top=False):
 # Commands that read a finished run with its data or its network, and what they share.
 ON_TOP = ("utils.judged", "utils.folds", "utils.review", "utils.predict")
 READ_RUNS = ("experiment", "datasets", "models")
+# What the losses stand on: as they install alone, it is in their package, below utils.
+FOUNDATION = ("losses.errors", "losses.distributed", "losses.ramp")
 
 
 def within(module, package):
@@ -71,20 +78,24 @@ def within(module, package):
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_a_module_imports_only_what_lies_below_it(module):
-    """main -> experiment -> { datasets | models | losses } -> utils; report and sweep on top.
+    """main -> experiment -> { datasets | models } -> utils -> FOUNDATION; report and sweep on top.
 
-    ON_TOP is above experiment.
+    ON_TOP is above experiment. The losses import one another alone.
     """
     allowed = {
+        "losses": (),
+        "utils": ("utils", *FOUNDATION),
         "main": ("experiment", "utils"),
         "experiment": ("datasets", "losses", "models", "utils"),
+        "datasets": ("utils",),
+        "models": ("utils",),
         "benchmarks": (*SOURCES, "tests.fixtures"),
         "examples": ("losses", "utils"),
     }
     package = module.split(".")[0]
     on_top = any(within(module, other) for other in ON_TOP)
     for name in imported(SOURCES[module]):
-        others = (package, "utils", *allowed.get(package, ()), *(READ_RUNS if on_top else ()))
+        others = (package, *allowed[package], *(READ_RUNS if on_top else ()))
         assert any(within(name, other) for other in others), f"{module} imports {name}"
         assert on_top or not any(within(name, other) for other in ON_TOP)
         for part in ("utils.report", "utils.sweep"):
@@ -104,6 +115,24 @@ def test_no_modules_import_one_another_in_a_circle():
         assert free, f"in a circle: {sorted(graph)}"
         for module in free:
             del graph[module]
+
+
+@pytest.mark.parametrize("module", sorted(name for name in SOURCES if within(name, "losses")))
+def test_a_loss_imports_pytorch_alone(module):
+    """Relatively, so that it works under the name ``discrimloss`` too; NumPy only in functions."""
+    path = SOURCES[module]
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        outside = not (isinstance(node, ast.ImportFrom) and node.level)
+        for name in names_in(node, path) if outside else ():
+            first = name.split(".")[0]
+            lazy = first == "numpy" and node not in tree.body
+            assert first in sys.stdlib_module_names or first == "torch" or lazy, name
+
+
+def test_what_the_losses_stand_on_can_be_read_without_pytorch():
+    code = "import sys; import utils.errors; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_tests_and_benchmarks_share_fixtures_and_nothing_else():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from experiment import SCHEMAS
-from utils.build import fits, unknown
+from utils.build import fits
 from utils.config import (
     Loader,
     complete,
@@ -18,7 +18,7 @@ from utils.config import (
     parse_override,
     resolve,
 )
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
 DIGITS, MNIST = "params/digits/discrimloss.yaml", "params/mnist/discrimloss.yaml"
 

@@ -14,8 +14,8 @@ import models
 from experiment import SCHEMAS
 from losses.task import cross_entropy, mse
 from utils import optimizers, schedules
-from utils.build import build, check_interval, fits, problems, public_names, type_hints
-from utils.errors import UserError
+from utils.build import build, fits, problems, public_names, type_hints
+from utils.errors import UserError, check_interval
 
 MODEL = torch.nn.Linear(4, 3)
 FACTS = {

@@ -2,7 +2,6 @@
 
 import collections.abc
 import dataclasses
-import difflib
 import inspect
 import re
 import types
@@ -10,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, is_extreme, shorten, unknown
 
 
 class Must(NamedTuple):
@@ -28,8 +27,6 @@ AT_LEAST_0 = Must("be at least 0", lambda value: value >= 0)
 AT_LEAST_1 = Must("be at least 1", lambda value: value >= 1)
 FRACTION = Must("lie in [0, 1]", lambda value: 0 <= value <= 1)
 SEED = Must("lie in [0, 2^32)", lambda value: 0 <= value < 2**32)
-LARGEST = 1e300  # of any number: what is beyond cannot be computed with
-LARGEST_INT = 2**63
 TOO_LARGE = re.compile("memory|[Ss]torage size|overflow")  # in PyTorch's errors over allocations
 
 
@@ -154,20 +151,6 @@ def defaults(constructor: Callable, given: Iterable[str], context: Iterable[str]
     }
 
 
-MOST_LISTED = 100  # names in a message
-
-
-def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str:
-    """The message for a name that is none of ``options``, with the nearest one first."""
-    options = list(options)
-    by_lower = {option.lower(): option for option in options}
-    nearest = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.5)
-    hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
-    more = f" and {len(options) - MOST_LISTED} more" if len(options) > MOST_LISTED else ""
-    listed = f"{', '.join(options[:MOST_LISTED])}{more}"
-    return f"{what}: {got!r} is not known{owner}; {hint}(choose from {listed})"
-
-
 def type_hints(constructor) -> dict:
     """Annotations of a function or of a class's __init__, by argument.
 
@@ -217,37 +200,6 @@ def fits(value, hint) -> bool:
             any(fits(item, kind) for kind in kinds) for item in value
         )
     return not inspect.isclass(hint) or isinstance(value, hint)
-
-
-def is_extreme(value) -> bool:
-    """Whether a value, or one inside it, is NaN, infinite, or too large to compute with."""
-    if isinstance(value, dict):
-        return any(map(is_extreme, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(is_extreme, value))
-    if isinstance(value, int):
-        return abs(value) >= LARGEST_INT
-    return isinstance(value, float) and not abs(value) <= LARGEST
-
-
-def shorten(value) -> str:
-    """A value as Python writes it; of a long text or number, the beginning."""
-    if isinstance(value, int) and abs(value) >= LARGEST_INT:
-        return "a whole number beyond 2^63"
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def check_interval(name: str, value: float, interval: str):
-    """Raise UserError if a number does not lie in an interval such as "[0, 1)" or "(0, inf)".
-
-    NaN lies in none, and infinity in none that is open there.
-    """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below) or is_extreme(value):
-        raise UserError(f"{name} must lie in {interval}, got {shorten(value)}")
 
 
 def describe(hint) -> str:

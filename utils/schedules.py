@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from utils.build import AT_LEAST_0, AT_LEAST_1, Must, check_interval
-from utils.errors import UserError
+from losses.ramp import ramp_up
+from utils.build import AT_LEAST_0, AT_LEAST_1, Must
+from utils.errors import UserError, check_interval
 
 __all__ = [
     "MultiStepLR",
@@ -55,11 +56,6 @@ RANGES = {
     "power": [AT_LEAST_0],
     "last_epoch": [Must("be -1: a run goes on from its checkpoint", lambda value: value == -1)],
 }
-
-
-def ramp_up(epoch: int, length: int) -> float:
-    """exp(-5 (1 - epoch / length)^2), from 0.0067 at epoch 0; 1 from epoch ``length`` on."""
-    return math.exp(-5 * (1 - epoch / length) ** 2) if epoch < length else 1.0
 
 
 class RampUpAndDown(LambdaLR):

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.tables import read_table, visible
-from utils.build import unknown
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.escapes import from_a_cell
 from utils.files import read_text
 from utils.judged import Judged
