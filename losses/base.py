@@ -1,8 +1,10 @@
 """The two nouns of this project: a SampleLoss scores samples, an Objective runs the model."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from .distributed import gather
@@ -24,15 +26,18 @@ class SampleLoss(nn.Module):
     Class attributes:
         drops_samples: some samples may get no loss at all, and so no gradient.
         takes_soft_targets: ``target`` may also be a distribution per sample, [B, C].
+        follows_epochs: it does something else in later epochs, so ``set_epoch`` must be called.
     """
 
     drops_samples = False
     takes_soft_targets = False
+    follows_epochs = False
+    epoch = 0
+    num_drawn = 0  # samples in training mode since set_epoch
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
         self.task_loss = task_loss
-        self.epoch = 0
 
     def set_epoch(self, epoch: int):
         """Call at the start of every epoch, counted from 0, like DistributedSampler.set_epoch.
@@ -40,7 +45,7 @@ class SampleLoss(nn.Module):
         If a run is resumed in the middle of an epoch, it is called again for that epoch. So it only
         notes where training stands; what must happen exactly once belongs in ``end_epoch``.
         """
-        self.epoch = epoch
+        self.epoch, self.num_drawn = epoch, 0
 
     def end_epoch(self, predict: Predict):
         """Call once after every epoch, before anything is saved: the place to change state.
@@ -82,7 +87,7 @@ class Objective(nn.Module):
             ``extra`` whose input [K, B, ...] is K augmented views of samples that a selection has
             left out.
         trusted_batch_size: how many samples with true labels each batch carries as its ``extra``.
-        takes_soft_targets: as in SampleLoss.
+        takes_soft_targets, follows_epochs: as in SampleLoss.
 
     Attributes:
         scored: outputs of the last batch, with their gradient retained, targets and indices; None
@@ -93,10 +98,14 @@ class Objective(nn.Module):
     unlabelled: Mapping[str, int] = MappingProxyType({})
     trusted_batch_size = 0
     takes_soft_targets = False
+    follows_epochs = False
     scored: tuple[Tensor, Tensor, Tensor] | None = None
+    epoch = 0
+    num_drawn = 0  # samples in training mode since set_epoch
 
     def set_epoch(self, epoch: int):
         """As SampleLoss.set_epoch: may be called twice for the same epoch, and changes no state."""
+        self.epoch, self.num_drawn = epoch, 0
 
     def after_step(self, model: nn.Module):
         """Call after every step of the optimiser."""
@@ -159,13 +168,15 @@ def check_classification(name: str, task_loss: Callable):
         )
 
 
-def check_index(index: Tensor, target: Tensor, num_samples: int):
+def check_index(method: nn.Module, index: Tensor, target: Tensor, num_samples: int):
     """Raise for an index that does not number the samples of this batch.
 
-    The range is checked on the CPU only: on a GPU the check would stall every step.
+    Values are checked on the CPU only: on a GPU the check would stall every step. On any device it
+    warns if epoch 0 has drawn more than all samples.
 
     Raises:
-        UserError: index and target differ in their number of samples.
+        UserError: index and target differ in their number of samples; in training mode, an index
+            that occurs twice.
         IndexError: an index outside [0, num_samples); a negative one would otherwise update another
             sample in silence.
     """
@@ -182,3 +193,27 @@ def check_index(index: Tensor, target: Tensor, num_samples: int):
                 f"index must lie in [0, {num_samples}), got {low if low < 0 else high}: is "
                 "num_samples the size of the whole training set, and index the position in it?"
             )
+        ordered = index.sort().values if method.training else index[:1]
+        if not (different := ordered.diff() != 0).all():
+            raise UserError(
+                f"index must hold each sample at most once, got {int(ordered[1:][~different][0])} "
+                "twice: draw without replacement; with a DistributedSampler, which repeats samples "
+                "to fill the last batch, set drop_last=True"
+            )
+    if method.training and method.follows_epochs and not torch.compiler.is_compiling():
+        _notice_second_pass(method, len(index), num_samples)
+
+
+def _notice_second_pass(method, count, num_samples):
+    """Warn, once, if set_epoch was forgotten: a second pass over the samples is still epoch 0.
+
+    Samples are counted, which needs no look at the device. A sampler that fills its last batch
+    draws a few more than there are, so it is the second batch of a second pass that is noticed.
+    """
+    before, method.num_drawn = method.num_drawn, method.num_drawn + count
+    if method.epoch == 0 and num_samples < before <= num_samples + count:
+        warnings.warn(
+            f"{type(method).__name__} has drawn more than its {num_samples} samples in epoch 0: "
+            "call set_epoch(epoch) at the start of each epoch, counted from 0",
+            stacklevel=2,
+        )

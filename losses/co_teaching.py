@@ -59,6 +59,8 @@ class CoTeaching(TwoNetworks):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
+    follows_epochs = True
+
     def __init__(
         self,
         task_loss: Callable,

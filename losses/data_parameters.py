@@ -99,7 +99,7 @@ class DataParameters(SampleLoss):
             )
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         instance = None if self.instance is None else self.instance(index)
         classes = None if self.classes is None else self.classes(target)
         temperature = sum(s.exp() for s in (instance, classes) if s is not None)

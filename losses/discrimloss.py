@@ -76,6 +76,7 @@ class DiscrimLoss(SampleLoss):
     """
 
     takes_soft_targets = True
+    follows_epochs = True
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class DiscrimLoss(SampleLoss):
         self._unset = not int(self.num_seen)
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         losses = self.task_loss(output, target)
         with torch.no_grad():
             average, share = self._average(losses, index)

@@ -100,11 +100,12 @@ class ForwardCorrection(SampleLoss):
         check_transition(matrix, num_outputs, transition)
         self.num_samples, self.percentile = num_samples, percentile
         self.estimate_epochs = estimate_epochs if estimates else None
+        self.follows_epochs = estimates
         self.register_buffer("log_transition", matrix.float().clamp_min(SMALLEST).log())
         self.register_buffer("score", torch.zeros(num_samples))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         output = full_precision(output)
         # of each class i: log of the probability that it is the true one, and y the given one
         log_joint = output.log_softmax(1) + self.log_transition.t()[target].to(output.dtype)

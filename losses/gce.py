@@ -57,6 +57,8 @@ class GCE(SampleLoss):
         IndexError: with k, on the CPU, an index outside [0, num_samples).
     """
 
+    follows_epochs = True
+
     def __init__(
         self,
         task_loss: Callable,
@@ -94,7 +96,7 @@ class GCE(SampleLoss):
         losses = -torch.expm1(-self.q * self.task_loss(output, target)) / self.q
         if self.k is None:
             return losses
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         largest = -math.expm1(self.q * math.log(self.k)) / self.q  # L_q(k)
         return (losses - largest) * self.kept(self.pruning_loss[index]).to(losses.dtype)
 

@@ -56,6 +56,8 @@ class JoCoR(TwoNetworks):
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
+    follows_epochs = True
+
     def __init__(
         self,
         task_loss: Callable,

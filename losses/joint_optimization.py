@@ -66,6 +66,7 @@ class JointOptimization(SampleLoss):
     """
 
     takes_soft_targets = True
+    follows_epochs = True
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class JointOptimization(SampleLoss):
         self.register_buffer("replaced", torch.tensor(False))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         output = full_precision(output)
         if self.epoch >= self.begin:
             target = self.soft_target[index].to(output.dtype)

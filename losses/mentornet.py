@@ -124,7 +124,7 @@ class MentorNet(SampleLoss):
         self._step, self._seed = int(self.steps), int(self.seed)
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         losses = self.task_loss(output, target)
         with torch.no_grad():
             detached = losses.detach()

@@ -72,6 +72,7 @@ class SELFIE(SampleLoss):
     """
 
     drops_samples = True
+    follows_epochs = True
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class SELFIE(SampleLoss):
         self.register_buffer("last_loss", torch.zeros(num_samples))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         output = full_precision(output)
         given, corrected, number = self.given[index], self.corrected[index], self.num_votes[index]
         # a target that differs from the given label is a correction of an earlier run

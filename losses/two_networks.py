@@ -29,11 +29,8 @@ class TwoNetworks(Objective):
         super().__init__()
         check_classification(type(self).__name__, task_loss)
         check_networks(model)
-        self.task_loss, self.epoch = task_loss, 0
+        self.task_loss = task_loss
         self.register_buffer("last_loss", torch.zeros(num_samples))
-
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
 
     def run_both(self, model: nn.Module, batch) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Both networks' outputs for the whole batch, [B, C] each, with its targets and indices.
@@ -51,7 +48,7 @@ class TwoNetworks(Objective):
                 f"a method with two networks needs outputs [B, 2, C], got {list(outputs.shape)}: "
                 "give it a models.several.Several of two networks, in training mode"
             )
-        check_index(index, target, len(self.last_loss))
+        check_index(self, index, target, len(self.last_loss))
         first, second = outputs.unbind(1)
         if first.requires_grad:
             first.retain_grad()

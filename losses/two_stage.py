@@ -79,6 +79,7 @@ class TwoStage(SampleLoss):
 
     drops_samples = True
     takes_soft_targets = True
+    follows_epochs = True
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class TwoStage(SampleLoss):
         self.register_buffer("ensembled", torch.zeros((), dtype=torch.int64))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        check_index(index, target, self.num_samples)
+        check_index(self, index, target, self.num_samples)
         output = full_precision(output)
         prediction = output.softmax(1)
         if self.training:

@@ -1,6 +1,8 @@
 """The contract of every loss in losses.__all__, and its numbers by hand or from a naive loop."""
 
+import inspect
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 import losses
 from datasets.base import Batch
 from losses import GCE, DataParameters, DiscrimLoss, GradientRescaling, Plain, SuperLoss
-from losses.base import SampleLoss, Supervised, as_objective
+from losses.base import SampleLoss, Supervised, as_objective, check_index
+from losses.errors import UserError
 from losses.per_sample import PerSampleParameter
 from losses.superloss import confidence
 from losses.task import cross_entropy, get_task_loss, mse, smooth_l1
@@ -310,6 +313,65 @@ def test_an_index_outside_the_training_set_is_an_error(name, bad):
     with pytest.raises(ValueError, match="one training-set position per target"):
         loss(output, target, torch.arange(B).unsqueeze(1))
     assert same(before, state(loss))
+
+
+@pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters", "SELFIE"])
+def test_an_index_twice_in_a_batch_is_an_error(name):
+    loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
+    output, target, index = torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.arange(B)
+    index[3] = 6
+    before = state(loss)
+    with pytest.raises(UserError, match=r"at most once, got 6 twice: .* drop_last=True"):
+        loss(output, target, index)
+    assert same(before, state(loss))
+    assert loss.eval()(output, target, index).shape == (B,)  # which keeps nothing
+
+
+def pass_over(loss, order):
+    """Train on the samples in this order, batch by batch; the warnings of set_epoch."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for index in order.split(B):
+            loss(torch.randn(len(index), C), index % C, index)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("name", ["DiscrimLoss", "SELFIE"])
+def test_a_forgotten_set_epoch_is_noticed_on_the_second_pass(name):
+    loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
+    assert pass_over(loss, torch.arange(N)) == []
+    (message,) = pass_over(loss, torch.arange(N))
+    assert message.startswith(f"{name} has drawn more than its {N} samples in epoch 0: call set_ep")
+    assert pass_over(loss, torch.arange(N)) == []  # once
+
+
+def test_passes_with_set_epoch_are_none_to_warn_of():
+    loss, filled = DiscrimLoss(cross_entropy, N), torch.arange(N + 3) % N
+    for epoch in range(3):
+        loss.set_epoch(epoch)
+        assert pass_over(loss, filled) == []  # as a DistributedSampler fills its last batch
+    for _ in range(2):
+        assert pass_over(DataParameters(cross_entropy, N, C).eval(), filled) == []
+    indifferent = DataParameters(cross_entropy, N, C)
+    assert [pass_over(indifferent, torch.arange(N)) for _ in range(3)] == [[], [], []]
+
+
+def test_without_a_look_at_the_device():
+    """Tensors on "meta" have no values: whoever reads one fails."""
+    loss = DiscrimLoss(cross_entropy, N)
+    target = torch.zeros(N, dtype=torch.long, device="meta")
+    for _ in range(2):
+        check_index(loss, target, target, N)
+    with pytest.warns(UserWarning, match="call set_epoch"):
+        loss.num_drawn = N + 1
+        check_index(loss, target, target, N)
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_a_method_that_reads_the_epoch_says_that_it_follows_epochs(name):
+    method = getattr(losses, name)
+    source = inspect.getsource(method)
+    assert ("self.epoch" in source) == ("follows_epochs = " in source)
 
 
 def test_superloss_needs_a_threshold_if_there_are_no_classes():
