@@ -9,7 +9,8 @@ from torch import Tensor
 import datasets
 import losses
 import models
-from datasets import features, loader, noise, selection, splits
+from datasets import features, loader, look, noise, selection, splits
+from datasets.base import warn
 from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
@@ -122,6 +123,7 @@ class Experiment:
         self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
         encoder = config["model"].get("path")  # of texts, if the dataset names no other
         self.data = local_main_first(self._build, "dataset", self.dataset_spec, encoder=encoder)
+        self.features_size = None  # of the images that features are made of
         if config["features"] is not None:
             self.data = local_main_first(self._with_features)
         self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
@@ -156,6 +158,7 @@ class Experiment:
         seed_everything(config["seed"])
         # 6. The model, before the method, which may copy it.
         self.model = self._build_model()
+        self._look()
         # 7. The method, before the loaders: it says what a batch is to hold.
         self.objective = self._build_objective()
         self.loaders = loader.make_loaders(
@@ -335,6 +338,7 @@ class Experiment:
     def _with_features(self):
         """The data with features in the place of images; those once made are kept."""
         backbone = self._build("features", self.config["features"])
+        self.features_size = backbone.image_size
         folder = Path(self.config["data_root"], "cache", "features")
         return features.replace_images(
             self.data, **backbone._asdict(), device=self.device, folder=folder
@@ -366,6 +370,18 @@ class Experiment:
         example, targets = self.data.example(), self.data.train.targets[:2]
         check_fit(model, self.task_loss, example, targets, self.device)
         return model
+
+    def _look(self):
+        """Say what about images and network does not go together."""
+        model = self.config["model"]
+        lines = look.mismatches(
+            self.data,
+            features_size=self.features_size,
+            pretrained=bool(model.get("pretrained") or model.get("weights")),
+            num_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+        )
+        for line in lines:
+            warn(line)
 
     def _build_objective(self) -> Objective:
         spec = without_own_rate(losses, self.config["loss"])
