@@ -1,5 +1,6 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -70,8 +71,11 @@ class Dataset:
     more_tests: dict[str, Split] = field(default_factory=dict)  # other test parts, by name
     memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
+    features_size: int = 0  # height and width of the images that inputs are features of, if any
     unreadable: dict[str, str] = field(default_factory=dict)  # files left out here, path: reason
     made_split: bool = False  # files were split into train and test here: a run writes down how
+    doubtful_test: bool = False  # the labels of the test part are as doubtful as the others
+    root: Path | None = None  # what the user's own table names its image files relative to
     note: str = ""  # what else there is to say
 
     def __post_init__(self):
@@ -93,6 +97,16 @@ class Dataset:
     @property
     def is_images(self) -> bool:
         return bool(self.mean)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether its samples are images, if only features of them are the inputs."""
+        return self.is_images or self.train.images is not None
+
+    def name(self, path: str) -> str:
+        """A path as the user's own table has it, relative to ``root`` if it is in there."""
+        inside = f"{self.root}{os.sep}" if self.root else ""
+        return path.removeprefix(inside)
 
     def example(self, count: int = 2) -> Tensor:
         """Inputs [count, ...] of the shape that a model gets."""
@@ -151,6 +165,7 @@ def split_off(
     Targets that are numbers are not stratified. Copies are on the side of their originals.
 
     Args:
+        fraction: 0 leaves the test part empty.
         original: [N], the position of the first copy of each sample, as of datasets.copies.
         classes: names.
 
@@ -158,8 +173,10 @@ def split_off(
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    if not 0 < fraction < 1:
-        raise UserError(f"test_fraction must lie in (0, 1), got {fraction}")
+    if not 0 <= fraction < 1:
+        raise UserError(f"test_fraction must lie in [0, 1), got {fraction}")
+    if fraction == 0:
+        return list(range(len(targets))), []
     rows = [row for row, first in enumerate(original) if row == first]
     strata = None if targets.is_floating_point() else targets[rows]
     try:

@@ -76,6 +76,7 @@ def replace_images(
         more_tests=tests,
         in_channels=parts["train"].inputs.shape[1],
         image_size=1,
+        features_size=image_size,
         mean=(),
         std=(),
         crop_padding=0,
@@ -95,7 +96,7 @@ class _Extractor:
         self.scale, self.shift = (part.to(device) for part in normalisation)
         self.folder, self.unreadable = folder, {}
         self.transform = evaluation_transform(image_size)
-        digest = hashlib.sha256(f"{VERSION} {image_size} {normalisation}".encode())
+        digest = hashlib.sha256(f"{VERSION} {image_size} {normalisation} {network}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         self.version = digest.digest()

@@ -30,34 +30,30 @@ def median_side(paths: Sequence[str]) -> int:
     return round(median(lengths)) if lengths else 0
 
 
-def mismatches(
-    dataset: Dataset, *, features_size: int | None, pretrained: bool, num_parameters: int
-) -> list[str]:
+def mismatches(dataset: Dataset, *, pretrained: bool, num_parameters: int) -> list[str]:
     """What about image files and network does not go together, a line each.
 
     Args:
-        dataset: its ``inputs`` may be features of images.
-        features_size: the size of images that features are made of, if they are.
         pretrained: whether the network starts from weights.
         num_parameters: of the network.
     """
     if not isinstance(dataset.train.source, list):
         return []
     lines, count, side = [], len(dataset.train), median_side(dataset.train.source)
-    size = features_size or dataset.image_size
+    size = dataset.features_size or dataset.image_size
     name = f"images have {side} pixels (median of their shorter sides)"
-    if features_size is None and 0 < side <= SMALL and size >= 3 * side:
+    if not dataset.features_size and 0 < side <= SMALL and size >= 3 * side:
         lines.append(
             f"the {name}, and dataset.image_size={size} enlarges them for a network that is "
             f"trained on them: params/folder/small.yaml, or discrimloss.yaml there, fits small ones"
         )
     if side >= LARGE and size < LARGE / 2:
-        key = "dataset.image_size" if features_size is None else "features.image_size"
+        key = "features.image_size" if dataset.features_size else "dataset.image_size"
         lines.append(
             f"the {name}, and {key}={size} leaves little of them: params/folder/discrimloss.yaml "
             f"and finetune.yaml look at photographs at 224"
         )
-    from_scratch = features_size is None and not pretrained
+    from_scratch = not dataset.features_size and not pretrained
     if from_scratch and num_parameters >= LARGE_NETWORK and count < IMAGES_PER_NETWORK:
         lines.append(
             f"{count:,} images are few for a network of {num_parameters:,} parameters from "

@@ -26,7 +26,7 @@ class Backbone(NamedTuple):
     std: tuple[float, ...]
 
 
-def efficientnet_lite0(image_size: SIZE = 224) -> Backbone:
+def efficientnet_lite0(image_size: SIZE = 224, grid: bool = True) -> Backbone:
     """3,072 features of models.efficientnet_lite0 with its ImageNet weights.
 
     1,280 are the means of the last maps, which know what is on a photograph, and 1,792 are the 112
@@ -36,22 +36,28 @@ def efficientnet_lite0(image_size: SIZE = 224) -> Backbone:
 
     Args:
         image_size: 224 as in training; 96 takes a tenth of the time.
+        grid: whether the maps of the fifth stage are among them; without, they are 1,280.
 
     Raises FileNotFoundError if the weights are not installed.
     """
     features = Features(3)
     features.load_state_dict(imagenet_weights())
-    return Backbone(_MeansAndGrid(features), image_size, (127 / 255,) * 3, (128 / 255,) * 3)
+    return Backbone(_MeansAndGrid(features, grid), image_size, (127 / 255,) * 3, (128 / 255,) * 3)
 
 
 class _MeansAndGrid(nn.Module):
-    def __init__(self, features: Features):
+    def __init__(self, features: Features, with_grid: bool):
         super().__init__()
-        self.features = features
+        self.features, self.with_grid = features, with_grid
+
+    def extra_repr(self) -> str:  # by which features that are kept are told apart
+        return f"with_grid={self.with_grid}"
 
     def forward(self, images: Tensor) -> Tensor:
         network = self.features
         maps = network.blocks[:11](network.stem(images))  # of stages one to five
+        means = F.normalize(network.last(network.blocks[11:](maps)).mean((2, 3)), dim=1)
+        if not self.with_grid:
+            return means
         grid = F.adaptive_avg_pool2d(maps, 4).flatten(1)
-        means = network.last(network.blocks[11:](maps)).mean((2, 3))
-        return torch.cat([F.normalize(means, dim=1), F.normalize(grid, dim=1)], dim=1)
+        return torch.cat([means, F.normalize(grid, dim=1)], dim=1)

@@ -163,7 +163,11 @@ def test_two_processes_equal_one(both, method):
     alone_samples, shared_samples = arrays(alone / "samples.npz"), arrays(shared / "samples.npz")
     assert list(alone_samples) == list(shared_samples)
     for name, expected in alone_samples.items():
-        np.testing.assert_allclose(shared_samples[name], expected, rtol=1e-5, atol=1e-5)
+        # quality is dealt out by rank, and two scores that are nearly equal may change places
+        tolerance = 1e-3 if name == "quality" else 1e-5
+        np.testing.assert_allclose(
+            shared_samples[name], expected, rtol=tolerance, atol=tolerance, err_msg=name
+        )
     if method == "recording":
         expected = np.load(alone / "losses.npy")
         np.testing.assert_allclose(np.load(shared / "losses.npy"), expected, rtol=1e-5, atol=1e-5)
