@@ -15,6 +15,7 @@ from losses.gce import GCE
 from losses.gradient_rescaling import GradientRescaling
 from losses.jocor import JoCoR
 from losses.joint_optimization import JointOptimization
+from losses.learning_to_reweight import LearningToReweight
 from losses.mentornet import MentorNet
 from losses.mixmatch import MixMatch
 from losses.plain import Plain
@@ -39,4 +40,5 @@ __all__ = [
     "SELFIE",
     "JointOptimization",
     "TwoStage",
+    "LearningToReweight",
 ]

@@ -244,7 +244,8 @@ def check_trace(name: str, methods: dict[str, Callable]):
     keys = {role: set() for role in ("epoch_input", "input", *ANSWERS)}
     for key, spec in about["arrays"].items():
         keys.setdefault(spec["role"], set()).add(key)
-    replayed = methods[about["method"]](about, {})
+    constants = {key: trace[key] for key in keys.get("constant", ())}
+    replayed = methods[about["method"]](about, constants)
 
     def row(role, position):
         return {key: trace[key][position] for key in keys[role]}
@@ -262,7 +263,7 @@ def check_trace(name: str, methods: dict[str, Callable]):
         compare(replayed.step(row("input", step)), "output", step)
         if in_epoch == about["steps_per_epoch"] - 1 and keys["epoch_output"]:
             compare(replayed.end_epoch(epoch), "epoch_output", epoch)
-    assert step == 47
+    assert step == about["epochs"] * about["steps_per_epoch"] - 1
 
 
 ANSWERS = ("output", "epoch_start_output", "epoch_output")  # roles of what a replay must give

@@ -1,0 +1,75 @@
+"""The methods that learn from trusted labels on the inputs of a trace."""
+
+import torch
+from torch import nn
+
+from datasets.base import Batch
+from losses import LearningToReweight
+from losses.task import cross_entropy
+
+
+class LookAhead(LearningToReweight):
+    """Takes the trusted loss where a step of decay alone leads, as the authors' legacy path."""
+
+    @torch.no_grad()
+    def trusted_gradient(self, network, trusted):
+        weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        before = [weight.clone() for weight in weights]
+        torch._foreach_mul_(weights, 1 - self.trusted_decay)
+        gradient = super().trusted_gradient(network, trusted)
+        torch._foreach_copy_(weights, before)
+        return gradient
+
+
+class ReplayLearningToReweight:
+    """The network of the trace, which is given its parameters before each step."""
+
+    def __init__(self, about, constants):
+        hyper = about["hyper"]
+        sizes, hidden = (8, 6, 5), "w2" in about["model"]
+        first = nn.Linear(sizes[0], sizes[1] if hidden else sizes[2])
+        layers = [first, nn.Tanh(), nn.Linear(*sizes[1:])] if hidden else [first]
+        self.network, self.linear = nn.Sequential(*layers), layers[::2]
+        self.decay = hyper["weight_decay_in_the_trusted_loss"]
+        method = LookAhead if "legacy" in hyper["path"] else LearningToReweight
+        self.loss = method(
+            cross_entropy,
+            about["N"],
+            trusted_batch_size=hyper["trusted_batch"],
+            trusted_decay=self.decay,
+        )
+        self.raw = "raw_weights" in about["arrays"]
+        self.inputs, self.trusted_inputs = (
+            torch.from_numpy(constants[name]).float() for name in ("inputs", "clean_inputs")
+        )
+        self.trusted_target = torch.from_numpy(constants["clean_targets"])
+
+    def step(self, inputs):
+        inputs = {name: torch.as_tensor(value) for name, value in inputs.items()}
+        with torch.no_grad():
+            for number, layer in enumerate(self.linear, start=1):
+                layer.weight.copy_(inputs[f"param_w{number}"].T)
+                layer.bias.copy_(inputs[f"param_b{number}"])
+        index, chosen = inputs["index"], inputs["clean_index"]
+        trusted = Batch(self.trusted_inputs[chosen], self.trusted_target[chosen], chosen)
+        batch = Batch(self.inputs[index], inputs["target"], index, trusted)
+        alignment = self.loss.alignment(self.network, batch)
+        self.network.zero_grad()
+        loss = self.loss(self.network, batch)
+        loss.backward()
+        squares = sum(layer.weight.detach().square().sum() for layer in self.linear)
+        answers = {
+            "weights": self.loss.weights(self.network, batch),
+            "loss": loss,
+            "losses": cross_entropy(self.network(batch.input), batch.target),
+            "total_loss": loss + self.decay / 2 * squares,
+        }
+        if self.raw:
+            answers["raw_weights"] = alignment
+        for number, layer in enumerate(self.linear, start=1):
+            answers[f"grad_w{number}"] = (layer.weight.grad + self.decay * layer.weight).T
+            answers[f"grad_b{number}"] = layer.bias.grad
+        return answers
+
+
+METHODS = {"l2rw": ReplayLearningToReweight}
