@@ -164,6 +164,7 @@ def test_every_dataset_has_the_methods_of_this_list():
         "jocor",
         "joint_optimization",
         "joint_optimization_step2",
+        "learning_to_reweight",
         "mentornet",
         "plain",
         "rsl",
@@ -182,6 +183,7 @@ def test_every_dataset_has_the_methods_of_this_list():
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
         "mnist_cnn9": two_networks,
         "mnist_mlp": " ".join(sorted([*two_networks.split(), "joint_optimization", "selfie"])),
+        "mnist_imbalance": "learning_to_reweight plain",
         "folder": "discrimloss plain rsl",
         "csv": "discrimloss plain",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
@@ -229,6 +231,9 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         else:
             index, num_views = torch.arange(4), loss.unlabelled.get("num_views")
             extra = num_views and Batch(torch.randn(num_views, 4, 3), None, index)
+            if loss.trusted_batch_size:
+                assert config["trusted"]["count"] >= loss.trusted_batch_size
+                extra = Batch(torch.randn(4, 3), target, index)
             assert loss(network, Batch(torch.randn(4, 3), target, index, extra)).isfinite()
     channels, size = INPUTS.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}

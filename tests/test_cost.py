@@ -209,14 +209,14 @@ def no_waiting(device):
         "SELFIE",
         "{name: JointOptimization, begin: 1, window: 1}",
         "TwoStage",
+        "{name: LearningToReweight, trusted_batch_size: 50}",
         *TWO_NETWORKS,
     ],
 )
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
     skip_check_index(monkeypatch)
-    run = small_run(
-        tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1"
-    )
+    options = [f"device={device}", "optimizer.lr=0.01", "clip_norm=1", "trusted.count=50"]
+    run = small_run(tmp_path, f"loss={method}", *options)
     run.model.train()
     run.loaders.set_epoch(0, 0)
     batches = iter(run.loaders.train)

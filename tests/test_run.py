@@ -43,6 +43,7 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "selfie": ["loss.warm_up=1", "loss.q=1"],
     "joint_optimization": ["loss.begin=2", "loss.window=2"],
     "two_stage": ["loss.select_epochs=1"],
+    "learning_to_reweight": ["batch_size=115"],  # of 1,197 samples
 }
 RECORD = [
     "record_losses=true",
