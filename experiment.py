@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from utils.detection import (
     measure_learning,
     measure_recovery,
     sample_table,
+    wrong_labels,
 )
 from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
@@ -70,7 +72,7 @@ SCHEMAS = {
             "task_loss": lambda self: self.task_loss,
             "num_samples": lambda self: len(self.data.train),
             "num_outputs": lambda self: self.data.num_outputs,
-            "given": lambda self: torch.from_numpy(self.noise.given),
+            "given": lambda self: self.given,
             "noise_rate": lambda self: self.noise_rate,
             "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
@@ -219,8 +221,18 @@ class Experiment:
     @property
     def noise_rate(self) -> float | None:
         """Which part of the labels that are trained on is wrong; None if that is not known."""
-        corrupted = self.noise.corrupted
-        return None if corrupted is None else float(corrupted[self.parts.rows].mean())
+        corrupted = self.corrupted
+        return None if corrupted is None else float(corrupted[self.parts.drawn].mean())
+
+    @property
+    def given(self) -> Tensor:
+        """The labels [N] that are trained on: the given ones, but for trusted samples."""
+        return loader.corrected(torch.from_numpy(self.noise.given), self.noise, self.parts)
+
+    @property
+    def corrupted(self) -> np.ndarray | None:
+        """[N] bool: these are not the true ones; None if the truth is unknown."""
+        return wrong_labels(self.given.numpy(), self.noise.true)
 
     @property
     def noise_transition(self) -> Tensor | None:
@@ -234,7 +246,7 @@ class Experiment:
         return len(self._batches())
 
     def _batches(self):
-        count = len(self.parts.rows if self.selection is None else self.selection.index)
+        count = len(loader.training_rows(self.parts, self.selection))
         return batch_slices(count, self.config["batch_size"])
 
     def _smallest_batch(self):
@@ -276,7 +288,7 @@ class Experiment:
         samples = sample_table(
             trained,
             self.noise.true,
-            ranked=None if self.selection is None else self.selection.mean_loss,
+            ranked=self._ranked(trained),
             score=self.objective.sample_score(),
             mean_loss=self.record.mean_loss(self.config["epochs"]),
         )
@@ -290,6 +302,14 @@ class Experiment:
             self.noise.sha256,
         )
         self._export(finished)
+
+    def _ranked(self, trained):
+        """[N], by what samples are ranked that were not trained on; None if these were."""
+        if self.parts.train == "only":
+            losses = np.zeros(len(self.data.train), np.float32)
+            losses[trained["index"]] = trained["loss"]
+            return losses
+        return None if self.selection is None else self.selection.mean_loss
 
     @main_process_only
     def _export(self, finished):

@@ -44,6 +44,7 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "joint_optimization": ["loss.begin=2", "loss.window=2"],
     "two_stage": ["loss.select_epochs=1"],
     "learning_to_reweight": ["batch_size=115"],  # of 1,197 samples
+    "trusted_only": ["batch_size=9"],  # of 100
 }
 RECORD = [
     "record_losses=true",
