@@ -20,6 +20,7 @@ from datasets import noise
 from datasets.base import Batch
 from experiment import SCHEMAS
 from losses.base import SampleLoss
+from losses.mentor import Mentor, write_mentor
 from losses.task import get_task_loss
 from models.several import build_several
 from tests.toy_methods import ALL
@@ -166,6 +167,7 @@ def test_every_dataset_has_the_methods_of_this_list():
         "joint_optimization_step2",
         "learning_to_reweight",
         "mentornet",
+        "mentornet_dd",
         "plain",
         "rsl",
         "rsl_mixmatch",
@@ -200,7 +202,7 @@ INPUTS = {"digits": (1, 8), "mnist": (1, 28)}  # channels and size, of others 3 
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=str)
-def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
+def test_every_params_file_builds_at_every_fraction(path, tiny_bert, tmp_path):
     text = (ROOT / path).read_text()
     command = re.search(rf"^#   python main\.py ({path}.*)$", text, re.MULTILINE)
     assert text.startswith("# ") and command, "its header names the command"
@@ -212,6 +214,9 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         regression = config["task"] == "regression"
         task_loss = get_task_loss(config["task"], config["task_loss"], config["task"])
         outputs, target = (1, torch.rand(4)) if regression else (10, torch.arange(4))
+        if config["loss"].get("curriculum") == "learned":
+            write_mentor(tmp_path / "mentor.npz", Mentor())
+            config["loss"]["mentor"] = str(tmp_path / "mentor.npz")
         networks = getattr(getattr(losses, config["loss"]["name"]), "networks", 1)
         network = build_several(lambda outputs=outputs: torch.nn.Linear(3, outputs), networks)
         loss = build(
