@@ -25,6 +25,7 @@ from utils.detection import (
     measure_learning,
     measure_recovery,
     sample_table,
+    without_training,
     wrong_labels,
 )
 from utils.device import choose_device
@@ -40,11 +41,15 @@ from utils.evaluation import (
     predict,
     prediction_table,
 )
+from utils.files import map_array
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
+from utils.network import WEIGHTS, describe_use, load_weights
 from utils.run_directory import RunDirectory
 from utils.run_state import describe, read_summary
+from utils.scores import OUT_OF_SAMPLE, RECORDED, recorded, suspicion
 from utils.seed import seed_everything
+from utils.training_dynamics import margins
 from utils.training_record import TrainingRecord
 
 # What each section is built from, and the facts that a constructor may ask for by the name of an
@@ -124,6 +129,7 @@ class Experiment:
         self.data = local_main_first(self._build, "dataset", self.dataset_spec, encoder=encoder)
         self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
         self.metric = METRIC_OF_TASK[self.data.task]
+        self._check_score()
         # 2. The noise, before the split: which labels are wrong does not depend on what is held
         #    out, and what is held out is stratified by its given labels.
         self.noise = self._inject_noise()
@@ -212,6 +218,8 @@ class Experiment:
         """What left the files of other runs that this one depends on."""
         files = {"recording": (self.selection_spec or {}).get("history")}
         files["targets"] = self.config["targets"]
+        start = self.config["init_from"]
+        files["init_from"] = start and Path(start, WEIGHTS)
         return {name: run_inputs.origin(Path(path)) for name, path in files.items() if path}
 
     def _can_go_on_from(self, epoch, step):
@@ -265,51 +273,74 @@ class Experiment:
         model = self.objective.evaluated(self.forward)
         row = evaluate(model, self.loaders.evaluation, self.metric, self.autocast)
         if self.loaders.recording:
-            losses_of_samples = predict(
-                model,
-                self.loaders.recording,
-                self.autocast,
-                keep=lambda output, target: (self.task_loss(output, target),),
+            *values, index = predict(
+                model, self.loaders.recording, self.autocast, self._keep_recorded
             )
-            self.record_losses(*losses_of_samples)
+            self.record_losses(values, index)
         self.loaders.exchange_unreadable()
         return row
+
+    @property
+    def _recordings(self):
+        return ("losses.npy", "margins.npy") if self.data.classes else ("losses.npy",)
+
+    def _keep_recorded(self, output, target):
+        losses_of_samples = self.task_loss(output, target)
+        return (losses_of_samples, margins(output, target))[: len(self._recordings)]
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""
         # Of a run that was killed after its last checkpoint, no epoch has set the loaders: test
         # images may be cropped anew in each.
         self.loaders.set_epoch(self.epochs - 1, 0)
-        model, keep = self.objective.evaluated(self.forward), in_a_table(self.task_loss)
-        trained, tested = (
-            prediction_table(*predict(model, loader, self.autocast, keep))
-            for loader in (self.loaders.train_plain, self.loaders.evaluation["test"])
-        )
-        samples = sample_table(
-            trained,
-            self.noise.true,
-            ranked=self._ranked(trained),
-            score=self.objective.sample_score(),
-            mean_loss=self.record.mean_loss(self.config["epochs"]),
-        )
+        model = self.objective.evaluated(self.forward)
+        keep, whole = in_a_table(self.task_loss), in_a_table(self.task_loss, whole=True)
+        trained = prediction_table(*predict(model, self.loaders.train_plain, self.autocast, keep))
+        held_out, tested = self.loaders.held_out, None
+        if held_out:
+            keep_fold = whole if self.config["validation"]["folds"] else keep
+            held_out = prediction_table(*predict(model, held_out, self.autocast, keep_fold))
+        if len(self.data.test):
+            test = self.loaders.evaluation["test"]
+            tested = prediction_table(*predict(model, test, self.autocast, keep))
+        scores, score = self._scores(trained)
         finished = exports.FinishedRun(
             self.path,
             self.data,
             self.metric,
-            samples,
+            sample_table(trained, self.noise.true, scores=scores, score=score),
+            held_out and without_training(held_out, self.noise.true),
             tested,
             self.objective.labels(),
             self.noise.sha256,
+            self.objective.evaluated(self.model),
+            describe_use(self.config, self.data, self.objective.networks),
         )
         self._export(finished)
 
-    def _ranked(self, trained):
-        """[N], by what samples are ranked that were not trained on; None if these were."""
-        if self.parts.train == "only":
-            losses = np.zeros(len(self.data.train), np.float32)
-            losses[trained["index"]] = trained["loss"]
-            return losses
-        return None if self.selection is None else self.selection.mean_loss
+    def _scores(self, trained):
+        """All scores of the training samples by name, [N] each, and the one that ranks them.
+
+        Of a run on selected samples, what has selected them stands for mean loss and score, since
+        the run itself knows nothing of the others; of one on trusted samples alone, the loss of
+        the finished model.
+        """
+        scores, chosen = {"mean_loss": self.record.mean_loss(self.config["epochs"])}, None
+        if self.record.dynamics:
+            scores |= self.record.dynamics.scores()
+        if self.selection is not None:
+            scores["mean_loss"] = self.selection.mean_loss
+        elif self.parts.train == "only":
+            scores["mean_loss"] = np.zeros_like(scores["mean_loss"])
+            scores["mean_loss"][trained["index"]] = trained["loss"]
+        else:
+            chosen = self.objective.sample_score()
+        if self.config["record_losses"]:
+            recordings = [map_array(self.path / name) for name in self._recordings]
+            scores |= recorded(*recordings)
+        if self.config["score"] is not None:
+            return scores, suspicion(self.config["score"], scores)
+        return scores, scores["mean_loss"] if chosen is None else chosen.numpy(force=True)
 
     @main_process_only
     def _export(self, finished):
@@ -330,9 +361,10 @@ class Experiment:
         print(printable(f"{self.path}: {describe(read_summary(self.path))}"))
 
     @main_process_only
-    def record_losses(self, losses_of_samples: Tensor, index: Tensor):
-        """Write the losses of these samples into losses.npy, as those of the present epoch."""
-        run_inputs.record_losses(self.path, self.epoch, losses_of_samples.numpy(), index.numpy())
+    def record_losses(self, values: list[Tensor], index: Tensor):
+        """Write losses and margins of these samples as those of the present epoch."""
+        for name, part in zip(self._recordings, values, strict=True):
+            run_inputs.record(self.path / name, self.epoch, part.numpy(), index.numpy())
 
     @main_process_only
     def _write_inputs(self):
@@ -346,7 +378,22 @@ class Experiment:
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
         if self.config["record_losses"]:
-            run_inputs.create_losses(self.path, self.epochs, len(self.data.train))
+            count = len(self.data.train)
+            run_inputs.create_recordings(self.path, self._recordings, self.epochs, count)
+
+    def _check_score(self):
+        score = self.config["score"]
+        if score in OUT_OF_SAMPLE:
+            raise UserError(
+                f"score={score} takes predictions of networks that were not trained on a sample: "
+                f"run the folds with examples/folds.sbatch, and join them with it"
+            )
+        if score in RECORDED and not self.config["record_losses"]:
+            raise UserError(f"score={score} is made from recordings: set record_losses=true")
+        if score not in (None, "mean_loss", "mean_loss_recorded") and not self.data.classes:
+            raise UserError(
+                f"score={score} is of classes, and this is a regression, which has mean_loss"
+            )
 
     def _inject_noise(self):
         return noise.inject(
@@ -368,6 +415,8 @@ class Experiment:
             networks,
             self.config["evaluate_networks"],
         )
+        if self.config["init_from"] is not None:
+            load_weights(model, Path(self.config["init_from"]))
         channels_last = self.config["channels_last"]
         memory_format = torch.channels_last if channels_last else torch.preserve_format
         model.to(self.device, memory_format=memory_format)
@@ -405,6 +454,14 @@ class Experiment:
         if section == "selection":
             return {name: fact(self) for name, fact in facts.items()}
         return {name: fact(self) for name, fact in facts.items() if asks_for(package, spec, name)}
+
+
+def build_data(config: dict) -> datasets.base.Dataset:
+    """The data of a run's configuration alone."""
+    spec, _ = without_selection(config["dataset"])
+    facts = {"data_root": config["data_root"], "seed": config["seed"], "device": "cpu"}
+    known = {name: fact for name, fact in facts.items() if asks_for(datasets, spec, name)}
+    return build(datasets, spec, **known, encoder=config["model"].get("path"))
 
 
 def contents_of(config: dict) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Dataset:
     memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
     made_split: bool = False  # files were split into train and test here: a run writes down how
+    doubtful_test: bool = False  # the labels of the test part are as doubtful as the others
+    root: Path | None = None  # what the user's own table names its image files relative to
     note: str = ""  # what else there is to say
 
     def __post_init__(self):
@@ -86,6 +89,11 @@ class Dataset:
     @property
     def is_images(self) -> bool:
         return bool(self.mean)
+
+    def name(self, path: str) -> str:
+        """A path as the user's own table has it, relative to ``root`` if it is in there."""
+        inside = f"{self.root}{os.sep}" if self.root else ""
+        return path.removeprefix(inside)
 
     def example(self, count: int = 2) -> Tensor:
         """Inputs [count, ...] of the shape that a model gets."""
@@ -144,6 +152,7 @@ def split_off(
     Targets that are numbers are not stratified. Copies are on the side of their originals.
 
     Args:
+        fraction: 0 leaves the test part empty.
         original: [N], the position of the first copy of each sample, as of datasets.copies.
         classes: names.
 
@@ -151,8 +160,10 @@ def split_off(
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    if not 0 < fraction < 1:
-        raise UserError(f"test_fraction must lie in (0, 1), got {fraction}")
+    if not 0 <= fraction < 1:
+        raise UserError(f"test_fraction must lie in [0, 1), got {fraction}")
+    if fraction == 0:
+        return list(range(len(targets))), []
     rows = [row for row, first in enumerate(original) if row == first]
     strata = None if targets.is_floating_point() else targets[rows]
     try:

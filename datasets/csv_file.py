@@ -38,8 +38,8 @@ def csv(
         file: the training part.
         root: what paths are relative to; ``data_root`` unless given.
         test_file: the test part, with columns path and label; without it, ``test_fraction`` of
-            ``file`` is split off, copies of an image together. It is tested on true labels if they
-            are known.
+            ``file`` is split off, copies of an image together, or none if that is 0. It is tested
+            on true labels if they are known.
         crop_scale, flip, cache: as for ``folder``.
         task: give the same to ``task`` of the run, and a task_loss of it.
 
@@ -86,6 +86,8 @@ def csv(
         num_workers=num_workers,
         original=original,
         made_split=test is None,
+        doubtful_test=true is None,
+        root=root,
         note=note,
         cache=cache_folder(data_root, cache),
     )

@@ -32,7 +32,8 @@ def folder(
     Args:
         root: the folder; ``data_root`` unless given.
         test_fraction: if there is no test/, this part of the training images is the test part, with
-            labels as they are; copies of an image stay together.
+            labels as they are; copies of an image stay together. With 0 there is none, and
+            ``validation`` must hold something out.
         crop_scale: the smallest part of the area that a training image is cropped to; 1 leaves
             almost everything.
         flip: whether training images are mirrored with probability 1/2.
@@ -90,6 +91,8 @@ def folder(
         trusted=False,
         num_workers=num_workers,
         made_split=test is None,
+        doubtful_test=True,
+        root=base,
         cache=cache_folder(data_root, cache),
         original=original,
         note="; ".join(filter(None, notes)),

@@ -94,7 +94,7 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
         return paths
     images = Decoded(paths, np.array(shapes), torch.empty(total, dtype=torch.uint8))
     unreadable = []
-    for row, image in enumerate(_decoded(paths)):
+    for row, image in enumerate(decode_each(paths)):
         if image is None:
             unreadable.append(row)
         else:
@@ -151,14 +151,14 @@ def _write(packed, paths, shorter):
 
     shapes = np.zeros((len(paths), 2), np.int32)
     with atomic_write(packed, "wb") as file:
-        for row, image in enumerate(_decoded(paths, shrunk, f"packing into {packed}")):
+        for row, image in enumerate(decode_each(paths, shrunk, f"packing into {packed}")):
             if image is not None:
                 shapes[row] = image.shape[1:]
                 file.write(image.contiguous().numpy())
         file.write(shapes)
 
 
-def _decoded(paths, then=lambda image: image, what="decoding") -> Iterator[Tensor | None]:
+def decode_each(paths, then=lambda image: image, what="decoding") -> Iterator[Tensor | None]:
     """What ``then`` makes of each image, in order; None for one that cannot be decoded."""
 
     def decode_or_none(path):

@@ -50,6 +50,7 @@ class Loaders:
     train: Loader  # shuffled and augmented; the selected samples if there is a selection
     train_plain: MemoryLoader | FileLoader  # all training samples as they are
     evaluation: dict[str, MemoryLoader | FileLoader]  # "test", perhaps "validation", and others
+    held_out: MemoryLoader | FileLoader | None = None  # what is validated on, with given labels
     recording: MemoryLoader | FileLoader | None = None  # all training samples
     epochs_per_pass: int = 1
     steps_per_pass: int = 1  # batches of all these epochs together
@@ -206,15 +207,18 @@ def make_loaders(
     images_in_memory = dataset.is_images and isinstance(dataset.train.inputs, Tensor)
     plain_size = EVALUATION_BATCH if images_in_memory else batch_size
     evaluation = evaluation_loaders(dataset, source, parts, batch_size=plain_size, seed=seed)
-    plain, recording = source.loader(given, rows, batch_size=plain_size), None
+    plain, held_out, recording = source.loader(given, rows, batch_size=plain_size), None, None
+    if len(parts.held_out):
+        held_out = source.loader(given, torch.from_numpy(parts.held_out), batch_size=plain_size)
     if record_losses:
         seed, augment = derive(seed, RECORDING), augment_recording
         recording = source.loader(given, rows, batch_size=plain_size, seed=seed, augment=augment)
-    loaders = [first, second, *evaluation.values(), recording, plain]
+    loaders = [first, second, *evaluation.values(), held_out, recording, plain]
     return Loaders(
         train,
         plain,
         evaluation,
+        held_out,
         recording,
         epochs_per_pass=train.per_pass if chunk_steps else 1,
         steps_per_pass=len(first),
@@ -377,19 +381,30 @@ def trusted(
 def evaluation_loaders(
     dataset: Dataset, source: Source, parts: Parts, *, batch_size: int, seed: int
 ) -> dict[str, MemoryLoader | FileLoader]:
-    """Loaders of the parts to evaluate after an epoch, by name."""
+    """Loaders of the parts to evaluate after an epoch, by name.
+
+    Without a test part, what is held out is called "test". Raises UserError if there is neither.
+    """
 
     def source_of(split):
         return Source(dataset, split, source.device, source.unreadable)
 
-    test = source_of(dataset.test)
-    seed, augment = derive(seed, TEST), dataset.augment_test
-    loaders = {"test": test.loader(batch_size=batch_size, seed=seed, augment=augment)}
+    loaders = {}
+    if len(dataset.test):
+        test, seed = source_of(dataset.test), derive(seed, TEST)
+        augment = dataset.augment_test
+        loaders["test"] = test.loader(batch_size=batch_size, seed=seed, augment=augment)
     if len(parts.held_out):
         labels, held_out = torch.from_numpy(parts.labels), torch.from_numpy(parts.held_out)
-        loaders["validation"] = source.loader(labels, held_out, batch_size=batch_size)
+        name = "validation" if loaders else "test"
+        loaders[name] = source.loader(labels, held_out, batch_size=batch_size)
     elif dataset.validation:
         loaders["validation"] = source_of(dataset.validation).loader(batch_size=batch_size)
+    if "test" not in loaders:
+        raise UserError(
+            "there is no test part: set dataset.test_fraction, or have a part of the samples held "
+            "out that stands for it, with validation.folds or validation.fraction"
+        )
     for name, split in dataset.more_tests.items():
         loaders[name] = source_of(split).loader(batch_size=batch_size)
     return loaders

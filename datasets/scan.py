@@ -70,6 +70,11 @@ def scan(part: Path) -> Scan:
     return Scan(classes, paths, targets, left_out)
 
 
+def all_images(folder: Path) -> list[str]:
+    """Paths of all images in a folder and in the folders in it, without hidden ones."""
+    return _images(str(folder), {_identity(os.stat(folder)): str(folder)}, Counter())
+
+
 def _images(folder, entered, left_out):
     """Paths of the images in a class folder, those of each folder together."""
     by_folder, waiting = {}, [folder]

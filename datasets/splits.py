@@ -50,7 +50,7 @@ def split_rows(
     """Which samples of a training set a run trains on, and which it sets apart before.
 
     Args:
-        validation: arguments of ``hold_out``: ``fraction``, and perhaps ``clean``.
+        validation: arguments of ``hold_out``: ``fraction``, and perhaps others.
         trusted: arguments of ``draw_trusted``: perhaps ``count`` and ``per_class``; and ``train``:
             False, and the trusted samples are in no other part; True or "only", and they are
             trained on with their true labels, besides the others or alone; "given", and they
@@ -111,6 +111,8 @@ def hold_out(
     *,
     fraction: float,
     clean: bool = False,
+    folds: int | None = None,
+    fold: int | None = None,
     seed: int,
     original: Sequence[int] | None = None,
     classes: Sequence[str] = (),
@@ -121,36 +123,74 @@ def hold_out(
     ``clean`` the true ones. Targets that are numbers are not stratified. Copies are on the side of
     their originals.
 
+    Args:
+        folds, fold: instead of a fraction: each row is held out in one fold of so many.
+
     Raises:
-        UserError: a class too small for it; ``clean`` if the truth is unknown.
+        UserError: a class too small for a fraction; a fold that there is not; ``clean`` if the
+            truth is unknown.
     """
     rows, labels = np.arange(len(noise.given)), noise.true if clean else noise.given
-    if not fraction:
+    if folds is None and fold is not None:
+        raise UserError(f"validation.fold={fold} is one of how many? Set validation.folds")
+    if folds is not None:
+        _check_folds(folds, fold, fraction, len(rows))
+    elif not fraction:
         return rows, rows[:0], labels
     if clean and noise.corrupted is None:
         raise UserError(
             "validation.clean=true needs true labels, and those of this dataset are not known"
         )
-    from sklearn.model_selection import train_test_split  # takes a second to import
-
     first = rows if original is None else np.asarray(original)
     originals, copies = rows[first == rows], rows[first != rows]
     strata = labels[originals] if noise.num_classes else None
-    try:
-        train, held_out = train_test_split(
-            originals, test_size=fraction, random_state=seed, stratify=strata
+    if folds is not None:
+        train, held_out = _split_fold(originals, strata, folds, fold, seed)
+    else:
+        train, held_out = _split_fraction(originals, strata, fraction, seed, noise, classes)
+    if len(copies):
+        of_held_out = np.isin(first[copies], held_out)
+        train = np.concatenate([train, copies[~of_held_out]])
+        held_out = np.concatenate([held_out, copies[of_held_out]])
+    return train, held_out, labels
+
+
+def _check_folds(folds, fold, fraction, count):
+    if fraction:
+        raise UserError(
+            f"validation.folds={folds} and validation.fraction={fraction} are two ways to hold "
+            f"samples out: set one of them"
         )
+    if fold is None or not 0 <= fold < folds:
+        raise UserError(
+            f"validation.fold must say which of the {folds} folds is held out, 0 to {folds - 1}, "
+            f"got {fold}; examples/folds.sbatch runs them all"
+        )
+    if folds > count:
+        raise UserError(f"validation.folds={folds} is more than the {count} samples there are")
+
+
+def _split_fraction(originals, strata, fraction, seed, noise, classes):
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    try:
+        return train_test_split(originals, test_size=fraction, random_state=seed, stratify=strata)
     except ValueError as error:
         reason = too_rare(strata, classes or range(noise.num_classes)) or error
         raise UserError(
             f"validation.fraction={fraction} cannot be held out by class: {reason}; more of these, "
             f"or set validation.fraction=0"
         ) from None
-    if len(copies):
-        of_held_out = np.isin(first[copies], held_out)
-        train = np.concatenate([train, copies[~of_held_out]])
-        held_out = np.concatenate([held_out, copies[of_held_out]])
-    return train, held_out, labels
+
+
+def _split_fold(originals, strata, folds, fold, seed):
+    """Class by class as far as that goes: one that is rarer than the folds is in some of them."""
+    order = np.random.default_rng(seed).permutation(len(originals))
+    if strata is not None:
+        order = order[np.argsort(strata[order], kind="stable")]
+    inside = np.zeros(len(originals), bool)
+    inside[order[fold::folds]] = True
+    return originals[~inside], originals[inside]
 
 
 def draw_trusted(

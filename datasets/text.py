@@ -96,6 +96,7 @@ def text(
         trusted=False,
         true=None if true is None else true[rows],
         original=original,
+        doubtful_test=true is None,
         note=note,
     )
 

@@ -126,7 +126,7 @@ def make_sweep(
 
 
 def write_digits(root: Path, fraction: float, seed: int) -> list[str]:
-    """Write train/<class>/<number>.png and test/...; returns the paths of those planted.
+    """Write train/<class>/<number>.png and test/...; returns the paths in there of those planted.
 
     Planted are this fraction of the training images: they are under another class.
     """
@@ -141,7 +141,7 @@ def write_digits(root: Path, fraction: float, seed: int) -> list[str]:
             path = root / part / str(label) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(image, str(path))
-            planted += [str(path)] * wrong
+            planted += [str(path.relative_to(root))] * wrong
     return planted
 
 

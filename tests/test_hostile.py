@@ -299,11 +299,12 @@ def finished_run(path, num_samples, classes, texts=None):
     """A FinishedRun of which all samples are flagged, without a dataset behind it."""
     index = np.arange(num_samples)
     numbers = dict.fromkeys(("score", "loss", "mean_loss"), index / num_samples)
+    numbers["quality"] = 1 - numbers["score"]
     labels = dict.fromkeys(("given", "predicted", "true"), index % len(classes))
     samples = {"index": index, "flagged": index >= 0, **labels, **numbers}
     train = SimpleNamespace(texts=texts, inputs=None)
     data = SimpleNamespace(classes=classes, train=train)
-    return FinishedRun(path, data, METRICS["accuracy"], samples, {}, None, "")
+    return FinishedRun(path, data, METRICS["accuracy"], samples, None, None, None, "")
 
 
 def test_suspects_are_cells_that_no_spreadsheet_computes(tmp_path):

@@ -126,7 +126,7 @@ def test_samples_are_tabled_by_index():
 
     true = np.array([0, 0, 0, 1, 1, -1])
     mean_loss = np.array([0.1, 0.11, 0.12, 0.9, 0.91, 0.1], np.float32)
-    table = sample_table(trained, true, mean_loss=mean_loss, score=None)
+    table = sample_table(trained, true, scores={"mean_loss": mean_loss}, score=mean_loss)
     assert table["index"].tolist() == [0, 1, 2, 3, 4, 5]
     assert table["given"].tolist() == [0, 1, 0, 1, 0, 1]
     assert table["true"].tolist() == [0, 0, 0, 1, 1, -1]
@@ -137,8 +137,8 @@ def test_samples_are_tabled_by_index():
     assert table["mean_loss"].tolist() == table["score"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [3, 4]
 
-    score = torch.from_numpy(mean_loss).flip(0)  # if a method keeps a score, it is used instead
-    table = sample_table(trained, true, mean_loss=mean_loss, score=score)
+    score = mean_loss[::-1]  # if a method keeps a score, it is used instead
+    table = sample_table(trained, true, scores={"mean_loss": mean_loss}, score=score)
     assert table["score"].tolist() == score.tolist()
     assert table["mean_loss"].tolist() == mean_loss.tolist()
     assert np.flatnonzero(table["flagged"]).tolist() == [1, 2]
@@ -149,7 +149,8 @@ def test_of_a_regression_the_prediction_itself_is_tabled(shape):
     index = torch.tensor([3, 0, 5, 1, 4, 2])
     output = torch.tensor([3.5, 0.5, 5.5, 1.5, 4.5, 2.5]).reshape(shape)
     trained = prediction_table(*in_a_table(mse)(output, index.float() - 1), index)
-    table = sample_table(trained, np.full(6, -1), score=None, mean_loss=np.arange(6.0))
+    loss = np.arange(6.0)
+    table = sample_table(trained, np.full(6, -1), scores={"mean_loss": loss}, score=loss)
     assert table["predicted"].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
     assert table["given"].tolist() == [-1, 0, 1, 2, 3, 4]
     assert table["loss"].tolist() == [2.25] * 6

@@ -66,3 +66,4 @@ def test_planted_errors_of_a_table_are_found_and_measured_where_the_truth_is_kno
     wrong = suspects.given_label != suspects.true_label
     assert wrong.sum() == round(480 * summary["noise"]["realised"]) and wrong[:20].mean() > 0.8
     assert set(suspects.path[wrong]) <= set(planted)
+    assert (suspects.part == "train").all()

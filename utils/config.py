@@ -128,13 +128,17 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
 def _no_history(config, params_file):
     """The message that says how to record the losses that a selection needs."""
     noise, validation = config["noise"], config["validation"]
-    held_out = [f" validation.{key}={_show(value)}" for key, value in validation.items()]
+    held_out = [
+        f" validation.{key}={_show(value)}"
+        for key, value in validation.items()
+        if value != DEFAULTS["validation"][key]
+    ]
     return (
         f"there is no history of losses {config['dataset']['selection']['history']} to select "
         "from. Record it with the same dataset and labels, e.g.\n"
         f"  python main.py {params_file} record_losses=true seed={config['seed']} "
         f"noise.seed={noise['seed']} noise.kind={noise['kind']} noise.fraction={noise['fraction']}"
-        f"{''.join(held_out) if validation['fraction'] else ''}\n"
+        f"{''.join(held_out)}\n"
         "and name it with dataset.selection.history=<its run directory>/losses.npy, if that is "
         "elsewhere"
     )
@@ -513,7 +517,10 @@ def default_run_dir(config: dict, params: Path) -> str:
         noise = f"{kind}-" + re.sub(r"[^\w.-]+", "-", Path(detail).name)
     else:
         noise = kind if kind == "none" else f"{kind}-{config['noise']['fraction']:g}"
-    return f"runs/{dataset}/{params.stem}/{noise}/seed{config['seed']}"
+    run, validation = f"seed{config['seed']}", config["validation"]
+    if validation["folds"] is not None:
+        run += f"-{validation['folds']}folds/fold{validation['fold']}"
+    return f"runs/{dataset}/{params.stem}/{noise}/{run}"
 
 
 def _row(rows, fraction, path, command_line):

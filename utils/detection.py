@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.scores import quality
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,42 +44,82 @@ def easy_hard_incorrect(loss: np.ndarray, corrupted: np.ndarray) -> dict[str, np
 
 
 def sample_table(
-    trained: dict[str, np.ndarray],
+    predicted: dict[str, np.ndarray],
     true: np.ndarray,
     *,
-    mean_loss: np.ndarray,
-    score: Tensor | None,
-    ranked: np.ndarray | None = None,
+    scores: dict[str, np.ndarray],
+    score: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """samples.npz: a row per training sample, by index.
+    """A row per sample, by index: samples.npz of those that are trained on.
 
-    ``loss`` and ``predicted`` are those of the finished model, without augmentation. ``true`` is
-    -1, or in regression NaN, if it is not known.
+    ``loss`` and what is predicted are those of the finished model, without augmentation. ``true``
+    is -1, or in regression NaN, if it is not known.
 
     Args:
-        trained: the ``prediction_table`` of the training samples.
-        true: [N].
-        mean_loss: [N], over all epochs. Over the last ones only, a network that has learned the
-            labels by heart tells nothing apart.
-        score: [N], that of the method; None for mean_loss.
-        ranked: [N], the losses by which samples were selected. They stand for mean_loss and score,
-            since the run itself knows nothing of the samples that were not selected.
+        predicted: the ``prediction_table`` of the samples.
+        true: [N], of all training samples, as the others are.
+        scores: those of ``utils.scores``, [N] each.
+        score: [N], by which they are ranked: larger is more probably incorrect.
     """
-    index = trained["index"]
-    if ranked is not None:
-        mean_loss, score = ranked, None
-    mean_loss = mean_loss[index]
-    score = mean_loss if score is None else score.cpu().numpy()[index]
+    index = predicted["index"]
+    columns = {name: values for name, values in predicted.items() if name not in FIRST}
+    chosen, confidence = score[index], scores.get("confidence", scores.get("self_confidence"))
+    if confidence is not None:
+        confidence = confidence[index]
     return {
         "index": index,
-        "given": trained["target"],
+        "given": predicted["target"],
         "true": true[index],
-        "loss": trained["loss"],
-        "mean_loss": mean_loss,
-        "score": score,
-        "predicted": trained["predicted"],
-        "flagged": flag(score),
+        "loss": predicted["loss"],
+        "mean_loss": scores["mean_loss"][index],
+        "score": chosen,
+        "predicted": predicted["predicted"],
+        "flagged": flag(chosen),
+        "quality": quality(chosen, confidence),
+        **columns,
+        **{name: values[index] for name, values in scores.items()},
     }
+
+
+FIRST = ("index", "target", "loss", "predicted")  # of a prediction_table
+
+
+def without_training(
+    predicted: dict[str, np.ndarray], true: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """As ``sample_table``, of samples that the network was not trained on: the loss ranks them.
+
+    Args:
+        true: [N], by the index of the samples; None if it is not known.
+    """
+    target = predicted["target"]
+    count = int(predicted["index"].max(initial=-1)) + 1
+    if true is None:
+        true = np.full(count, np.nan if target.dtype.kind == "f" else -1, target.dtype)
+    scores = {"mean_loss": predicted["loss"]}
+    if "given_probability" in predicted:
+        scores["self_confidence"] = predicted["given_probability"]
+    by_index = {name: np.full(count, np.nan, np.float32) for name in scores}
+    for name, values in scores.items():
+        by_index[name][predicted["index"]] = values
+    return sample_table(predicted, true, scores=by_index, score=by_index["mean_loss"])
+
+
+def merge(parts: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One table of several, as from ``sample_table``, by name: the most suspicious sample first.
+
+    It has the columns that all of them have, and ``part``: the name, if the table has no such
+    column itself. Parts are merged by quality, since scores of samples that were trained on and of
+    others are not to be compared.
+    """
+    shared = set.intersection(*(set(table) for table in parts.values()))
+    shared -= {"probabilities", "part"}
+    table = {key: np.concatenate([part[key] for part in parts.values()]) for key in sorted(shared)}
+    names = [part.get("part", np.full(len(part["index"]), name)) for name, part in parts.items()]
+    table["part"] = np.concatenate(names).astype(str)
+    # NaN, without a score, comes last; of one part alone the order is that of the score
+    order = np.lexsort((-table["score"], table["quality"]))
+    return {key: values[order] for key, values in table.items()}
 
 
 NAMES = (

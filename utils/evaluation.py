@@ -121,25 +121,45 @@ def evaluate(model: nn.Module, loaders: dict, metric: Metric, autocast) -> dict[
     return row
 
 
-def in_a_table(task_loss: Callable) -> Keep:
-    """Keeps target, loss and predicted, a class or a number, of each sample."""
+def in_a_table(task_loss: Callable, whole: bool = False) -> Keep:
+    """Keeps of each sample what ``prediction_table`` has a column for.
+
+    ``whole``: also the probabilities of all classes.
+    """
 
     def keep(output, target):
-        classes = output.ndim == 2 and output.shape[1] > 1
-        predicted = output.argmax(1) if classes else output.flatten()
-        return target, task_loss(output, target), predicted
+        if output.ndim == 1 or output.shape[1] == 1:
+            return target, task_loss(output, target), output.flatten()
+        predicted, probabilities = output.argmax(1), output.softmax(1)
+        own, first = (
+            probabilities.gather(1, label.unsqueeze(1)).squeeze(1) for label in (target, predicted)
+        )
+        second, other = probabilities.scatter(1, predicted.unsqueeze(1), -1).max(1)
+        kept = target, task_loss(output, target), predicted, own, first, other, second
+        return (*kept, probabilities) if whole else kept
 
     return keep
 
 
-def prediction_table(
-    target: Tensor, loss: Tensor, predicted: Tensor, index: Tensor
-) -> dict[str, np.ndarray]:
-    """A row per sample, by index, of what ``predict`` has kept ``in_a_table``."""
+COLUMNS = (  # of a prediction_table; in a regression the first three
+    "target",
+    "loss",
+    "predicted",  # the most probable class, or the number
+    "given_probability",
+    "predicted_probability",
+    "second",  # the class that comes next
+    "second_probability",
+    "probabilities",  # of all classes
+)
+
+
+def prediction_table(*kept: Tensor) -> dict[str, np.ndarray]:
+    """A row per sample, by index, of what ``predict`` has kept ``in_a_table``.
+
+    Args:
+        kept: a tensor per column, and the index.
+    """
+    *columns, index = kept
     order = index.argsort()
-    return {
-        "index": index[order].numpy(),
-        "target": target[order].numpy(),
-        "loss": loss[order].numpy(),
-        "predicted": predicted[order].numpy(),
-    }
+    named = zip(COLUMNS, columns, strict=False)
+    return {"index": index[order].numpy()} | {name: part[order].numpy() for name, part in named}

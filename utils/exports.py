@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from utils.detection import wrong_labels
+from utils.detection import merge, without_training, wrong_labels
 from utils.escapes import in_a_cell
 from utils.files import atomic_write
 from utils.labels import write_labels
 from utils.metrics import Metric
+from utils.network import write_network
 
 NUM_SUSPECTS = 1000  # suspects.csv lists at least this many of the most suspicious samples,
 MAX_SUSPECTS = 100_000  # and at most this many: samples.npz has all
@@ -26,21 +27,32 @@ class FinishedRun:
     path: Path  # of the run's directory
     data: object  # the datasets.base.Dataset
     metric: Metric
-    samples: dict[str, np.ndarray]  # detection.sample_table of the training samples
-    test: dict[str, np.ndarray]  # evaluation.prediction_table of the test samples
+    samples: dict[str, np.ndarray]  # detection.sample_table of the samples that were trained on
+    held_out: dict[str, np.ndarray] | None  # detection.without_training of those held out
+    test: dict[str, np.ndarray] | None  # evaluation.prediction_table of the test samples
     labels: Tensor | None  # what the method would rather train on
     noise_sha256: str
+    network: object = None  # the torch module that is evaluated
+    use: dict | None = None  # network.describe_use
 
     @property
     def most_suspicious(self) -> np.ndarray:
         """Rows of ``samples``, the most suspicious first."""
         return np.argsort(-self.samples["score"], kind="stable")
 
+    @property
+    def judged(self) -> dict[str, np.ndarray]:
+        """All samples whose labels are doubtful, the most suspicious first, as detection.merge."""
+        parts = {"train": self.samples}
+        if self.held_out:
+            parts["validation"] = self.held_out
+        if self.test and self.data.doubtful_test:
+            parts["test"] = without_training(self.test)
+        return merge(parts)
+
     def in_words(self, label) -> str:
         """A label in words; "" if it is unknown."""
-        if self.data.classes:
-            return self.data.classes[label] if label >= 0 else ""
-        return "" if np.isnan(label) else f"{label:.6g}"
+        return in_words(label, self.data.classes)
 
 
 def write_samples(run: FinishedRun):
@@ -48,9 +60,16 @@ def write_samples(run: FinishedRun):
     _write_arrays(run.path / "samples.npz", run.samples)
 
 
+def write_held_out(run: FinishedRun):
+    """held_out.npz: a row per sample that is validated on, and with folds all probabilities."""
+    if run.held_out:
+        _write_arrays(run.path / "held_out.npz", run.held_out)
+
+
 def write_test(run: FinishedRun):
     """test.npz: a row per test sample."""
-    _write_arrays(run.path / "test.npz", run.test)
+    if run.test:
+        _write_arrays(run.path / "test.npz", run.test)
 
 
 def write_labels_of_method(run: FinishedRun):
@@ -60,17 +79,15 @@ def write_labels_of_method(run: FinishedRun):
 
 
 def write_suspects(run: FinishedRun):
-    """suspects.csv: the most suspicious training samples, in words, the most suspicious first.
+    """suspects.csv: the most suspicious labels of all parts, in words, most suspicious first.
 
     All that are flagged, but at least NUM_SUSPECTS and at most MAX_SUSPECTS.
     """
-    table, part = run.samples, run.data.train
-    column, names = "path", None
-    if part.texts:
-        column, names = "text", part.texts
-    elif isinstance(part.inputs, list):
-        names = part.inputs
-    heads = ["rank", "index", column, "given_label", "predicted_label", "score", "loss"]
+    write_list(run.path / "suspects.csv", run.judged, run.data)
+
+
+def write_list(path: Path, table: dict[str, np.ndarray], data):
+    """A list of suspects, as ``write_suspects`` makes it of ``FinishedRun.judged``."""
     num_flagged = int(table["flagged"].sum())
     count = min(max(NUM_SUSPECTS, num_flagged), MAX_SUSPECTS)
     if num_flagged > count:
@@ -78,18 +95,58 @@ def write_suspects(run: FinishedRun):
             f"suspects.csv lists the {count:,} most suspicious of {num_flagged:,} flagged samples; "
             "samples.npz has all of them"
         )
-    with atomic_write(run.path / "suspects.csv") as file:
+    table = {key: values[:count] for key, values in table.items()}
+    labels = {
+        f"{key}_label": [in_a_cell(in_words(label, data.classes)) for label in table[key]]
+        for key in ("given", "predicted", "true")
+    }
+    shown = {
+        "rank": range(1, len(table["index"]) + 1),
+        "index": table["index"],
+        "text" if data.train.texts else "path": map(in_a_cell, names_of(table, data)),
+        "given_label": labels["given_label"],
+        "predicted_label": labels["predicted_label"],
+        **{key: _digits(table[key]) for key in ("score", "loss", "mean_loss")},
+        "flagged": table["flagged"].astype(int),
+        "true_label": labels["true_label"],
+        **{key: _digits(table[key]) for key in PROBABILITIES if key in table},
+        "part": table["part"],
+    }
+    with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*heads, "mean_loss", "flagged", "true_label"])
-        for rank, row in enumerate(run.most_suspicious[:count], start=1):
-            index = table["index"][row]
-            given, predicted, true = (
-                in_a_cell(run.in_words(table[key][row])) for key in ("given", "predicted", "true")
-            )
-            numbers = [f"{table[key][row]:.6g}" for key in ("score", "loss", "mean_loss")]
-            name = in_a_cell(names[index]) if names else ""
-            flagged = int(table["flagged"][row])
-            writer.writerow([rank, index, name, given, predicted, *numbers, flagged, true])
+        writer.writerow(shown)
+        writer.writerows(zip(*shown.values(), strict=True))
+
+
+PROBABILITIES = ("given_probability", "predicted_probability", "quality")
+
+
+def _digits(values):
+    return [f"{value:.6g}" for value in values]
+
+
+def names_of(table: dict[str, np.ndarray], data) -> list[str]:
+    """By row the path as the user's own table has it, or the text; "" if there is neither."""
+    names = []
+    for part, index in zip(table["part"], table["index"], strict=True):
+        split = data.test if part == "test" else data.train
+        if split.texts:
+            names.append(split.texts[index])
+        else:
+            names.append(data.name(split.inputs[index]) if isinstance(split.inputs, list) else "")
+    return names
+
+
+def in_words(label, classes: list[str]) -> str:
+    """A label in words; "" if it is unknown."""
+    if classes:
+        return classes[label] if label >= 0 else ""
+    return "" if np.isnan(label) else f"{label:.6g}"
+
+
+def write_trained_network(run: FinishedRun):
+    """network.pt and network.json: what it takes to use the network, without the data."""
+    write_network(run.path, run.network, run.use)
 
 
 def draw_sheets(run: FinishedRun):
@@ -138,8 +195,10 @@ def draw_targets(run: FinishedRun):
 FILES: tuple[Callable[[FinishedRun], None], ...] = (
     write_samples,
     write_suspects,
+    write_held_out,
     write_test,
     write_labels_of_method,
+    write_trained_network,
 )
 PICTURES: tuple[Callable[[FinishedRun], None], ...] = (
     draw_sheets,

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -172,32 +173,38 @@ def write_split(directory: Path, train: list[str], test: list[str]):
         raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
 
 
-def create_losses(directory: Path, num_epochs: int, num_samples: int):
-    """losses.npy [E, N], all NaN, if it is not there.
+def create_recordings(directory: Path, names: Sequence[str], num_epochs: int, num_samples: int):
+    """Files [E, N], losses.npy and perhaps margins.npy, all NaN, that are not there.
 
     Raises:
-        UserError: it is gone from a run that has recorded some.
-        OSError: it is damaged.
+        UserError: losses.npy is gone from a run that has recorded some. Margins may be: older runs
+            recorded none.
+        OSError: one is damaged.
     """
-    path = directory / "losses.npy"
     advice = f"put it back, or remove {directory} to start again"
-    if os.path.lexists(path):
-        try:
-            before = map_array(path)
-        except OSError as error:
-            raise OSError(f"{error}: {advice}") from None
-        if before.shape != (num_epochs, num_samples) or before.dtype != np.float32:
-            raise OSError(
-                f"{path} must hold the losses of {num_epochs} epochs and {num_samples} samples, "
-                f"got {before.dtype} {list(before.shape)}: {advice}"
+    for name in names:
+        path = directory / name
+        if os.path.lexists(path):
+            _check_recording(path, (num_epochs, num_samples), advice)
+            continue
+        if name == "losses.npy" and any(directory.glob("checkpoint*.pt")):
+            raise UserError(
+                f"{path} is gone, and with it the losses of the epochs that are over: {advice}"
             )
-        return
-    if any(directory.glob("checkpoint*.pt")):
-        raise UserError(
-            f"{path} is gone, and with it the losses of the epochs that are over: {advice}"
+        with atomic_write(path, "wb") as file:
+            np.save(file, np.full((num_epochs, num_samples), np.nan, np.float32))
+
+
+def _check_recording(path, shape, advice):
+    try:
+        before = map_array(path)
+    except OSError as error:
+        raise OSError(f"{error}: {advice}") from None
+    if before.shape != shape or before.dtype != np.float32:
+        raise OSError(
+            f"{path} must hold the {path.stem} of {shape[0]} epochs and {shape[1]} samples, got "
+            f"{before.dtype} {list(before.shape)}: {advice}"
         )
-    with atomic_write(path, "wb") as file:
-        np.save(file, np.full((num_epochs, num_samples), np.nan, np.float32))
 
 
 @main_process_only
@@ -215,10 +222,10 @@ def check_losses(directory: Path, epoch: int, rows: np.ndarray):
         )
 
 
-def record_losses(directory: Path, epoch: int, losses: np.ndarray, index: np.ndarray):
-    """Write the losses of these samples into the row of an epoch; those of others stay NaN."""
-    history = map_array(directory / "losses.npy", "r+")
-    history[epoch, index] = losses
+def record(path: Path, epoch: int, values: np.ndarray, index: np.ndarray):
+    """Write the values of these samples into the row of an epoch; those of others stay NaN."""
+    history = map_array(path, "r+")
+    history[epoch, index] = values
     history.flush()
 
 

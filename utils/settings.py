@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from utils.build import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SEED, Must, Section
+from utils.scores import NAMES
 
 HELD_OUT = Must("lie in [0, 0.9]: more leaves nothing to train on", lambda value: 0 <= value <= 0.9)
+AT_LEAST_2 = Must("be at least 2", lambda value: value >= 2)
+SCORE = Must(
+    f"be one of {', '.join(NAMES)}; null is the method's own, or mean_loss",
+    lambda value: value in NAMES,
+)
 DEVICE = Must(
     "be auto, cpu, cuda or cuda:<number>",
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
@@ -29,6 +35,8 @@ class ValidationSettings:
 
     fraction: Annotated[float, HELD_OUT] = 0.0
     clean: bool = False  # judge it by its true labels
+    folds: Annotated[int | None, AT_LEAST_2] = None  # or hold out one of so many parts,
+    fold: Annotated[int | None, AT_LEAST_0] = None  # this one, from 0
 
 
 @dataclass
@@ -61,9 +69,11 @@ class Settings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     trusted: TrustedSettings = field(default_factory=TrustedSettings)
     targets: str | None = None  # labels.npz of a run: train on its labels
+    init_from: str | None = None  # a finished run: begin with its weights
     evaluate_networks: Literal["first", "mean"] = "first"  # of methods with several networks
-    record_losses: bool = False  # write losses.npy, for small-loss selection
+    record_losses: bool = False  # write losses.npy and margins.npy, after each epoch
     augment_recording: bool = True  # record the losses of augmented samples
+    score: Annotated[str | None, SCORE] = None  # ranks the samples: one of utils.scores
     tensorboard: bool = False
     data_root: str = "data"
     run_dir: str | None = None  # null: runs/<dataset>/<method>/<noise>/seed<seed>

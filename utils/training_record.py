@@ -11,6 +11,7 @@ from torch import Tensor
 from utils.detection import easy_hard_incorrect
 from utils.distributed import world_size
 from utils.metrics import Metric
+from utils.training_dynamics import TrainingDynamics
 
 
 class TrainingRecord:
@@ -23,8 +24,8 @@ class TrainingRecord:
     Args:
         task_loss: ``(output, target) -> losses [B]``.
 
-    State, per sample: last loss, metric and both gradient norms, the sum of all its losses, and
-    whether this epoch has seen it: 21 bytes.
+    State, per sample: last loss, metric and both gradient norms, the sum of all its losses, whether
+    this epoch has seen it, 21 bytes; and of classes the ``TrainingDynamics``.
     """
 
     check_every = 50  # steps between two reads from the device, each of which waits for it
@@ -35,6 +36,9 @@ class TrainingRecord:
         names = ("loss", "metric", "pull", "plain_pull", "loss_total")
         self.samples = {name: torch.zeros(num_samples, device=device) for name in names}
         self.samples["seen"] = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        self.dynamics = None
+        if metric.name == "accuracy":
+            self.dynamics = TrainingDynamics(num_samples, device)
         self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, math.nan
         self.recent: list[tuple] = []  # steps that are not in the sums yet
         self.observed = False  # whether the objective shows what the model says of each sample
@@ -94,6 +98,8 @@ class TrainingRecord:
                 self.samples[name][index] = gradient.float().abs().reshape(len(index), -1).sum(1)
             self.samples["loss_total"][index] += self.samples["loss"][index]
             self.samples["seen"][index] = True
+            if self.dynamics:
+                self.dynamics.update(output.detach(), target, index)
         for step, size, value in zip(steps, sizes, torch.stack(values).tolist(), strict=True):
             if not math.isfinite(value):
                 raise FloatingPointError(self._not_finite(epoch, step, loader))
@@ -150,6 +156,7 @@ class TrainingRecord:
     def state_dict(self) -> dict:
         return {
             "samples": self.samples,
+            "dynamics": self.dynamics and self.dynamics.samples,
             "loss_sum": self.loss_sum,
             "seconds": self.seconds,
             "images": self.images,
@@ -162,6 +169,8 @@ class TrainingRecord:
         self.lr = state.get("lr", math.nan)  # older checkpoints lack it, "seen" and "plain_pull"
         for name, values in state["samples"].items():
             self.samples[name].copy_(values)
+        for name, values in (state.get("dynamics") or {}).items():  # older checkpoints have none
+            self.dynamics.samples[name].copy_(values)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> float:

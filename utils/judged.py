@@ -1,0 +1,103 @@
+"""Every sample of a finished run with its data: what reviews and lists of suspects are made from.
+
+It reads the data, so it lies above experiment.py, and only commands import it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiment import build_data, contents_of
+from utils.detection import merge, without_training
+from utils.errors import UserError
+from utils.exports import names_of
+from utils.files import read_arrays, read_json
+from utils.run_inputs import changes
+from utils.run_state import read_config, read_summary
+
+JOINED = "folds.json"  # in the directory that the folds of a run were joined into
+
+
+@dataclass
+class Judged:
+    """The samples whose labels are doubtful, the most suspicious first.
+
+    ``table`` has a row per sample: ``part`` ("train", "validation", "test" or "fold <k>"),
+    ``index`` (its position in the test part, or in the training set), and the columns of
+    ``utils.detection.sample_table`` that all parts have.
+    """
+
+    run: Path
+    config: dict
+    data: object  # a datasets.base.Dataset
+    table: dict[str, np.ndarray]
+    names: list[str]  # by row: path as the user's own table has it, or text; "" if in memory
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names; none in a regression."""
+        return self.data.classes
+
+    @property
+    def root(self) -> Path | None:
+        """What names are relative to, if they are paths."""
+        return self.data.root
+
+    @property
+    def kind(self) -> Literal["images", "text", "numbers"]:
+        """What there is to look at."""
+        if self.data.is_images:
+            return "images"
+        return "text" if self.data.train.texts else "numbers"
+
+    def picture(self, row: int):
+        """The image of a row as training reads it; None if it is none, or cannot be read."""
+        from PIL import Image
+
+        from datasets.images import decode, middle
+
+        if self.kind != "images":
+            return None
+        split = self.data.test if self.table["part"][row] == "test" else self.data.train
+        image = split.inputs[self.table["index"][row]]
+        if isinstance(image, str):
+            try:
+                image = middle(decode(image))
+            except OSError:
+                return None
+        pixels = image.expand(3, -1, -1) if len(image) == 1 else image
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy(force=True))
+
+
+def judge(directory: Path, data_root: str | None = None) -> Judged:
+    """The samples of a finished run, or of joined folds.
+
+    Args:
+        data_root: where the data are, if not where they were.
+
+    Raises:
+        UserError: the run is not finished; its data are not what they were.
+        OSError: the data, or files of the run, are not there or damaged.
+    """
+    joined = (directory / JOINED).exists()
+    first = directory / read_json(directory / JOINED)["runs"][0] if joined else directory
+    config = read_config(first)
+    if config is None:
+        raise UserError(f"{directory} is not the directory of a run: there is no config.yaml")
+    if not read_summary(first).get("finished"):
+        raise UserError(f"{directory} is not finished: run its command again, and it goes on")
+    if data_root is not None:
+        config["data_root"] = data_root
+    changed = changes(first, contents_of(config))
+    if changed:
+        raise UserError(f"the data of {directory} have changed since it was trained: {changed}")
+    data = build_data(config)
+    parts = {"train": read_arrays(directory / "samples.npz")}
+    if (directory / "held_out.npz").exists():
+        parts["validation"] = read_arrays(directory / "held_out.npz")
+    if data.doubtful_test and (directory / "test.npz").exists():
+        parts["test"] = without_training(read_arrays(directory / "test.npz"))
+    table = merge(parts)
+    return Judged(directory, config, data, table, names_of(table, data))
