@@ -78,6 +78,7 @@ SCHEMAS = {
             "num_samples": lambda self: len(self.data.train),
             "num_outputs": lambda self: self.data.num_outputs,
             "given": lambda self: self.given,
+            "trusted_labels": lambda self: self.trusted_labels,
             "noise_rate": lambda self: self.noise_rate,
             "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
@@ -231,6 +232,16 @@ class Experiment:
         """Which part of the labels that are trained on is wrong; None if that is not known."""
         corrupted = self.corrupted
         return None if corrupted is None else float(corrupted[self.parts.drawn].mean())
+
+    @property
+    def trusted_labels(self) -> Tensor | None:
+        """[N]: the true labels of trusted samples, -1 of others; None if they are another part."""
+        if self.data.verified is not None:
+            return None
+        rows = self.parts.trusted
+        known = np.full(len(self.noise.true), -1, self.noise.true.dtype)
+        known[rows] = self.noise.true[rows]
+        return torch.from_numpy(known)
 
     @property
     def given(self) -> Tensor:
@@ -431,6 +442,11 @@ class Experiment:
             raise UserError(
                 f"targets={self.config['targets']} holds a distribution for each sample, and "
                 f"{spec['name']} needs a class: use Plain, SuperLoss or DiscrimLoss"
+            )
+        if objective.needs_soft_targets and (self.targets is None or self.targets.ndim != 2):
+            raise UserError(
+                f"{spec['name']} learns from the predictions of another run: set "
+                f"targets=<its directory>/labels.npz, of a run of Teacher"
             )
         return objective.to(self.device)
 

@@ -88,6 +88,7 @@ def make_loss(name, num_samples, **arguments):
         num_samples=num_samples,
         num_outputs=C,
         given=torch.arange(num_samples) % C,
+        trusted_labels=torch.arange(num_samples) % C,
         steps_per_epoch=5,
         model=torch.nn.Identity(),
         **facts,
@@ -210,6 +211,8 @@ def no_waiting(device):
         "{name: JointOptimization, begin: 1, window: 1}",
         "TwoStage",
         "{name: LearningToReweight, trusted_batch_size: 50}",
+        "LabelCleaning",
+        "{name: NoisyCleanCRF, hidden: 2}",
         *TWO_NETWORKS,
     ],
 )

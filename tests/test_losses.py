@@ -91,6 +91,7 @@ def make(name, arguments, task_loss):
         num_samples=N,
         num_outputs=C,
         given=torch.arange(N) % C,
+        trusted_labels=torch.arange(N) % C,
         noise_rate=0.4,
         noise_transition=0.6 * torch.eye(C).double() + 0.4 / C,
         model=torch.nn.Linear(3, C),

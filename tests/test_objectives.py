@@ -49,6 +49,7 @@ def make(name):
         num_samples=N,
         num_outputs=C,
         given=torch.arange(N) % C,
+        trusted_labels=torch.arange(N) % C,
         noise_rate=0.4,
         noise_transition=torch.eye(C).double(),
         model=model,

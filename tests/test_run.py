@@ -47,6 +47,9 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "learning_to_reweight": ["batch_size=115"],  # of 1,197 samples
     "trusted_only": ["batch_size=9"],  # of 100
     "mentornet_dd": ["batch_size=115"],
+    "label_cleaning": ["batch_size=115", "loss.warm_up=1"],
+    "noisy_clean_crf": ["batch_size=115"],
+    "teacher": ["batch_size=9"],
 }
 RECORD = [
     "record_losses=true",
@@ -257,6 +260,9 @@ def prepare(run, method):
         _, recording, *_ = run(*history, **PLAIN, name="recording")
         assert fit_mentor([str(recording), f"{recording}.npz"]) == 0
         overrides.append(f"loss.mentor={recording}.npz")
+    if method == "distillation":
+        _, teacher, *_ = run(params="params/digits/teacher.yaml", name="teacher")
+        overrides.append(f"targets={teacher}/labels.npz")
     overrides += SHORT.get(method, [])
     return {"params": f"params/digits/{method}.yaml"}, overrides
 

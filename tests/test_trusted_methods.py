@@ -4,25 +4,43 @@ Against traces of the authors' code where there are some, against loops in plain
 differences, and the places where an implementation may go wrong in silence.
 """
 
+import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import Batch
-from losses import LearningToReweight, Plain
+from losses import (
+    Distillation,
+    LabelCleaning,
+    LearningToReweight,
+    NoisyCleanCRF,
+    Plain,
+    Teacher,
+)
 from losses.base import as_objective
+from losses.label_cleaning import clean, cleaning_losses
+from losses.noisy_clean_crf import bound, joint_losses, joint_scores
 from losses.task import cross_entropy, mse
 from models.lenet import lenet
 from models.preact_resnet18 import preact_resnet18
 from tests.fixtures import check_trace
 from tests.replay_methods import METHODS
+from tests.test_run import arrays
+from utils.run_state import read_summary
 
 GOLDEN = Path(__file__).parent / "golden" / "methods"
-TRACES = sorted(path.stem for path in GOLDEN.glob("l2rw*.npz"))
+TRACES = sorted(
+    path.stem
+    for method in ("l2rw", "label_cleaning", "distillation", "vahdat_crf")
+    for path in GOLDEN.glob(f"{method}*.npz")
+)
 N, C, B, M, FEATURES = 40, 5, 12, 6, 7
 
 
@@ -32,7 +50,7 @@ def test_trace(name):
 
 
 def test_there_are_traces_of_each_method():
-    assert len(TRACES) == 3
+    assert len(TRACES) == 8
 
 
 def batch_of(*, seed=0, size=B, trusted=M, shape=(FEATURES,), classes=C, dtype=torch.float32):
@@ -262,3 +280,352 @@ def test_an_argument_of_learning_to_reweight_outside_its_range_is_named(argument
 def test_a_batch_without_trusted_samples_is_refused():
     with pytest.raises(ValueError, match=r"needs trusted samples in batch\.extra"):
         reweight()(network(), batch_of()._replace(extra=None))
+
+
+# --- what methods with both labels of trusted samples share
+
+GIVEN = torch.arange(N) % C
+TRUE = torch.where(torch.arange(N) % 3 == 0, (GIVEN + 1) % C, GIVEN)
+TRUSTED = torch.where(torch.arange(N) < M, TRUE, -1)  # of the first M
+
+
+def paired(method, model, **arguments):
+    facts = {"epochs": 5} if method is NoisyCleanCRF else {}
+    options = {"trusted_batch_size": M} | arguments
+    return method(cross_entropy, C, GIVEN, TRUSTED, model, **facts, **options)
+
+
+def paired_batch(seed=0):
+    """Noisy samples that are none of the trusted ones, and all of these."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(N, FEATURES, generator=torch.Generator().manual_seed(9))
+    index, rows = M + torch.randperm(N - M, generator=generator)[:B], torch.arange(M)
+    return Batch(inputs[index], GIVEN[index], index, Batch(inputs[rows], TRUE[rows], rows))
+
+
+PAIRED = pytest.mark.parametrize("method", [LabelCleaning, NoisyCleanCRF])
+
+
+@PAIRED
+def test_a_dataset_with_a_verified_part_of_its_own_has_no_pairs(method):
+    facts = {"epochs": 5} if method is NoisyCleanCRF else {}
+    with pytest.raises(ValueError, match="of which the given label is known too"):
+        method(cross_entropy, C, GIVEN, None, network(), **facts)
+
+
+@PAIRED
+def test_a_model_that_does_not_end_in_a_linear_layer_is_refused(method):
+    for model in (nn.Conv2d(1, C, 3), nn.Linear(FEATURES, C + 1)):
+        with pytest.raises(ValueError, match=f"a last linear layer with {C} outputs"):
+            paired(method, model)
+
+
+@PAIRED
+def test_numbers_to_predict_have_no_classes_to_clean(method):
+    facts = {"epochs": 5} if method is NoisyCleanCRF else {}
+    with pytest.raises(ValueError, match="needs task_loss cross_entropy, got mse"):
+        method(mse, C, GIVEN, TRUSTED, network(), **facts)
+
+
+@PAIRED
+def test_a_batch_needs_its_trusted_samples(method):
+    model = network()
+    with pytest.raises(ValueError, match=r"needs trusted samples in batch\.extra, got none"):
+        paired(method, model)(model, paired_batch()._replace(extra=None))
+
+
+@PAIRED
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_compiled_model_hands_over_its_features_too(method):
+    values = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        model = network()
+        objective = paired(method, model)
+        forward = torch.compile(model, backend="eager") if compiled else model
+        values.append([objective(forward, paired_batch(seed)).item() for seed in (0, 1)])
+    assert values[0] == values[1]
+
+
+# --- label cleaning
+
+
+def test_label_cleaning_begins_as_cross_entropy_with_the_given_and_the_trusted_labels():
+    model, batch = network(), paired_batch()
+    method = paired(LabelCleaning, model, clean_weight=0.5)
+    own = cross_entropy(model(batch.input), batch.target)
+    trusted = cross_entropy(model(batch.extra.input), batch.extra.target)
+    wrong = (GIVEN[:M] != TRUE[:M]).float()
+    assert 0 < wrong.sum() < M
+    expected = torch.cat([own, trusted + 0.5 * 2 * wrong]).mean()
+    torch.testing.assert_close(method(model, batch), expected)
+    assert torch.equal(method.labels()[:M], TRUE[:M])
+    assert torch.equal(method.labels()[M:], GIVEN[M:])
+    assert not method.sample_score().any()
+
+
+def test_label_cleaning_by_hand():
+    given, true = torch.eye(3)[[0, 1]], torch.eye(3)[[2, 1]]
+    residual = torch.tensor([[-0.6, 0.2, 0.1], [0.5, -2.0, -1.0]])
+    cleaned = clean(given, residual)
+    torch.testing.assert_close(cleaned, torch.tensor([[0.4, 0.2, 0.1], [0.5, 0, 0]]))
+    output = torch.tensor([[1.0, 0, 0], [0, 2, 0]])
+    log_p = output.log_softmax(1)
+    to_clean, to_classify, target = cleaning_losses(
+        output, cleaned, true, torch.tensor([False, True])
+    )
+    torch.testing.assert_close(to_clean, torch.tensor([0, 1.5]))
+    torch.testing.assert_close(target, torch.tensor([[4 / 7, 2 / 7, 1 / 7], [0, 1, 0]]))
+    by_hand = [-(4 * log_p[0, 0] + 2 * log_p[0, 1] + log_p[0, 2]) / 7, -log_p[1, 1]]
+    torch.testing.assert_close(to_classify, torch.stack(by_hand))
+
+
+def test_a_cleaner_that_begins_with_zeros_moves():
+    model, batch = network(), paired_batch()
+    method = paired(LabelCleaning, model)
+    method(model, batch).backward()
+    wrong = GIVEN[:M] != TRUE[:M]
+    pulled = torch.zeros(C)
+    for given, true in zip(GIVEN[:M][wrong], TRUE[:M][wrong], strict=True):
+        pulled[given] += 1
+        pulled[true] -= 1
+    expected = method.clean_weight * pulled / (B + M)
+    torch.testing.assert_close(method.cleaner.residual.bias.grad, expected)
+
+
+def test_a_sample_whose_labels_are_all_cleaned_away_has_no_loss():
+    output = torch.randn(1, 3, requires_grad=True)
+    nothing, verified = torch.zeros(1, 3), torch.tensor([False])
+    _, losses, _ = cleaning_losses(output, nothing, nothing, verified)
+    assert losses == 0
+    losses.sum().backward()
+    assert not output.grad.any()
+
+
+def test_the_classifier_does_not_teach_the_cleaner():
+    model = network()
+    method, batch = paired(LabelCleaning, model, clean_weight=0.0), paired_batch()
+    nn.init.normal_(method.cleaner.residual.weight, std=0.1)
+    method(model, batch).backward()
+    assert not any(
+        parameter.grad is not None and parameter.grad.any()
+        for parameter in method.cleaner.parameters()
+    )
+    assert model[0].weight.grad.any()
+    paired(LabelCleaning, model, clean_weight=0.1)(model, batch)
+
+
+def test_before_its_warm_up_is_over_nothing_is_cleaned():
+    model, batch = network(), paired_batch()
+    method = paired(LabelCleaning, model, warm_up=2)
+    nn.init.normal_(method.cleaner.residual.weight)
+    method.set_epoch(1)
+    method(model, batch).backward()
+    assert not method.sample_score().any() and not method.cleaner.residual.weight.grad.any()
+    method.set_epoch(2)
+    method(model, batch).backward()
+    assert method.sample_score().any() and method.cleaner.residual.weight.grad.any()
+
+
+# --- distillation
+
+
+def test_a_mixture_by_hand(tmp_path):
+    graph = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]])
+    np.savetxt(tmp_path / "graph.csv", graph, delimiter=",")
+    method = Distillation(
+        cross_entropy,
+        3,
+        torch.tensor([2]),
+        lam=0.25,
+        temperature=2.0,
+        beta=0.4,
+        graph=str(tmp_path / "graph.csv"),
+    )
+    teacher = torch.tensor([[0.64, 0.36, 0.0]])
+    s = np.array([0.8, 0.6, 0]) / 1.4
+    expected = 0.25 * np.array([0, 0, 1]) + 0.75 * (0.6 * s + 0.4 * s @ graph)
+    mixture = method.mixture(teacher, torch.tensor([2]))
+    np.testing.assert_allclose(mixture[0], expected, rtol=1e-6)
+    output = torch.randn(1, 3)
+    loss = method(output, teacher, torch.tensor([0]))
+    torch.testing.assert_close(loss, -(mixture * output.log_softmax(1)).sum(1))
+
+
+def test_of_the_given_label_alone_distillation_is_cross_entropy():
+    method = Distillation(cross_entropy, C, GIVEN, lam=1.0)
+    output, teacher = torch.randn(B, C), torch.randn(B, C).softmax(1)
+    index = torch.arange(B) + 3
+    expected = cross_entropy(output, GIVEN[index])
+    torch.testing.assert_close(method(output, teacher, index), expected)
+
+
+def test_a_teacher_leaves_the_predictions_of_its_last_epoch():
+    method = Teacher(cross_entropy, N, C, GIVEN, epochs=2)
+    output, rows = torch.randn(N - 5, C), torch.randperm(N)[: N - 5]
+    assert torch.equal(method.labels(), F.one_hot(GIVEN, C).float())
+    method.end_epoch(lambda: pytest.fail("this is not the last epoch"))
+    method.set_epoch(1)
+    method.end_epoch(lambda: (output, GIVEN[rows], rows))
+    assert torch.equal(method.labels()[rows], output.softmax(1))
+    others = [row for row in range(N) if row not in rows.tolist()]
+    assert torch.equal(method.labels()[others], F.one_hot(GIVEN[others], C).float())
+
+
+def test_a_teacher_and_its_student(run):
+    _, teacher, *_ = run("epochs=40", params="params/digits/teacher.yaml", name="teacher")
+    stored, labels = arrays(teacher / "noise.npz"), arrays(teacher / "labels.npz")["labels"]
+    trusted = stored["trusted"]
+    assert (labels[trusted].argmax(1) == stored["true"][trusted]).all()
+    assert read_summary(teacher)["recovery"]["accuracy"] > 60
+    params = "params/digits/distillation.yaml"
+    code, student, *_ = run(f"targets={teacher}/labels.npz", params=params, name="student")
+    assert code == 0 and read_summary(student)["finished"]
+    for overrides in ([], [f"targets={teacher}/hard.npz"]):
+        hard = {"labels": labels.argmax(1), "given_sha256": stored["sha256"]}
+        np.savez(teacher / "hard.npz", **hard)
+        code, *_, stderr = run(*overrides, params=params, name="refused")
+        assert code == 2 and "learns from the predictions of another run: set targets=" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lam": 1.1}, r"lam must lie in \[0, 1\], got 1\.1"),
+        ({"lam": math.nan}, "lam must lie"),
+        ({"temperature": 0.0}, r"temperature must lie in \(0, inf\), got 0\.0"),
+        ({"beta": -0.1}, "beta must lie"),
+        ({"beta": 0.1}, r"loss\.beta > 0 and loss\.graph=<file> go together"),
+        ({"graph": "a.csv"}, "go together, got beta=0.0 and graph=a.csv"),
+        ({"beta": 0.1, "graph": "a.txt"}, "the path of a .npy, .npz or .csv file"),
+        ({"beta": 0.1, "graph": "/nowhere.csv"}, "there is no such file"),
+    ],
+)
+def test_an_argument_of_distillation_outside_its_range_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Distillation(cross_entropy, C, GIVEN, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a matrix", "cannot be read as a matrix of numbers"),
+        (np.ones((2, 2)), r"must be \[3, 3\], got \[2, 2\]"),
+        (np.eye(3), "zeros on the diagonal"),
+        (np.ones((3, 3)) - np.eye(3), "rows that sum to 1"),
+        (np.full((3, 3), np.nan), "of numbers >= 0"),
+    ],
+)
+def test_a_file_that_holds_no_graph(tmp_path, content, message):
+    path = tmp_path / "graph.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(ValueError, match=message):
+        Distillation(cross_entropy, 3, GIVEN % 3, beta=0.1, graph=str(path))
+
+
+# --- the random field
+
+
+def fields(seed=0, hidden=2):
+    """Outputs of both heads, and the parameters of a field."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (B, C), (B, C), (C, C), (hidden,), (hidden, C)
+    return [torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes]
+
+
+def test_the_joint_distribution_is_that_of_all_states_of_labels_and_hidden_bits():
+    a, b, W, c, V = fields()
+    expected = torch.zeros(B, C, C, dtype=torch.float64)
+    for t, y, h in itertools.product(range(C), range(C), itertools.product((0, 1), repeat=2)):
+        bits = torch.tensor(h, dtype=torch.float64)
+        expected[:, t, y] += (a[:, t] + b[:, y] + W[t, y] + c @ bits + bits @ V[:, y]).exp()
+    expected /= expected.sum((1, 2), keepdim=True)
+    scores = joint_scores(a, b, W, c, V)
+    torch.testing.assert_close(scores.flatten(1).softmax(1).view_as(expected), expected)
+    given, true = torch.arange(B) % C, (torch.arange(B) + 2) % C
+    chosen = expected[torch.arange(B), true, given]
+    torch.testing.assert_close(joint_losses(scores, given, true), -chosen.log())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 40.0])
+def test_the_bound_is_the_largest_over_all_q(alpha):
+    scores, given = joint_scores(*fields(1)), torch.arange(B) % C
+    auxiliary = torch.rand(C, C, dtype=torch.float64).softmax(1)
+    losses, q = bound(scores, given, auxiliary.log(), alpha)
+    joint = scores.flatten(1).softmax(1).view(B, C, C)
+    for row in range(B):
+        of_given = joint[row, :, given[row]]
+        posterior, p_aux = of_given / of_given.sum(), auxiliary[given[row]]
+
+        def value(mixed, of_given=of_given, posterior=posterior, p_aux=p_aux):
+            apart = (mixed * (mixed / posterior).log()).sum()
+            return of_given.sum().log() - apart - alpha * (mixed * (mixed / p_aux).log()).sum()
+
+        assert losses[row].item() == pytest.approx(-value(q[row]).item(), rel=1e-9)
+        for seed in range(5):
+            other = torch.rand(C, generator=torch.Generator().manual_seed(seed))
+            mixed = torch.lerp(q[row], (other / other.sum()).double(), 0.1)
+            assert value(mixed) < value(q[row])
+
+
+def test_the_random_field_begins_with_what_the_trusted_samples_show():
+    method = paired(NoisyCleanCRF, network())
+    counts = np.zeros((C, C))
+    for row in range(M):
+        counts[GIVEN[row], TRUE[row]] += 1
+    auxiliary = (counts + 1) / (counts.sum(1, keepdims=True) + C)
+    np.testing.assert_allclose(method.log_auxiliary.exp(), auxiliary, rtol=1e-6)
+    np.testing.assert_allclose(method.log_auxiliary.exp().sum(1), 1, rtol=1e-6)
+    shown = (counts.T + 1) / (counts.sum(0)[:, None] + C)
+    np.testing.assert_allclose(method.W.detach().exp(), shown, rtol=1e-6)
+
+
+def test_alpha_falls_linearly_over_the_epochs():
+    method, seen = paired(NoisyCleanCRF, network(), first_alpha=40.0, last_alpha=5.0), []
+    for epoch in range(5):
+        method.set_epoch(epoch)
+        seen.append(method.alpha())
+    assert seen == [40, 31.25, 22.5, 13.75, 5]
+
+
+def test_the_random_field_remembers_q_and_is_evaluated_with_given_labels_summed_out():
+    model, batch = network(), paired_batch()
+    method = paired(NoisyCleanCRF, model, hidden=3)
+    output, features = model(batch.input), model[:2](batch.input)
+    scores = joint_scores(output, method.b(features), method.W, method.c, method.V)
+    losses, q = bound(scores, batch.target, method.log_auxiliary, 40.0)
+    trusted = joint_scores(
+        model(batch.extra.input),
+        method.b(model[:2](batch.extra.input)),
+        method.W,
+        method.c,
+        method.V,
+    )
+    verified = joint_losses(trusted, GIVEN[:M], TRUE[:M])
+    torch.testing.assert_close(method(model, batch), torch.cat([losses, verified]).mean())
+    torch.testing.assert_close(method.labels()[batch.index], q)
+    assert torch.equal(method.labels()[:M], F.one_hot(TRUE[:M], C).float())
+    own = q[torch.arange(B), batch.target]
+    torch.testing.assert_close(method.sample_score()[batch.index], -own.log())
+    evaluated = method.evaluated(model)
+    expected = scores.flatten(1).softmax(1).view(B, C, C).sum(2)
+    torch.testing.assert_close(evaluated(batch.input).exp(), expected)
+    assert evaluated.eval().state_dict().keys() == model.state_dict().keys()
+    assert method.training and not model.training
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        (LabelCleaning, {"clean_weight": -1.0}, r"clean_weight must lie in \[0, inf\)"),
+        (LabelCleaning, {"clean_weight": math.nan}, "clean_weight must lie"),
+        (LabelCleaning, {"warm_up": -1}, "warm_up must lie"),
+        (LabelCleaning, {"trusted_batch_size": 0}, "trusted_batch_size must lie"),
+        (NoisyCleanCRF, {"first_alpha": -1.0}, "first_alpha must lie"),
+        (NoisyCleanCRF, {"last_alpha": math.inf}, "last_alpha must lie"),
+        (NoisyCleanCRF, {"hidden": -1}, "hidden must lie"),
+    ],
+)
+def test_an_argument_outside_its_range_is_named(method, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        paired(method, network(), **arguments)

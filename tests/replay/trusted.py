@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from datasets.base import Batch
-from losses import LearningToReweight
+from losses import Distillation, LearningToReweight
+from losses.label_cleaning import clean, cleaning_losses
+from losses.noisy_clean_crf import bound, joint_losses, joint_scores
 from losses.task import cross_entropy
 
 
@@ -72,4 +74,94 @@ class ReplayLearningToReweight:
         return answers
 
 
-METHODS = {"l2rw": ReplayLearningToReweight}
+def floats(inputs, *names):
+    """These arrays of a step, as float32 that wants a gradient."""
+    return [torch.as_tensor(inputs[name]).float().requires_grad_() for name in names]
+
+
+class ReplayLabelCleaning:
+    def __init__(self, about, constants):
+        self.multi_label = about["hyper"]["kind"] == "multi"
+        self.clean_weight = about["hyper"]["clean_weight"]
+
+    def step(self, inputs):
+        noisy, true, residual, output = floats(inputs, "noisy", "true", "residual", "output")
+        cleaned = clean(noisy, residual)
+        verified = torch.as_tensor(inputs["verified"])
+        to_clean, to_classify, target = cleaning_losses(
+            output, cleaned, true, verified, multi_label=self.multi_label
+        )
+        loss = (self.clean_weight * to_clean + to_classify).mean()
+        loss.backward()
+        return {
+            "cleaned": cleaned,
+            "soft_target": target,
+            "loss_clean": to_clean.mean(),
+            "loss_classify": to_classify.mean(),
+            "loss": loss,
+            "grad_residual": residual.grad,
+            "grad_output": output.grad,
+        }
+
+
+class ReplayDistillation:
+    def __init__(self, about, constants):
+        hyper = about["hyper"]
+        self.method = Distillation(
+            cross_entropy,
+            about["C"],
+            torch.zeros(about["batch"], dtype=torch.int64),
+            lam=hyper["lam"],
+            temperature=hyper["temperature"],
+        )
+        self.method.beta = hyper["beta"]
+        if hyper["beta"]:
+            self.method.graph = torch.from_numpy(constants["graph"]).float()
+
+    def step(self, inputs):
+        (output,) = floats(inputs, "output")
+        given = torch.as_tensor(inputs["target"])
+        teacher = torch.as_tensor(inputs["teacher_output"]).float().softmax(1)
+        self.method.given.copy_(given)
+        losses = self.method(output, teacher, torch.arange(len(output)))
+        losses.mean().backward()
+        return {
+            "soft_target": self.method.mixture(teacher, given),
+            "losses": losses,
+            "loss": losses.mean(),
+            "grad_output": output.grad,
+        }
+
+
+class ReplayNoisyCleanCRF:
+    def __init__(self, about, constants):
+        """All that a step needs is in its inputs."""
+
+    def step(self, inputs):
+        names = ("a", "b", "W", "c", "V")
+        parts = floats(inputs, *names)
+        scores = joint_scores(*parts)
+        target, true = (torch.as_tensor(inputs[name]) for name in ("target", "clean_target"))
+        auxiliary, alpha = floats(inputs, "aux")[0].detach().log(), float(inputs["alpha"])
+        unverified, q = bound(scores, target, auxiliary, alpha)
+        verified = joint_losses(scores, target, true)
+        losses = torch.where(torch.as_tensor(inputs["verified"]), verified, unverified)
+        losses.mean().backward()
+        posterior = bound(scores, target, auxiliary, 0.0)[1]
+        return {
+            "log_z": scores.flatten(1).logsumexp(1),
+            "posterior": posterior,
+            "q": q,
+            "losses": losses,
+            "loss": losses.mean(),
+            "prediction": scores.logsumexp(2).softmax(1),
+            **{f"grad_{name}": part.grad for name, part in zip(names, parts, strict=True)},
+        }
+
+
+METHODS = {
+    "l2rw": ReplayLearningToReweight,
+    "label_cleaning": ReplayLabelCleaning,
+    "distillation": ReplayDistillation,
+    "vahdat_crf": ReplayNoisyCleanCRF,
+}
