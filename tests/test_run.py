@@ -50,6 +50,7 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "label_cleaning": ["batch_size=115", "loss.warm_up=1"],
     "noisy_clean_crf": ["batch_size=115"],
     "teacher": ["batch_size=9"],
+    "fine_tuned": ["batch_size=9"],
 }
 RECORD = [
     "record_losses=true",
