@@ -79,6 +79,7 @@ SCHEMAS = {
             "num_outputs": lambda self: self.data.num_outputs,
             "given": lambda self: self.given,
             "trusted_labels": lambda self: self.trusted_labels,
+            "verified": lambda self: self.verified,
             "noise_rate": lambda self: self.noise_rate,
             "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
@@ -242,6 +243,20 @@ class Experiment:
         known = np.full(len(self.noise.true), -1, self.noise.true.dtype)
         known[rows] = self.noise.true[rows]
         return torch.from_numpy(known)
+
+    @property
+    def verified(self) -> Tensor:
+        """[N]: 1 if a given label is known to be right, 0 if wrong, -1 if that is not known.
+
+        Raises UserError if trusted samples are not trained on with their given labels.
+        """
+        if self.parts.train != "given":
+            raise UserError(
+                f"{self.config['loss']['name']} compares trusted samples with others by their "
+                f"given labels: set trusted.count to how many, and trusted.train=given"
+            )
+        known = self.trusted_labels
+        return torch.where(known < 0, -1, (known == self.given).long())
 
     @property
     def given(self) -> Tensor:

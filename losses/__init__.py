@@ -5,6 +5,7 @@ A new method is imported and named here: YAML, tests and README then know it. It
 Objective. losses.base says what each of the two promises.
 """
 
+from losses.cleannet import CleanNet
 from losses.co_teaching import CoTeaching
 from losses.co_teaching_plus import CoTeachingPlus
 from losses.data_parameters import DataParameters
@@ -48,4 +49,5 @@ __all__ = [
     "Teacher",
     "Distillation",
     "NoisyCleanCRF",
+    "CleanNet",
 ]

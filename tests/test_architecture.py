@@ -165,6 +165,7 @@ def test_every_dataset_has_the_methods_of_this_list():
         for dataset in {path.parent.name for path in PARAMS}
     }
     methods = {
+        "cleannet",
         "co_teaching",
         "co_teaching_plus",
         "data_parameters",
@@ -242,6 +243,7 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert, tmp_path):
             num_outputs=outputs,
             given=torch.arange(50) % outputs,
             trusted_labels=torch.arange(50) % outputs,
+            verified=torch.arange(50) % 3 - 1,
             noise_rate=fraction,
             noise_transition=torch.eye(outputs).double(),
             model=network,

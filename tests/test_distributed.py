@@ -65,6 +65,7 @@ METHODS = {  # params file and overrides; 11 steps an epoch
     "learning_to_reweight": ["learning_to_reweight", "batch_size=110"],
     "label_cleaning": ["label_cleaning", "batch_size=110", "loss.warm_up=1"],
     "noisy_clean_crf": ["noisy_clean_crf", "batch_size=110", "loss.hidden=2"],
+    "cleannet": ["cleannet", "loss.begin=2", "loss.steps=5", "loss.num_references=2"],
     "teacher": ["teacher"],
     "distillation": ["distillation", "targets={runs}/teacher/labels.npz"],
     "two_networks": ["plain", "loss=ToyTwoNetworks", "evaluate_networks=mean"],

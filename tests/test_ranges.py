@@ -26,6 +26,7 @@ FACTS = {
         "num_outputs": 3,
         "given": torch.arange(60) % 3,
         "trusted_labels": torch.arange(60) % 3,
+        "verified": torch.arange(60) % 3 - 1,
         "noise_rate": 0.3,
         "noise_transition": torch.eye(3) * 0.7 + 0.1,
         "model": MODEL,

@@ -50,6 +50,7 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "label_cleaning": ["batch_size=115", "loss.warm_up=1"],
     "noisy_clean_crf": ["batch_size=115"],
     "teacher": ["batch_size=9"],
+    "cleannet": ["loss.begin=1", "loss.every=1", "loss.steps=3", "loss.num_references=2"],
     "fine_tuned": ["batch_size=9"],
 }
 RECORD = [

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datasets.base import Batch
 from losses import (
+    CleanNet,
     Distillation,
     LabelCleaning,
     LearningToReweight,
@@ -25,6 +26,7 @@ from losses import (
     Teacher,
 )
 from losses.base import as_objective
+from losses.cleannet import class_references, comparison_losses
 from losses.label_cleaning import clean, cleaning_losses
 from losses.noisy_clean_crf import bound, joint_losses, joint_scores
 from losses.task import cross_entropy, mse
@@ -38,7 +40,7 @@ from utils.run_state import read_summary
 GOLDEN = Path(__file__).parent / "golden" / "methods"
 TRACES = sorted(
     path.stem
-    for method in ("l2rw", "label_cleaning", "distillation", "vahdat_crf")
+    for method in ("l2rw", "cleannet", "label_cleaning", "distillation", "vahdat_crf")
     for path in GOLDEN.glob(f"{method}*.npz")
 )
 N, C, B, M, FEATURES = 40, 5, 12, 6, 7
@@ -50,7 +52,7 @@ def test_trace(name):
 
 
 def test_there_are_traces_of_each_method():
-    assert len(TRACES) == 8
+    assert len(TRACES) == 9
 
 
 def batch_of(*, seed=0, size=B, trusted=M, shape=(FEATURES,), classes=C, dtype=torch.float32):
@@ -345,6 +347,131 @@ def test_a_compiled_model_hands_over_its_features_too(method):
         forward = torch.compile(model, backend="eager") if compiled else model
         values.append([objective(forward, paired_batch(seed)).item() for seed in (0, 1)])
     assert values[0] == values[1]
+
+
+# --- CleanNet
+
+VERIFIED = torch.where(TRUSTED < 0, -1, (TRUSTED == GIVEN).long())
+
+
+def cleannet(model, given=GIVEN, verified=VERIFIED, **arguments):
+    options = {"begin": 1, "steps": 5, "num_references": 2} | arguments
+    return CleanNet(cross_entropy, C, given, verified, model, 10, **options)
+
+
+def test_references_are_centres_of_each_class_and_few_samples_stand_for_themselves():
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0], [9, 0], [0, 9]])
+    features = centres.repeat(10, 1) + 0.01 * torch.randn(30, 2)
+    features = torch.cat([features, torch.tensor([[5.0, 5], [7, 7]])])
+    labels = torch.cat([torch.zeros(30), torch.ones(2)]).long()
+    references = class_references(features, labels, num_outputs=3, count=3, seed=0)
+    first = references[0][references[0].sum(1).argsort(stable=True)]
+    assert first[0].norm() < 0.1 and {tuple(row) for row in first[1:].round().tolist()} == {
+        (9, 0),
+        (0, 9),
+    }
+    assert references[1].tolist() == [[5, 5], [7, 7], [5, 5]]
+    assert not references[2].any()
+
+
+def test_the_loss_of_a_comparison_by_hand():
+    similarity = torch.tensor([0.8, 0.8, 0.05, 0.3, 0.04])
+    verified = torch.tensor([1, 0, 0, -1, -1])
+    features, decoded = torch.zeros(5, 2), torch.full((5, 2), 0.5)
+    losses = comparison_losses(
+        similarity,
+        features,
+        decoded,
+        verified,
+        negative_weight=5.0,
+        margin=0.1,
+        beta=0.2,
+        gamma=0.1,
+    )
+    expected = torch.tensor([0.2, 3.5, 0, 0.07, 0]) + 0.2 * 0.5
+    torch.testing.assert_close(losses, expected)
+
+
+def test_samples_that_do_not_resemble_the_class_of_their_label_lose_their_weight():
+    generator = torch.Generator().manual_seed(0)
+    true = torch.arange(300) % 3
+    features = 3 * torch.eye(3)[true] + 0.3 * torch.randn(300, 3, generator=generator).abs()
+    wrong = torch.rand(300, generator=generator) < 0.3
+    given = torch.where(wrong, (true + 1) % 3, true)
+    known = torch.arange(300) < 60
+    verified = torch.where(known, (~wrong).long(), -1)
+    model, order = nn.Linear(3, 3), torch.randperm(300, generator=generator)
+    method = CleanNet(
+        cross_entropy, 3, given, verified, model, 10, begin=2, steps=200, num_references=4
+    )
+
+    def predict():
+        return model(features[order]), given[order], order
+
+    before = torch.get_rng_state()
+    method.end_epoch(lambda: pytest.fail("it does not begin before"))
+    assert torch.equal(method.weight, torch.ones(300))
+    method.set_epoch(1)
+    method.end_epoch(predict)
+    assert torch.equal(torch.get_rng_state(), before) and not model._forward_pre_hooks
+    assert torch.equal(method.weight[known], (~wrong)[known].float())
+    others, weight = ~known, method.weight
+    assert weight[others & ~wrong].mean() > weight[others & wrong].mean() + 0.4
+    again = CleanNet(
+        cross_entropy, 3, given, verified, model, 10, begin=2, steps=200, num_references=4
+    )
+    again.set_epoch(1)
+    again.end_epoch(lambda: (model(features), given, torch.arange(300)))
+    assert torch.equal(again.weight, weight)  # in whatever order the samples come
+    index = torch.arange(50, 60)
+    output = torch.randn(10, 3)
+    losses = method(output, given[index], index)
+    torch.testing.assert_close(losses, weight[index] * cross_entropy(output, given[index]))
+    torch.testing.assert_close(method.sample_score(), -weight)
+
+
+def test_weights_are_computed_after_the_epochs_that_are_asked_for():
+    model, seen = nn.Linear(FEATURES, C), []
+    method = cleannet(model, begin=3, every=2)
+    inputs = torch.randn(N, FEATURES)
+
+    def predict():
+        seen.append(method.epoch + 1)
+        return model(inputs), GIVEN, torch.arange(N)
+
+    for epoch in range(8):
+        method.set_epoch(epoch)
+        method.end_epoch(predict)
+    assert seen == [3, 5, 7]
+
+
+def test_a_run_needs_its_verified_samples_among_the_others(run):
+    params = "params/digits/cleannet.yaml"
+    for overrides in (["trusted.train=false"], ["trusted.count=0", "trusted.train=false"]):
+        code, *_, stderr = run("loss.begin=1", *overrides, params=params)
+        assert code == 2 and "CleanNet compares trusted samples with others" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"begin": 0}, "begin must lie"),
+        ({"begin": 10}, "begin must be less than 10, the epochs of the training"),
+        ({"every": 0}, "every must lie"),
+        ({"num_references": 0}, "num_references must lie"),
+        ({"steps": 0}, "steps must lie"),
+        ({"rate": 0.0}, "rate must lie"),
+        ({"margin": 1.5}, "margin must lie"),
+        ({"beta": math.nan}, "beta must lie"),
+        ({"decay": -1.0}, "decay must lie"),
+        ({"normalisation": "l3"}, "normalisation must be one of log, l2, none, got 'l3'"),
+        ({"verified": torch.ones(N).long()}, "with right and with wrong labels.*raise trusted"),
+    ],
+)
+def test_an_argument_of_cleannet_outside_its_range_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cleannet(network(), **arguments)
 
 
 # --- label cleaning

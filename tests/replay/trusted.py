@@ -5,6 +5,7 @@ from torch import nn
 
 from datasets.base import Batch
 from losses import Distillation, LearningToReweight
+from losses.cleannet import NORMALISATIONS, CleanNetwork, comparison_losses
 from losses.label_cleaning import clean, cleaning_losses
 from losses.noisy_clean_crf import bound, joint_losses, joint_scores
 from losses.task import cross_entropy
@@ -159,7 +160,59 @@ class ReplayNoisyCleanCRF:
         }
 
 
+class ReplayCleanNet:
+    """The networks with the weights that the trace describes by a formula."""
+
+    def __init__(self, about, constants):
+        self.hyper = hyper = about["hyper"]
+        name = {"log": "log", "l2norm": "l2"}.get(hyper["embed_norm"], "none")
+        self.normalise = NORMALISATIONS[name]
+        references = torch.from_numpy(constants["references"]).float()
+        flat = self.normalise(references.flatten(0, 1))
+        self.references = flat.view_as(references)
+        self.network = CleanNetwork(references.shape[2])
+        layers = [*self.network.query, *self.network.reference, self.network.summary]
+        with torch.no_grad():
+            for k, layer in enumerate(layers):
+                a, b = torch.arange(layer.in_features)[:, None], torch.arange(layer.out_features)
+                a, b = a.double(), b.double()
+                weight = torch.sin(0.7 * a + 1.3 * b * (k + 1) + 0.37 * k + 0.11 * a * b)
+                layer.weight.copy_((weight / layer.in_features**0.5).T)
+                layer.bias.copy_(hyper["bias_scale"] * torch.cos(b))
+            context = torch.sin(1.7 * torch.arange(256, dtype=torch.float64)) / 4
+            self.network.context.copy_(context)
+
+    def step(self, inputs):
+        (query,) = floats(inputs, "query")
+        target = torch.as_tensor(inputs["target"])
+        features = self.normalise(query)
+        similarity, decoded = self.network(features, target, self.references)
+        known, right = (torch.as_tensor(inputs[name]) for name in ("verified", "verified_label"))
+        terms = ("negative_weight", "margin", "beta", "gamma")
+        hyper = {"negative_weight": self.hyper["neg_weight"]} | self.hyper
+        losses = comparison_losses(
+            similarity,
+            features,
+            decoded,
+            torch.where(known > 0, right, -1.0),
+            **{name: hyper[name] for name in terms},
+        )
+        squares = sum(matrix.square().sum() for matrix in self.network.matrices())
+        loss = losses.mean() + self.hyper["weight_decay"] / 2 * squares
+        loss.backward()
+        return {
+            "similarity": similarity,
+            "phi_s": self.network.embed_references(self.references)[target],
+            "phi_q": self.network.embed_query(features)[0],
+            "reconstructed": decoded,
+            "losses": losses,
+            "loss": loss,
+            "grad_query": query.grad,
+        }
+
+
 METHODS = {
+    "cleannet": ReplayCleanNet,
     "l2rw": ReplayLearningToReweight,
     "label_cleaning": ReplayLabelCleaning,
     "distillation": ReplayDistillation,
