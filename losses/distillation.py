@@ -14,6 +14,7 @@ from utils.build import check_interval
 from utils.errors import UserError
 
 SMALLEST = 1e-38
+SCORE_DECAY = 0.9
 
 
 class Teacher(SampleLoss):
@@ -81,7 +82,8 @@ class Distillation(SampleLoss):
             on the diagonal. The paper has one of DBpedia; without one, the rows of a confusion
             matrix of the teacher may do.
 
-    State: the given labels, 8 bytes per sample.
+    State: of each sample its given label, and for the score a moving average of the cross-entropy
+    of that, 12 bytes per sample.
 
     Confirmed, by notes on the paper: a teacher trained on the small clean set, a student trained on
     the interpolation of given labels and its predictions, with one parameter for their balance, and
@@ -127,13 +129,19 @@ class Distillation(SampleLoss):
         matrix = None if graph is None else read_graph(graph, num_outputs).float()
         self.register_buffer("graph", matrix)
         self.register_buffer("given", given.to(torch.int64, copy=True))
+        self.register_buffer("score", torch.zeros(len(given)))
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(index, target, len(self.given))
         output = full_precision(output)
         if not target.is_floating_point():  # of a teacher that is certain
             target = one_hot(target, self.num_outputs)
-        return self.task_loss(output, self.mixture(target.to(output.dtype), self.given[index]))
+        given = self.given[index]
+        if self.training:
+            newest = self.task_loss(output.detach(), given).to(self.score.dtype)
+            average = torch.lerp(newest, self.score[index], SCORE_DECAY)
+            self.score.index_copy_(0, index, average)
+        return self.task_loss(output, self.mixture(target.to(output.dtype), given))
 
     def mixture(self, probabilities: Tensor, given: Tensor) -> Tensor:
         """What the student learns [B, C], from the teacher's [B, C] and given labels [B]."""
@@ -141,6 +149,10 @@ class Distillation(SampleLoss):
         if self.graph is not None:
             soft = torch.lerp(soft, soft @ self.graph.to(soft.dtype), self.beta)
         return torch.lerp(soft, one_hot(given, self.num_outputs, soft.dtype), self.lam)
+
+    def sample_score(self) -> Tensor:
+        """The moving average of the cross-entropy of the given label, [N]; 0 if never drawn."""
+        return self.score
 
 
 def read_graph(path: str, num_outputs: int) -> Tensor:

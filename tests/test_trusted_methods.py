@@ -206,6 +206,15 @@ def test_other_errors_of_a_model_are_not_taken_for_a_missing_rule():
     assert method.meta == "forward"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_compiled_model_has_the_weights_of_the_model():
+    model, batch = network(), batch_of()
+    compiled = torch.compile(model, backend="eager")
+    weights = [reweight().weights(each, batch) for each in (model, compiled)]
+    assert torch.equal(*weights)
+    assert reweight()(compiled, batch).item() == pytest.approx(reweight()(model, batch).item())
+
+
 @pytest.mark.parametrize("meta", ["forward", "backward"])
 def test_only_the_weighted_pass_moves_the_statistics_of_a_batch_norm(meta):
     def normed():
@@ -585,6 +594,17 @@ def test_of_the_given_label_alone_distillation_is_cross_entropy():
     index = torch.arange(B) + 3
     expected = cross_entropy(output, GIVEN[index])
     torch.testing.assert_close(method(output, teacher, index), expected)
+
+
+def test_the_score_of_a_student_is_how_little_it_believes_the_given_label():
+    method, score = Distillation(cross_entropy, C, GIVEN), torch.zeros(N)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        output, teacher = torch.randn(2, B, C, generator=generator)
+        index = torch.randperm(N, generator=generator)[:B]
+        method(output, teacher.softmax(1), index)
+        score[index] = 0.9 * score[index] + 0.1 * cross_entropy(output, GIVEN[index])
+    torch.testing.assert_close(method.sample_score(), score)
 
 
 def test_a_teacher_leaves_the_predictions_of_its_last_epoch():
