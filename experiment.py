@@ -10,11 +10,12 @@ from torch import Tensor
 import datasets
 import losses
 import models
-from datasets import loader, noise, selection, splits
+from datasets import features, loader, noise, selection, splits
 from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
+from models import backbones
 from models.several import build_several
 from utils import exports, optimizers, run_inputs, schedules
 from utils.build import asks_for, build
@@ -63,6 +64,7 @@ SCHEMAS = {
             "device": lambda self: self.device,
         },
     ),
+    "features": Schema(backbones, {}),
     "model": Schema(
         models,
         {
@@ -129,6 +131,8 @@ class Experiment:
         self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
         encoder = config["model"].get("path")  # of texts, if the dataset names no other
         self.data = local_main_first(self._build, "dataset", self.dataset_spec, encoder=encoder)
+        if config["features"] is not None:
+            self.data = local_main_first(with_features, self.data, config, self.device)
         self.task_loss = get_task_loss(config["task"], config["task_loss"], self.data.task)
         self.metric = METRIC_OF_TASK[self.data.task]
         self._check_score()
@@ -312,7 +316,9 @@ class Experiment:
 
     def _keep_recorded(self, output, target):
         losses_of_samples = self.task_loss(output, target)
-        return (losses_of_samples, margins(output, target))[: len(self._recordings)]
+        if not self.data.classes:
+            return (losses_of_samples,)
+        return losses_of_samples, margins(output, target)
 
     def finish(self):
         """Write what has become of every sample, the pictures, and the finished summary."""
@@ -399,7 +405,7 @@ class Experiment:
         run_inputs.write_config(self.path, self.config)
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
         if self.data.made_split:
-            run_inputs.write_split(self.path, self.data.train.inputs, self.data.test.inputs)
+            run_inputs.write_split(self.path, self.data.train.source, self.data.test.source)
         run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
@@ -426,11 +432,12 @@ class Experiment:
             self.data.train.targets,
             **self.config["noise"],
             num_classes=len(self.data.classes),
+            classes=self.data.classes,
             trusted=self.data.trusted,
             true=self.data.true,
             dataset=self.dataset_spec["name"],
             data_root=self.config["data_root"],
-            inputs=self.data.train.inputs,
+            inputs=self.data.train.source,
         )
 
     def _build_model(self):
@@ -492,7 +499,17 @@ def build_data(config: dict) -> datasets.base.Dataset:
     spec, _ = without_selection(config["dataset"])
     facts = {"data_root": config["data_root"], "seed": config["seed"], "device": "cpu"}
     known = {name: fact for name, fact in facts.items() if asks_for(datasets, spec, name)}
-    return build(datasets, spec, **known, encoder=config["model"].get("path"))
+    data = build(datasets, spec, **known, encoder=config["model"].get("path"))
+    return data if config.get("features") is None else with_features(data, config, "cpu")
+
+
+def with_features(
+    data: datasets.base.Dataset, config: dict, device: torch.device | str
+) -> datasets.base.Dataset:
+    """The data with features in the place of images; those once made are kept."""
+    backbone = build(backbones, config["features"])
+    folder = Path(config["data_root"], "cache", "features")
+    return features.replace_images(data, **backbone._asdict(), device=device, folder=folder)
 
 
 def contents_of(config: dict) -> dict[str, dict]:

@@ -33,6 +33,12 @@ class Split:
     inputs: Tensor | list[str]
     targets: Tensor  # [N], classes (int64), or in regression numbers to predict (float32)
     texts: list[str] | None = None  # the inputs in words, if they are words
+    images: Tensor | list[str] | None = None  # what the inputs are features of, if they are that
+
+    @property
+    def source(self) -> Tensor | list[str]:
+        """The images or paths that the inputs were made of, or the inputs themselves."""
+        return self.inputs if self.images is None else self.images
 
     def __len__(self):
         return len(self.targets)
@@ -65,6 +71,7 @@ class Dataset:
     more_tests: dict[str, Split] = field(default_factory=dict)  # other test parts, by name
     memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
+    unreadable: dict[str, str] = field(default_factory=dict)  # files left out here, path: reason
     made_split: bool = False  # files were split into train and test here: a run writes down how
     doubtful_test: bool = False  # the labels of the test part are as doubtful as the others
     root: Path | None = None  # what the user's own table names its image files relative to
@@ -89,6 +96,11 @@ class Dataset:
     @property
     def is_images(self) -> bool:
         return bool(self.mean)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether its samples are images, if only features of them are the inputs."""
+        return self.is_images or self.train.images is not None
 
     def name(self, path: str) -> str:
         """A path as the user's own table has it, relative to ``root`` if it is in there."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.csv_file import read as read_images
+from datasets.folder import find_parts
 from datasets.noise import read_columns
 from datasets.scan import is_hidden, scan
 from datasets.text import read as read_texts
@@ -67,10 +68,9 @@ def _summary(lines: Iterable[Line]):
 
 def _folder(data_root, root=None, **_):
     base = Path(root or data_root)
-    for part in ("train", "test"):
-        if part == "train" or (base / part).is_dir():
-            found = scan(base / part)
-            yield part, _files(found.paths, base, (found.classes[label] for label in found.targets))
+    for part, path in find_parts(data_root, root).items():
+        found = scan(path)
+        yield part, _files(found.paths, base, (found.classes[label] for label in found.targets))
 
 
 def _csv(data_root, file, root=None, test_file=None, **_):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -136,10 +137,16 @@ class FileLoader:
 
     def check(self):
         """Raise OSError if too many images are missing."""
-        if len(self.missing) > MAX_UNREADABLE * len(self.rows):
-            paths = ", ".join(self.files.paths[row] for row in sorted(self.missing)[:10])
-            count = f"{len(self.missing)} of {len(self.rows)} image files cannot be read"
-            raise OSError(f"{count}, more than {MAX_UNREADABLE:.0%}: mend or remove {paths}")
+        check_unreadable([self.files.paths[row] for row in sorted(self.missing)], len(self.rows))
+
+
+def check_unreadable(missing: list[str], count: int):
+    """Raise OSError if these paths of so many images that cannot be read are too many."""
+    if len(missing) > MAX_UNREADABLE * count:
+        raise OSError(
+            f"{len(missing)} of {count} image files cannot be read, more than "
+            f"{MAX_UNREADABLE:.0%}: mend or remove {', '.join(missing[:10])}"
+        )
 
 
 class _Files(torch.utils.data.Dataset):
@@ -165,12 +172,20 @@ class _Files(torch.utils.data.Dataset):
             return self.transform(middle(image)), row, None
 
 
-def _transform(image_size, augment, crop_scale, flip):
+def evaluation_transform(image_size: int) -> Callable[[Tensor], Tensor]:
+    """What is done to images that are evaluated: resized, and cropped in the centre."""
     from torchvision.transforms import v2  # takes seconds: only if images are read
 
     resize = v2.Resize(shorter_side(image_size), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(image_size)])
+
+
+def _transform(image_size, augment, crop_scale, flip):
+    from torchvision.transforms import v2
+
     if not augment:
-        return v2.Compose([resize, v2.CenterCrop(image_size)])
+        return evaluation_transform(image_size)
+    resize = v2.Resize(shorter_side(image_size), antialias=True)
     if crop_scale is None:
         crop = [resize, v2.RandomCrop(image_size)]
     else:

@@ -181,7 +181,7 @@ def make_loaders(
         raise UserError(
             f"targets must be [N] or [N, C] with N = {len(noise.given)}, got {list(targets.shape)}"
         )
-    unreadable = {}
+    unreadable = dict(dataset.unreadable)
     source = Source(dataset, dataset.train, device, unreadable)
     given, rows = torch.from_numpy(noise.given), torch.from_numpy(parts.rows)
     targets = corrected(given if targets is None else targets, noise, parts)

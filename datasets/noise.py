@@ -24,7 +24,8 @@ classes.
                          r, and which one depends on the image              is below 0.2
     human:<name>         labels of CIFAR-N: worse, aggre, random1 to 3;     as collected
                          noisy
-    file:<path>          labels from the user's own .npz or .csv            as they are
+    file:<path>          labels from the user's own .npz or .csv, numbers   as they are
+                         or names of classes
     none                 nothing
 
 In regression the kinds are permute, label_permutation, file: and none.
@@ -33,6 +34,8 @@ In regression the kinds are permute, label_permutation, file: and none.
 import csv
 import hashlib
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,7 @@ import torch
 from torch import Tensor
 
 from datasets.base import warn
+from datasets.tables import separator_of, visible
 from utils.build import unknown
 from utils.detection import wrong_labels
 from utils.errors import UserError
@@ -345,6 +349,7 @@ def inject(
     seed: int,
     num_classes: int,
     dataset: str,
+    classes: Sequence[str] = (),
     trusted: bool = True,
     true: torch.Tensor | None = None,
     data_root: str = "data",
@@ -357,6 +362,7 @@ def inject(
         fraction: r, in [0, 1]; not read by human:, file: and none.
         num_classes: C; 0: the labels are numbers to predict.
         dataset: name of the dataset, for the kinds that are made for one.
+        classes: names, which a file may have in the place of class numbers.
         trusted: whether ``labels`` are true before the noise; if they are not, none, file: and
             human: leave the truth unknown.
         true: the true labels, if the dataset comes with both; then nothing can be injected.
@@ -384,7 +390,8 @@ def inject(
     if kind == "none":
         given = clean.copy()
     elif kind.startswith("file:"):
-        given = read_labels(kind.removeprefix("file:"), len(clean), num_classes)
+        path = kind.removeprefix("file:")
+        given = read_labels(path, len(clean), num_classes, classes)
     elif kind.startswith("human:"):
         given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
     elif kind not in KINDS:
@@ -455,16 +462,19 @@ def _association_with_position(labels, num_classes):
     return 0.0 if chance > 1e-4 else float(np.sqrt(chi_squared / count / (min(table.shape) - 1)))
 
 
-def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
+def read_labels(
+    path: str, num_samples: int, num_classes: int, classes: Sequence[str] = ()
+) -> np.ndarray:
     """Labels [num_samples] from a .npz or a .csv: its column ``given``, or another after a #.
 
-    They are class numbers, or with num_classes = 0 any finite numbers. A csv may have a column
-    ``index`` with the position of each row in the training set; otherwise rows are in order.
+    They are class numbers, or names of ``classes``, or with num_classes = 0 any finite numbers. A
+    csv may have a column ``index`` with the position of each row in the training set; otherwise
+    rows are in order.
 
     Raises:
         FileNotFoundError: no such file.
         UserError: another format, a missing key, a wrong number of labels, a label that is no
-            class.
+            class, or texts that are both numbers and names, of different classes.
     """
     path, _, key = path.partition("#")
     key = key or "given"
@@ -474,7 +484,10 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
             f"{path} has no key {key!r}; it has {', '.join(columns) or 'none'}. Name one with "
             f"file:{path}#<key>"
         )
-    given = (_whole_numbers if num_classes else _numbers)(columns[key], f"{path}, {key}")
+    column, what = columns[key], f"{path}, {key}"
+    if num_classes and column.dtype.kind in "OU":
+        column = _named(column, what, classes)
+    given = (_whole_numbers if num_classes else _numbers)(column, what)
     if given.shape != (num_samples,):
         raise UserError(
             f"{path} must hold one label for each of the {num_samples} training samples, got "
@@ -496,6 +509,29 @@ def read_labels(path: str, num_samples: int, num_classes: int) -> np.ndarray:
     return given
 
 
+def _named(column, what, classes):
+    """Class numbers of texts that are names of classes; other texts as they are."""
+    numbers = {visible(name): number for number, name in enumerate(classes)}
+    names = ["" if text is None else visible(str(text)) for text in column.ravel()]
+    strange = [position for position, name in enumerate(names) if name not in numbers]
+    if not numbers or (strange and all(map(_is_number, names))):
+        return column
+    if strange:
+        message = unknown(what, names[strange[0]], numbers)
+        raise UserError(f"{message}, at position {strange[0]} ({len(strange)} such)")
+    named = np.array([numbers[name] for name in names]).reshape(column.shape)
+    if all(map(_is_number, names)) and (np.array(names, np.float64) != named.ravel()).any():
+        raise UserError(
+            f"{what}: {names[0]!r} may be the number of a class or its name, and these differ; "
+            f"write an .npz with whole numbers"
+        )
+    return named
+
+
+def _is_number(text):
+    return re.fullmatch(r"[-+]?\d+(\.0*)?", text) is not None
+
+
 def read_columns(path: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz or .csv file, by name; raises as ``read_labels``."""
     if not Path(path).is_file():
@@ -509,7 +545,8 @@ def read_columns(path: str) -> dict[str, np.ndarray]:
         longer = []
         try:  # -sig: spreadsheets write a mark of the encoding
             with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, skipinitialspace=True)
+                separator = separator_of(file)
+                reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
                 names, rows = reader.fieldnames or (), []
                 for row in reader:
                     rows.append(row)

@@ -26,6 +26,7 @@ class Scan:
     paths: list[str]
     targets: list[int]
     left_out: Counter = field(default_factory=Counter)  # what: how many
+    empty: list[str] = field(default_factory=list)  # class folders without an image: no classes
 
 
 def scan(part: Path) -> Scan:
@@ -35,7 +36,7 @@ def scan(part: Path) -> Scan:
     Hidden names are left out; each folder is entered once, however many links lead to it.
 
     Raises:
-        FileNotFoundError: no class folder, or one without an image.
+        FileNotFoundError: no class folder, or none with an image.
         UserError: two names of one folder as different classes.
     """
     left_out, folders = Counter(), {}
@@ -55,19 +56,21 @@ def scan(part: Path) -> Scan:
             other = entered.setdefault(_identity(os.stat(folder)), folder)
             if other != folder:
                 raise UserError(f"{folder} and {other} are one folder, and cannot be two classes")
-    classes, paths, targets, empty = sorted(folders), [], [], []
-    for target, name in enumerate(classes):
+    classes, paths, targets, empty = [], [], [], []
+    for name in sorted(folders):
         images = [path for folder in folders[name] for path in _images(folder, entered, left_out)]
-        paths += images
-        targets += [target] * len(images)
         if not images:
             empty.append(name)
-    if empty:
+            continue
+        paths += images
+        targets += [len(classes)] * len(images)
+        classes.append(name)
+    if not classes:
         raise FileNotFoundError(
             f"{part} has class folders without an image: {', '.join(empty[:10])}; remove them, or "
             f"put images there ({' '.join(ENDINGS)})"
         )
-    return Scan(classes, paths, targets, left_out)
+    return Scan(classes, paths, targets, left_out, empty)
 
 
 def all_images(folder: Path) -> list[str]:

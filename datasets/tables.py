@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+SEPARATORS = {",": "comma", ";": "semicolon"}
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -33,20 +34,25 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
     """A CSV file, perhaps compressed, as texts; the index is the line in which each row begins.
 
     Blank lines are skipped, and so are empty cells beyond the head's, which spreadsheets write.
+    Fields are separated by commas, or, as spreadsheets write them where numbers have a decimal
+    comma, by semicolons: if the head has some and no comma. ``attrs`` has the "separator".
 
     Args:
-        skip_spaces: those after a comma.
+        skip_spaces: those after a separator.
 
     Raises UserError, naming the line, if it is no CSV in UTF-8, or a row has more or fewer fields
     than the head.
     """
     import pandas as pd  # takes a second: only if it is used
 
-    rows, lines, line = [], [], 1
+    rows, lines, line, separator = [], [], 1, ","
     csv.field_size_limit(2**31 - 1)  # texts may be longer than the 128 KiB that are the default
     try:
         with _open(Path(path)) as file:
-            reader = csv.reader(file, skipinitialspace=skip_spaces, strict=True)
+            separator = separator_of(file)
+            reader = csv.reader(
+                file, delimiter=separator, skipinitialspace=skip_spaces, strict=True
+            )
             for row in reader:
                 if any(cell.strip() for cell in row):
                     rows.append(row)
@@ -70,10 +76,12 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
         raise UserError(
             f"{path} has {len(rows[misfits[0]])} fields in line {lines[misfits[0]]} "
             f"({len(misfits)} such rows), and its head has {len(head)}: {', '.join(head)}; a field "
-            f"with a comma in it needs quotes around it"
+            f"with a {SEPARATORS[separator]} in it needs quotes around it"
         )
-    _warn_of_swallowed_rows(path, rows, lines)
-    return pd.DataFrame(rows, columns=head, index=lines, dtype=str)
+    _warn_of_swallowed_rows(path, rows, lines, separator)
+    table = pd.DataFrame(rows, columns=head, index=lines, dtype=str)
+    table.attrs["separator"] = separator
+    return table
 
 
 def _open(path):
@@ -85,6 +93,17 @@ def _open(path):
     return io.TextIOWrapper(archive.open(archive.namelist()[0]), **options)
 
 
+def separator_of(file: TextIO) -> str:
+    """What separates the fields of a CSV file, by its first line that is not blank.
+
+    The file is then at its start again.
+    """
+    head = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    outside_quotes = re.sub(r'"[^"]*"', "", head)
+    return ";" if ";" in outside_quotes and "," not in outside_quotes else ","
+
+
 def _without_empty_end(row, least):
     """A row without the empty cells at its end, if it has more than ``least`` cells."""
     while len(row) > least and not row[-1].strip():
@@ -92,7 +111,7 @@ def _without_empty_end(row, least):
     return row
 
 
-def _warn_of_swallowed_rows(path, rows, lines):
+def _warn_of_swallowed_rows(path, rows, lines, separator):
     """Name the first row with lines in it that look like rows: a quote may be missing.
 
     Such a line has as many fields as the rows, and in one of them what other rows have there too.
@@ -108,7 +127,7 @@ def _warn_of_swallowed_rows(path, rows, lines):
     known = [set(column) for column in zip(*others, strict=True)]
     count, first = 0, None
     for number, inner in suspects.items():
-        fields = [line.split(",") for line in inner]
+        fields = [line.split(separator) for line in inner]
         alike = [
             parts
             for parts in fields

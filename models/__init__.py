@@ -9,6 +9,7 @@ models.several makes one module of several networks, for methods that train more
 from models.cnn import cnn
 from models.cnn9 import cnn9
 from models.digitsum_lstm import digitsum_lstm
+from models.efficientnet_lite0 import efficientnet_lite0
 from models.imagenet_resnet import imagenet_resnet18, resnet50
 from models.lenet import lenet
 from models.mlp import mlp
@@ -21,6 +22,7 @@ __all__ = [
     "cnn",
     "cnn9",
     "digitsum_lstm",
+    "efficientnet_lite0",
     "imagenet_resnet18",
     "lenet",
     "mlp",

@@ -8,7 +8,12 @@ from utils.errors import UserError
 
 
 def mlp(
-    num_outputs: int, in_channels: int = 1, *, image_size: int = 8, hidden: list[int] | None = None
+    num_outputs: int,
+    in_channels: int = 1,
+    *,
+    image_size: int = 8,
+    hidden: list[int] | None = None,
+    batch_norm: bool = False,
 ) -> nn.Module:
     """Flatten, then linear layers with ReLU in between; torch's default initialisation.
 
@@ -17,6 +22,7 @@ def mlp(
 
     Args:
         hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
+        batch_norm: between each hidden layer and its ReLU.
 
     Raises:
         UserError: a hidden layer of less than one unit, or inputs without a size.
@@ -30,6 +36,7 @@ def mlp(
         raise UserError("mlp takes images or features, and the inputs of this dataset are neither")
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, units in pairwise([in_channels * image_size**2, *hidden]):
-        layers += [nn.Linear(inputs, units), nn.ReLU()]
+        norm = [nn.BatchNorm1d(units)] if batch_norm else []
+        layers += [nn.Linear(inputs, units), *norm, nn.ReLU()]
     last = hidden[-1] if hidden else in_channels * image_size**2
     return nn.Sequential(*layers, nn.Linear(last, num_outputs))

@@ -9,7 +9,8 @@ from utils.report.__main__ import main as report
 # The tests' networks are too small to share, and on two busy cores spinning threads only wait.
 torch.set_num_threads(1)
 
-TINY = ["model=mlp", "model.hidden=[16]", "epochs=3", "threads=1", "device=cpu"]
+TINY = ["features=null", "model=mlp", "model.hidden=[16]", "model.batch_norm=false"]
+TINY += ["epochs=3", "threads=1", "device=cpu"]
 
 
 @pytest.fixture

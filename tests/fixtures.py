@@ -22,6 +22,7 @@ from utils.metrics import METRIC_OF_TASK
 GOLDEN = Path(__file__).parent / "golden"
 # for images of 8x8: a small network from scratch, and crops that leave most of a digit
 SUSPECTS_OPTIONS = [
+    "features=null",
     "model=cnn",
     "optimizer.lr=0.1",
     "epochs=30",

@@ -342,12 +342,6 @@ def test_folder_with_different_classes_names_those_that_differ(tmp_path):
         folder(str(tmp_path))
 
 
-def test_folder_with_an_empty_class_names_it(tmp_path):
-    (write_tree(tmp_path) / "train" / "bird").mkdir()
-    with pytest.raises(FileNotFoundError, match="bird"):
-        folder(str(tmp_path))
-
-
 @pytest.mark.parametrize(
     "arguments", [{"image_size": 7}, {"num_workers": -1}, {"crop_scale": 0.0}, {"crop_scale": 1.1}]
 )

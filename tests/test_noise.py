@@ -747,3 +747,36 @@ def test_permute_takes_a_random_order_and_one_class_after_another(num_classes, c
             inject(torch.from_numpy(labels), num_classes=num_classes, **options)
     inject(torch.arange(count * 10) % 10, num_classes=10, **options)
     inject(torch.from_numpy(mnist_labels), num_classes=10, **options)
+
+
+# Names of classes in the place of their numbers
+
+
+def read_names(tmp_path, labels, classes, head="given"):
+    (tmp_path / "labels.csv").write_text("\n".join([head, *labels]) + "\n")
+    return read_labels(str(tmp_path / "labels.csv"), len(labels), len(classes), classes)
+
+
+def test_files_of_labels_may_have_names_of_classes(tmp_path):
+    classes = ["cat", "dog", "1st"]
+    assert read_names(tmp_path, ["dog", " cat ", "1st"], classes).tolist() == [1, 0, 2]
+    assert read_names(tmp_path, ["dog;1", "cat;0"], classes, "given;index").tolist() == [0, 1]
+    np.savez(tmp_path / "labels.npz", given=np.array(["dog", "1st"]))
+    assert read_labels(str(tmp_path / "labels.npz"), 2, 3, classes).tolist() == [1, 2]
+    noise = make(
+        np.zeros(2, np.int64), f"file:{tmp_path}/labels.npz", num_classes=3, classes=classes
+    )
+    assert noise.given.tolist() == [1, 2]
+
+
+def test_class_numbers_stay_numbers(tmp_path):
+    assert read_names(tmp_path, ["1", "0", "2"], ["cat", "dog", "owl"]).tolist() == [1, 0, 2]
+    assert read_names(tmp_path, ["1", "0"], ["0", "1"]).tolist() == [1, 0]
+    assert read_names(tmp_path, ["1", "0"], ["1", "2"]).tolist() == [1, 0]  # 0 is no name
+
+
+def test_names_that_are_other_numbers_or_unknown_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'2' may be the number of a class or its name"):
+        read_names(tmp_path, ["2", "1"], ["1", "2", "3"])
+    with pytest.raises(ValueError, match=r"'dgo' is not known; did you mean 'dog'\?.*position 1"):
+        read_names(tmp_path, ["cat", "dgo"], ["cat", "dog"])

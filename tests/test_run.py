@@ -28,6 +28,7 @@ from utils.checkpoint import Checkpoint, atomic_write
 from utils.report.__main__ import main as report
 from utils.run_directory import RunDirectory
 from utils.run_state import lock_owner, read_summary, run_state
+from utils.scores import IN_TRAINING
 from utils.training_record import TrainingRecord
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def assert_same_arrays(first_path, second_path):
     """Two .npz files hold the same, to the last bit."""
     first, second = arrays(first_path), arrays(second_path)
     for name, array in first.items():
-        assert np.array_equal(array, second[name]), name
+        np.testing.assert_array_equal(array, second[name], name)
 
 
 def assert_finite_model(directory):
@@ -155,7 +156,10 @@ def test_a_run_leaves_what_the_readme_lists(run):
         "samples.png",
         "suspects.png",
         "hardest.png",
+        "held_out.npz",
         "test.npz",
+        "network.pt",
+        "network.json",
     }
     assert {path.name for path in directory.iterdir()} == expected
 
@@ -196,16 +200,12 @@ def test_a_run_leaves_what_the_readme_lists(run):
     assert noise["transition"].shape == (10, 10)
     assert str(noise["sha256"]) == summary["noise"]["sha256"]
     samples = arrays(directory / "samples.npz")
-    assert set(samples) == {
-        "index",
-        "given",
-        "true",
-        "loss",
-        "mean_loss",
-        "score",
-        "predicted",
-        "flagged",
-    }
+    own = {"index", "given", "true", "loss", "score", "predicted", "flagged", "quality"}
+    probabilities = {"given_probability", "predicted_probability", "second", "second_probability"}
+    assert set(samples) == own | probabilities | set(IN_TRAINING)
+    held_out = arrays(directory / "held_out.npz")
+    assert set(held_out) == own | probabilities | {"mean_loss", "self_confidence"}
+    assert sorted([*held_out["index"], *samples["index"]]) == list(range(1297))
     assert len(samples["index"]) == 1297 - 260
     assert (np.diff(samples["index"]) > 0).all()
     assert (samples["given"] == noise["given"][samples["index"]]).all()
@@ -215,9 +215,14 @@ def test_a_run_leaves_what_the_readme_lists(run):
     accuracy = 100 * (tested["predicted"] == tested["target"]).mean()
     assert accuracy == pytest.approx(summary["test"]["last"])
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert suspects.score.is_monotonic_decreasing
+    assert suspects.quality.is_monotonic_increasing and set(suspects.part) == {
+        "train",
+        "validation",
+    }
     assert len(suspects) == 1000
-    assert suspects["index"][0] == samples["index"][samples["score"].argmax()]
+    trained = suspects[suspects.part == "train"]
+    assert trained.score.is_monotonic_decreasing
+    assert trained["index"].iloc[0] == samples["index"][samples["score"].argmax()]
     first_columns = "rank,index,path,given_label,predicted_label,score,loss"
     assert ",".join(suspects.columns[:7]) == first_columns
     assert suspects["rank"].tolist() == list(range(1, 1001))
@@ -732,9 +737,9 @@ def test_a_folder_of_images_end_to_end(run, tmp_path):
     assert summary["noise"]["realised"] is None
     assert summary["detection"]["auroc"] is None
     suspects = pd.read_csv(directory / "suspects.csv")
-    assert len(suspects) == 24
+    assert suspects.part.value_counts().to_dict() == {"train": 24, "test": 8}
     assert suspects.true_label.isna().all()
-    assert all(Path(path).is_file() for path in suspects.path)
+    assert all((tmp_path / "images" / path).is_file() for path in suspects.path)
 
     options += ["noise.kind=symmetric", "noise.fraction=0.25"]
     code, directory, *_ = run(*options, params="params/folder/plain.yaml", name="noisy")

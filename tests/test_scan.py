@@ -116,12 +116,52 @@ def test_class_folders_that_look_alike_are_one_class(tree):
     assert data.test.targets.tolist() == [0, 0, 1]
 
 
-def test_folders_without_images_are_named(tree):
-    (tree / "train/bird/.cache").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="class folders without an image: bird"):
+def test_folders_without_images_are_named_and_left_out(tree, capsys):
+    for part in ("train", "test"):
+        (tree / part / "bird/.cache").mkdir(parents=True)
+    data = folder(str(tree))
+    assert data.classes == ["cat", "dog"]
+    assert data.train.targets.tolist() == [0] * 3 + [1] * 5
+    warnings = capsys.readouterr().err
+    for part in ("train", "test"):
+        message = f"{tree / part} has class folders without an image, which are left out: bird\n"
+        assert f"warning: {message}" in warnings
+    shutil.rmtree(tree / "train/cat")
+    shutil.rmtree(tree / "train/dog")
+    with pytest.raises(FileNotFoundError, match="class folders without an image: bird; remove"):
         scan(tree / "train")
     with pytest.raises(FileNotFoundError, match="holds no class folders"):
-        scan(tree / "train/cat")
+        scan(tree / "test/cat")
+
+
+def test_class_folders_need_no_train_folder(run, tree, capsys):
+    root = tree / "train"
+    (root / "bird").mkdir()
+    data = folder("elsewhere", root=str(root), test_fraction=0.25)
+    assert data.classes == ["cat", "dog"] and len(data.train) + len(data.test) == 8
+    assert all(path.startswith(f"{root}/") for path in data.train.inputs + data.test.inputs)
+    assert "without an image, which are left out: bird" in capsys.readouterr().err
+    options = [f"dataset.root={root}", "dataset.image_size=8", "dataset.num_workers=0", "epochs=1"]
+    options += ["schedule=null", "dataset.test_fraction=0.25"]
+    code, _, printed, _ = run(*options, params="params/folder/plain.yaml")
+    assert code == 0 and "6 training, 2 test samples in 2 classes\n" in printed
+    (root / "cat/0.png").unlink()
+    _, _, _, complaints = run(*options, params="params/folder/plain.yaml")
+    assert "train had 3 samples of class cat and has 2" in complaints
+
+
+def test_folders_beside_train_and_test_are_named_and_not_read(tree, capsys):
+    shutil.copytree(tree / "train/cat", tree / "cat")
+    assert folder("elsewhere", root=str(tree)).train.inputs == folder(str(tree)).train.inputs
+    warning = f"{tree} holds train/, which is read; its other folders are not: cat\n"
+    assert capsys.readouterr().err == f"warning: {warning}"
+    (tree / "train").rename(tree / "dog")
+    with pytest.raises(FileNotFoundError, match=r"train is not a folder: .* neither of these"):
+        folder("elsewhere", root=str(tree))
+    shutil.rmtree(tree / "test")
+    assert folder("elsewhere", root=str(tree)).classes == ["cat", "dog"]
+    with pytest.raises(FileNotFoundError, match=r"train is not a folder"):
+        folder(str(tree))  # data_root, where other data sets are
 
 
 def test_hidden_files_are_left_out_everywhere(tmp_path):

@@ -31,6 +31,7 @@ COUNTS = {
     "cifar100": 120,
     "clothing1m": 15,
     "digitsum": 75,
+    "folds": 5,
     "joint_optimization": 3,
     "mnist": 150,
     "mnist_ablations": 50,

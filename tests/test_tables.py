@@ -84,6 +84,21 @@ def test_compressed_tables_are_read(tmp_path):
     assert len(read_table(tmp_path / "long.csv").label.iloc[0]) == 200_000
 
 
+def test_semicolons_separate_where_the_head_has_no_comma(images, tmp_path):
+    rows = ['im/0.png;"a;b"', "im/1.png;a, b"]
+    table = read_table(write(tmp_path, rows, "\ufeffpath;label"))
+    assert table.label.tolist() == ["a;b", "a, b"] and table.attrs["separator"] == ";"
+    assert read_table(write(tmp_path, ["a;b,c"], '"path;x",label')).columns.tolist() == [
+        "path;x",
+        "label",
+    ]
+    with pytest.raises(UserError, match=r"3 fields in line 2 .*with a semicolon in it needs quot"):
+        read_table(write(tmp_path, ["a;b;c"], "path;label"))
+    lines = [f"im/{number}.png;{'ab'[number % 2]}" for number in range(40)]
+    data = csv(write(images, lines, "path;label"), root=str(images))
+    assert data.classes == ["a", "b"] and len(data.train) == 32
+
+
 def test_rows_that_a_quote_has_swallowed_are_pointed_at(tmp_path, capsys):
     rows = [f"hello {number},{'pq'[number % 2]}os" for number in range(60)]
     rows[10], rows[50] = '"so good,pos', 'very bad",qos'

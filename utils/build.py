@@ -154,13 +154,18 @@ def defaults(constructor: Callable, given: Iterable[str], context: Iterable[str]
     }
 
 
+MOST_LISTED = 100  # names in a message
+
+
 def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str:
     """The message for a name that is none of ``options``, with the nearest one first."""
     options = list(options)
     by_lower = {option.lower(): option for option in options}
     nearest = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
-    return f"{what}: {got!r} is not known{owner}; {hint}(choose from {', '.join(options)})"
+    more = f" and {len(options) - MOST_LISTED} more" if len(options) > MOST_LISTED else ""
+    listed = f"{', '.join(options[:MOST_LISTED])}{more}"
+    return f"{what}: {got!r} is not known{owner}; {hint}(choose from {listed})"
 
 
 def type_hints(constructor) -> dict:

@@ -26,7 +26,7 @@ from utils.build import (
     type_hints,
 )
 from utils.errors import UserError
-from utils.settings import DEFAULTS, EXECUTION, SECTIONS, Settings
+from utils.settings import DEFAULTS, EXECUTION, NAMED, SECTIONS, Settings
 
 LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
 
@@ -353,10 +353,10 @@ def merge(old: dict, new: dict, *, inside: bool = False) -> dict:
     """
     result = copy.deepcopy(old)
     for key, value in new.items():
-        if key in SECTIONS and isinstance(value, str) and not inside:
+        if key in NAMED and isinstance(value, str) and not inside:
             value = {"kind" if key == "noise" else "name": value}
         if isinstance(value, dict):
-            value = _merge_section(result.get(key), value, inside or key in SECTIONS)
+            value = _merge_section(result.get(key), value, inside or key in NAMED)
         result[key] = value
     return result
 

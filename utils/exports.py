@@ -43,12 +43,7 @@ class FinishedRun:
     @property
     def judged(self) -> dict[str, np.ndarray]:
         """All samples whose labels are doubtful, the most suspicious first, as detection.merge."""
-        parts = {"train": self.samples}
-        if self.held_out:
-            parts["validation"] = self.held_out
-        if self.test and self.data.doubtful_test:
-            parts["test"] = without_training(self.test)
-        return merge(parts)
+        return doubtful(self.samples, self.held_out, self.test, self.data)
 
     def in_words(self, label) -> str:
         """A label in words; "" if it is unknown."""
@@ -84,6 +79,20 @@ def write_suspects(run: FinishedRun):
     All that are flagged, but at least NUM_SUSPECTS and at most MAX_SUSPECTS.
     """
     write_list(run.path / "suspects.csv", run.judged, run.data)
+
+
+def doubtful(samples: dict, held_out: dict | None, test: dict | None, data) -> dict:
+    """All samples whose labels are doubtful, the most suspicious first, as ``detection.merge``.
+
+    The test part is among them if it is as doubtful as the rest, and no noise was injected on top:
+    then the labels that were there count as true.
+    """
+    parts = {"train": samples}
+    if held_out:
+        parts["validation"] = held_out
+    if test and data.doubtful_test and wrong_labels(samples["given"], samples["true"]) is None:
+        parts["test"] = without_training(test)
+    return merge(parts)
 
 
 def write_list(path: Path, table: dict[str, np.ndarray], data):
@@ -133,7 +142,7 @@ def names_of(table: dict[str, np.ndarray], data) -> list[str]:
         if split.texts:
             names.append(split.texts[index])
         else:
-            names.append(data.name(split.inputs[index]) if isinstance(split.inputs, list) else "")
+            names.append(data.name(split.source[index]) if isinstance(split.source, list) else "")
     return names
 
 
@@ -154,7 +163,7 @@ def draw_sheets(run: FinishedRun):
 
     The most suspicious samples, and the correct ones that the network finds hardest.
     """
-    if not run.data.is_images:
+    if not run.data.shows_images:
         return
     from utils.plots import draw_suspects
 
@@ -167,7 +176,7 @@ def draw_sheets(run: FinishedRun):
         if len(rows) == 0:  # no label is correct
             continue
         shown = {key: values[rows[:SHEET]] for key, values in run.samples.items()}
-        draw_suspects(run.path / name, shown, run.in_words, run.data.train.inputs)
+        draw_suspects(run.path / name, shown, run.in_words, run.data.train.source)
 
 
 def draw_curves(run: FinishedRun):

@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 
 from experiment import build_data, contents_of
-from utils.detection import merge, without_training
 from utils.errors import UserError
-from utils.exports import names_of
+from utils.exports import doubtful, names_of
 from utils.files import read_arrays, read_json
 from utils.run_inputs import changes
 from utils.run_state import read_config, read_summary
@@ -48,7 +47,7 @@ class Judged:
     @property
     def kind(self) -> Literal["images", "text", "numbers"]:
         """What there is to look at."""
-        if self.data.is_images:
+        if self.data.shows_images:
             return "images"
         return "text" if self.data.train.texts else "numbers"
 
@@ -61,7 +60,7 @@ class Judged:
         if self.kind != "images":
             return None
         split = self.data.test if self.table["part"][row] == "test" else self.data.train
-        image = split.inputs[self.table["index"][row]]
+        image = split.source[self.table["index"][row]]
         if isinstance(image, str):
             try:
                 image = middle(decode(image))
@@ -94,10 +93,8 @@ def judge(directory: Path, data_root: str | None = None) -> Judged:
     if changed:
         raise UserError(f"the data of {directory} have changed since it was trained: {changed}")
     data = build_data(config)
-    parts = {"train": read_arrays(directory / "samples.npz")}
-    if (directory / "held_out.npz").exists():
-        parts["validation"] = read_arrays(directory / "held_out.npz")
-    if data.doubtful_test and (directory / "test.npz").exists():
-        parts["test"] = without_training(read_arrays(directory / "test.npz"))
-    table = merge(parts)
+    names = ("samples.npz", "held_out.npz", "test.npz")
+    paths = [directory / name for name in names]
+    parts = [read_arrays(path) if path.exists() else None for path in paths]
+    table = doubtful(*parts, data)
     return Judged(directory, config, data, table, names_of(table, data))

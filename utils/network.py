@@ -45,7 +45,8 @@ def describe_use(config: dict, data, networks: int) -> dict:
         "dataset": config["dataset"],
         "mean": list(data.mean),
         "std": list(data.std),
-        "files": isinstance(data.train.inputs, list),  # else images in memory, of one size
+        "features": config["features"],
+        "files": isinstance(data.train.source, list),  # else images in memory, of one size
     }
 
 

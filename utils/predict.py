@@ -31,6 +31,7 @@ import models
 from datasets.images import decode_each, middle, normalisation, shorter_side
 from datasets.scan import all_images
 from datasets.tables import read_table
+from models import backbones
 from models.several import build_several
 from utils.build import asks_for, build
 from utils.device import choose_device
@@ -43,12 +44,16 @@ SHOWN = 3  # classes of each sample
 
 
 class Network(nn.Module):
-    """A trained network from the values of pixels, 0 to 255, to probabilities or numbers."""
+    """A trained network from the values of pixels, 0 to 255, to probabilities or numbers.
 
-    def __init__(self, model: nn.Module, use: dict):
+    Args:
+        images: ``mean`` and ``std`` of those that the model takes; None if it takes no images.
+    """
+
+    def __init__(self, model: nn.Module, is_classifier: bool, images: dict | None):
         super().__init__()
-        self.model, self.is_classifier = model, bool(use["classes"])
-        scale, shift = normalisation(use["mean"], use["std"]) if use["mean"] else (None, None)
+        self.model, self.is_classifier = model, is_classifier
+        scale, shift = normalisation(images["mean"], images["std"]) if images else (None, None)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -63,6 +68,9 @@ class Network(nn.Module):
 def load_network(directory: Path) -> tuple[Network, dict]:
     """The network of a finished run, in evaluation mode, and its network.json.
 
+    That has one more entry: ``images``, their ``size``, ``channels``, ``mean`` and ``std``; None if
+    the network takes no images.
+
     Raises UserError if the run is not finished, OSError if its files are damaged.
     """
     use = read_use(directory)
@@ -73,7 +81,17 @@ def load_network(directory: Path) -> tuple[Network, dict]:
         use["evaluate_networks"],
     )
     load_weights(model, directory)
-    return Network(model, use).eval(), use
+    images = None
+    if use.get("features") is not None:
+        backbone = build(backbones, use["features"])
+        model = nn.Sequential(backbone.network, model)
+        images = {"size": backbone.image_size, "channels": 3}
+        images |= {"mean": backbone.mean, "std": backbone.std}
+    elif use["mean"]:
+        images = {"size": use["facts"]["image_size"], "channels": use["facts"]["in_channels"]}
+        images |= {"mean": use["mean"], "std": use["std"]}
+    use["images"] = images
+    return Network(model, bool(use["classes"]), images).eval(), use
 
 
 def _without_download(spec):
@@ -124,10 +142,10 @@ def resized(image: Tensor, use: dict) -> Tensor:
     """
     from torchvision.transforms.v2.functional import center_crop, resize, rgb_to_grayscale
 
-    size, image = use["facts"]["image_size"], middle(image)
+    size, image = use["images"]["size"], middle(image)
     if use["files"]:
         return center_crop(resize(image, [shorter_side(size)], antialias=True), [size, size])
-    if use["facts"]["in_channels"] == 1:
+    if use["images"]["channels"] == 1:
         image = rgb_to_grayscale(image)
     return resize(image, [size, size], antialias=True)
 
@@ -194,16 +212,15 @@ def export(network: Network, use: dict, path: Path):
     Raises UserError for another ending, for a network that takes no images, if packages are
     missing, or if a file is there.
     """
-    if not use["mean"]:
+    if use["images"] is None:
         raise UserError("--export is for networks that take images")
     labels, description = path.with_name("labels.json"), json.dumps(_labels(use), indent=1)
     same = labels.is_file() and labels.read_text() == description  # of the other format
     for file in (path, *([] if same else [labels])):
         if os.path.lexists(file):
             raise UserError(f"{file} is there already: choose another name, or remove it")
-    facts = use["facts"]
-    shape = (2, facts["in_channels"], facts["image_size"], facts["image_size"])
-    example, batch = torch.zeros(shape), torch.export.Dim("batch")
+    channels, size = (use["images"][key] for key in ("channels", "size"))
+    example, batch = torch.zeros(2, channels, size, size), torch.export.Dim("batch")
     if path.suffix == ".pt2":
         program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         buffer = io.BytesIO()
@@ -237,7 +254,7 @@ def export(network: Network, use: dict, path: Path):
 
 def _labels(use):
     """labels.json: what goes into an exported network, and what comes out of it."""
-    channels, size = (use["facts"][key] for key in ("in_channels", "image_size"))
+    channels, size = (use["images"][key] for key in ("channels", "size"))
     return {
         "classes": use["classes"],
         "input": ["batch", channels, size, size],
@@ -259,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, help="write the network as .pt2 or .onnx")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     parser.add_argument("--batch-size", type=int, default=64)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         return _main(options)
     except (UserError, OSError) as error:
@@ -283,7 +300,7 @@ def _main(options):
     device, _ = choose_device(options.device, "fp32", None)
     network.to(device)
     common = {"device": device, "batch_size": options.batch_size}
-    if use["mean"]:
+    if use["images"] is not None:
         paths, names = find_images(options.inputs, options.root)
         answers, first = predict_images(network, use, paths, **common), "path"
     elif use["dataset"]["name"] == "text":

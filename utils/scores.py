@@ -61,7 +61,7 @@ def suspicion(name: str, scores: dict[str, np.ndarray]) -> np.ndarray:
     return values if LARGER_IS_WORSE[name.removesuffix("_recorded")] else -values
 
 
-def recorded(losses: np.ndarray, margins: np.ndarray | None) -> dict[str, np.ndarray]:
+def recorded(losses: np.ndarray, margins: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Scores [N] from losses [E, N] and margins [E, N]; in a regression there are no margins.
 
     An epoch of which a sample has no record (NaN) does not count; without any it has no score.

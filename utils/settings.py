@@ -57,6 +57,7 @@ class Settings:
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     task: Literal["classification", "regression"] = "classification"
     task_loss: str = "cross_entropy"  # one of losses.task
+    features: Section | None = None  # of a network that is not trained, in the place of images
     model: Section = field(default_factory=lambda: {"name": "cnn"})
     loss: Section = field(default_factory=lambda: {"name": "Plain"})
     optimizer: Section = field(default_factory=lambda: {"name": "SGD", "lr": 0.1})
@@ -85,7 +86,8 @@ class Settings:
 
 
 DEFAULTS = dataclasses.asdict(Settings())
-SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")  # a text is their name
+SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
+NAMED = (*SECTIONS, "features")  # a text is the name of what they build
 PLACES = ("dataset.root", "dataset.file", "dataset.test_file")  # of data whose content is compared
 EXECUTION = (  # where and on what a run goes on: free to change when it is resumed
     "data_root",

@@ -1,0 +1,184 @@
+"""Every sample judged by a network that was not trained on it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from datasets import digits, folder
+from datasets.noise import inject
+from datasets.splits import hold_out
+from tests.fixtures import write_digits
+from utils import folds, scores
+from utils.errors import UserError
+from utils.judged import judge
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["model=mlp", "dataset.image_size=8", "dataset.num_workers=0", "dataset.flip=false"]
+SMALL += ["dataset.crop_scale=1", "batch_size=16", "epochs=4", "dataset.test_fraction=0"]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of 120 digits, 6 of them under another class; and these."""
+    source = digits()
+    for split, size in ((source.train, 120), (source.test, 0)):
+        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
+    monkeypatch.setattr("tests.fixtures.digits", lambda: source)
+    return tmp_path / "photos", write_digits(tmp_path / "photos", 0.05, seed=0)
+
+
+def test_each_sample_is_held_out_in_one_fold_with_its_copies_class_by_class():
+    labels = np.repeat([0, 1, 2], [50, 20, 2])
+    noise = inject(
+        torch.from_numpy(labels),
+        kind="none",
+        fraction=0,
+        seed=0,
+        num_classes=3,
+        trusted=True,
+        dataset="",
+    )
+    original = np.arange(72)
+    original[[10, 11]] = 9
+    parts = [
+        hold_out(noise, fraction=0, folds=4, fold=fold, seed=1, original=original)
+        for fold in range(4)
+    ]
+    held_out = [set(part[1].tolist()) for part in parts]
+    assert sorted(row for rows in held_out for row in rows) == list(range(72))
+    for (train, rows, _), same in zip(parts, held_out, strict=True):
+        assert not set(train) & same and len(train) + len(rows) == 72
+        assert same.isdisjoint({9, 10, 11}) or {9, 10, 11} <= same
+        assert abs((labels[rows] == 1).sum() - 5) <= 1
+    again = hold_out(noise, fraction=0, folds=4, fold=2, seed=2)[1]
+    assert set(again.tolist()) != held_out[2]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["validation.folds=3"], "must say which of the 3 folds is held out, 0 to 2, got None"),
+        (["validation.folds=3", "validation.fold=3"], "got 3"),
+        (["validation.fold=0"], "set validation.folds"),
+        (["validation.folds=1", "validation.fold=0"], "at least 2"),
+        (["validation.folds=2000", "validation.fold=0"], "more than the 1297 samples"),
+        (["validation.folds=3", "validation.fold=1", "validation.fraction=.1"], "two ways"),
+    ],
+)
+def test_folds_that_there_are_not_are_refused(run, options, message):
+    code, directory, _, complaint = run(*options)
+    assert code == 2 and message.lower() in complaint.lower() and not directory.exists()
+
+
+def test_a_folder_is_judged_whole(run, photos, tmp_path, capsys):
+    root, planted = photos
+    options = [f"dataset.root={root}", *SMALL, "validation.folds=3"]
+    for fold in (0, 1, 2):
+        code, directory, *_ = run(
+            *options,
+            f"validation.fold={fold}",
+            params="params/folder/discrimloss.yaml",
+            name=f"whole/fold{fold}",
+        )
+        assert code == 0 and not (directory / "test.npz").exists()
+    whole = tmp_path / "whole"
+    assert folds.main([str(whole)]) == 0
+    assert "120 samples judged" in capsys.readouterr().out
+    joined = dict(np.load(whole / "out_of_sample.npz"))
+    assert joined["probabilities"].shape == (120, 10)
+    np.testing.assert_allclose(joined["probabilities"].sum(1), 1, rtol=1e-5)
+    for fold in (0, 1, 2):
+        trained = np.load(whole / f"fold{fold}/samples.npz")["index"]
+        held_out = np.load(whole / f"fold{fold}/held_out.npz")
+        assert not set(trained) & set(joined["index"][joined["fold"] == fold])
+        np.testing.assert_array_equal(
+            held_out["probabilities"], joined["probabilities"][held_out["index"]]
+        )
+    samples = dict(np.load(whole / "samples.npz"))
+    assert set(scores.OUT_OF_SAMPLE) < samples.keys() and len(samples["index"]) == 120
+    own = joined["probabilities"][np.arange(120), samples["given"]]
+    np.testing.assert_array_equal(samples["score"], -own)
+    others = [
+        dict(np.load(whole / f"fold{fold}/samples.npz"))
+        for fold in range(3)
+        if fold != joined["fold"][7]
+    ]
+    means = [float(other["aum"][other["index"] == 7][0]) for other in others]
+    assert samples["aum"][7] == pytest.approx(np.mean(means), rel=1e-5)
+    suspects = pd.read_csv(whole / "suspects.csv")
+    assert sorted(suspects.path) == sorted(
+        str(path.relative_to(root)) for path in root.rglob("*.png")
+    )
+    assert set(suspects.part) == {"fold 0", "fold 1", "fold 2"}
+    assert (np.diff(suspects.quality) >= 0).all()
+    assert suspects.flagged.sum() > 0 and set(planted) <= set(suspects.path)
+    assert set(json.loads((whole / "folds.json").read_text())["runs"]) == {
+        "fold0",
+        "fold1",
+        "fold2",
+    }
+    judged = judge(whole)
+    assert judged.names == suspects.path.tolist() and judged.picture(0).size == (8, 8)
+
+    assert folds.main([str(whole), "--score", "method"]) == 0
+    assert folds.main([str(whole), "--score", "beauty"]) == 2
+    assert "--score must be one of" in capsys.readouterr().err
+    shutil.rmtree(whole / "fold1")
+    assert folds.main([str(whole)]) == 2
+    assert "lacks fold 1" in capsys.readouterr().err
+
+
+def test_a_folder_without_test_part_and_folds_is_refused(run, photos):
+    code, directory, _, complaint = run(
+        f"dataset.root={photos[0]}", *SMALL, params="params/folder/plain.yaml"
+    )
+    assert code == 2 and "there is no test part" in complaint and not directory.exists()
+
+
+def test_folds_of_two_configurations_are_not_joined(run, tmp_path):
+    for fold, rate in ((0, 0.1), (1, 0.2)):
+        options = ["validation.folds=2", f"validation.fold={fold}", f"optimizer.lr={rate}"]
+        run(*options, params="params/digits/plain.yaml", name=f"two/fold{fold}")
+    with pytest.raises(UserError, match=r"another configuration: optimizer\.lr: 0\.1 before, 0\.2"):
+        folds.read_folds(tmp_path / "two")
+    with pytest.raises(UserError, match="holds no runs fold0"):
+        folds.read_folds(tmp_path)
+
+
+def test_one_run_lists_every_file_and_says_which_were_trained_on(run, photos):
+    root, _ = photos
+    options = [*SMALL[:-1], "dataset.test_fraction=0.2", "validation.fraction=0.25"]
+    code, directory, *_ = run(
+        f"dataset.root={root}", *options, params="params/folder/discrimloss.yaml"
+    )
+    assert code == 0
+    suspects = pd.read_csv(directory / "suspects.csv")
+    assert suspects.part.value_counts().to_dict() == {"train": 72, "validation": 24, "test": 24}
+    assert sorted(suspects.path) == sorted(
+        str(path.relative_to(root)) for path in root.rglob("*.png")
+    )
+    assert suspects.quality.between(0, 1).all() and (np.diff(suspects.quality) >= 0).all()
+    assert "probabilities" not in np.load(directory / "held_out.npz")
+    data = folder(root=str(root), image_size=8, num_workers=0)
+    assert judge(directory).names == suspects.path.tolist() and len(data.train) == 96
+
+
+def test_the_launcher_writes_a_cell_a_fold(tmp_path):
+    done = subprocess.run(
+        ["bash", "examples/folds.sbatch", "--dry-run", "dataset.root=photos"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "FOLDS": "3", "RUN": "runs/photos"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if "validation.folds=3" in line]
+    assert [f"run_dir=runs/photos/fold{fold}" in line for fold, line in enumerate(lines)] == [
+        True
+    ] * 3
