@@ -172,6 +172,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path, help="the .npz file to write")
     parser.add_argument("--seed", type=int, default=0, help="of the fit")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the mentor is too small to be shared
     try:
         if options.out.suffix != ".npz":
             raise UserError(f"the file of a mentor must end in .npz, got {options.out}")
