@@ -130,7 +130,7 @@ class CleanNet(SampleLoss):
             "beta": beta,
             "gamma": gamma,
         }
-        self.head = [find_head("CleanNet", model, num_outputs)]  # no module of the loss
+        self.inputs = Inputs(find_head("CleanNet", model, num_outputs))
         self.register_buffer("given", given.to(torch.int64, copy=True))
         self.register_buffer("verified", verified.to(torch.int64, copy=True))
         self.register_buffer("weight", torch.ones(len(given)))
@@ -150,15 +150,13 @@ class CleanNet(SampleLoss):
 
     def _features(self, predict):
         """v [n, F] of all training samples, and their indices, in that order."""
-        kept = []
-        hook = self.head[0].register_forward_pre_hook(
-            lambda module, inputs: kept.append(inputs[0].detach().float().cpu())
-        )
+        self.inputs.wanted = True
         try:
             _, _, index = predict()
         finally:
-            hook.remove()
-        (features,) = gather(torch.cat(kept))
+            self.inputs.wanted = False
+        (features,) = gather(torch.cat([part.float().cpu() for part in self.inputs.kept]))
+        self.inputs.kept.clear()
         order = index.argsort()
         return features[order], index[order]
 
@@ -205,6 +203,22 @@ class CleanNet(SampleLoss):
     def sample_score(self) -> Tensor:
         """Minus the weight, [N]; -1 before the first are computed."""
         return -self.weight
+
+
+class Inputs:
+    """What a layer is given, kept while it is wanted.
+
+    The hook is there from the beginning: a model that is compiled ignores later ones.
+    """
+
+    def __init__(self, layer: nn.Module):
+        self.wanted, self.kept = False, []
+
+        def keep(module, inputs):
+            if self.wanted:
+                self.kept.append(inputs[0].detach())
+
+        layer.register_forward_pre_hook(keep)
 
 
 class CleanNetwork(nn.Module):

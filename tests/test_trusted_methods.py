@@ -423,7 +423,7 @@ def test_samples_that_do_not_resemble_the_class_of_their_label_lose_their_weight
     assert torch.equal(method.weight, torch.ones(300))
     method.set_epoch(1)
     method.end_epoch(predict)
-    assert torch.equal(torch.get_rng_state(), before) and not model._forward_pre_hooks
+    assert torch.equal(torch.get_rng_state(), before) and not method.inputs.kept
     assert torch.equal(method.weight[known], (~wrong)[known].float())
     others, weight = ~known, method.weight
     assert weight[others & ~wrong].mean() > weight[others & wrong].mean() + 0.4
@@ -438,6 +438,24 @@ def test_samples_that_do_not_resemble_the_class_of_their_label_lose_their_weight
     losses = method(output, given[index], index)
     torch.testing.assert_close(losses, weight[index] * cross_entropy(output, given[index]))
     torch.testing.assert_close(method.sample_score(), -weight)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_features_are_those_that_a_compiled_model_computes():
+    model, inputs, order = network(), torch.randn(N, FEATURES), torch.randperm(N)
+    method = cleannet(model)
+    compiled = torch.compile(model.eval(), backend="eager")
+
+    @torch.no_grad()
+    def predict():
+        return torch.cat([compiled(part) for part in inputs[order].split(20)]), GIVEN, order
+
+    predict()
+    features, index = method._features(predict)
+    torch.testing.assert_close(features, model[:2](inputs).detach())
+    assert torch.equal(index, torch.arange(N)) and not method.inputs.kept
+    predict()
+    assert not method.inputs.kept
 
 
 def test_weights_are_computed_after_the_epochs_that_are_asked_for():
