@@ -34,7 +34,8 @@ class ReplayLearningToReweight:
         layers = [first, nn.Tanh(), nn.Linear(*sizes[1:])] if hidden else [first]
         self.network, self.linear = nn.Sequential(*layers), layers[::2]
         self.decay = hyper["weight_decay_in_the_trusted_loss"]
-        method = LookAhead if "legacy" in hyper["path"] else LearningToReweight
+        legacy = "legacy" in hyper["path"] or hyper.get("legacy", False)
+        method = LookAhead if legacy else LearningToReweight
         self.loss = method(
             cross_entropy,
             about["N"],
