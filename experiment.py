@@ -208,10 +208,14 @@ class Experiment:
             model=self.model,
             objective=self.objective,
             optimizer=self.optimizer,
-            schedule=self.schedule,
+            schedule=self._schedule_from_its_start(),
             record=self.record,
             log=self.log,
         )
+
+    def _schedule_from_its_start(self):
+        extended = self.config["extended"] is not None and self.schedule is not None
+        return schedules.FromItsStart(self.schedule) if extended else self.schedule
 
     def resume(self):
         """Go on from the checkpoint, if there is one, and distribute the model."""
@@ -411,7 +415,10 @@ class Experiment:
             run_inputs.write_selection(self.path, self.selection)
         if self.config["record_losses"]:
             count = len(self.data.train)
-            run_inputs.create_recordings(self.path, self._recordings, self.epochs, count)
+            extended = self.config["extended"] is not None
+            run_inputs.create_recordings(
+                self.path, self._recordings, self.epochs, count, longer=extended
+            )
 
     def _check_score(self):
         score = self.config["score"]

@@ -3,7 +3,7 @@
     python -m benchmarks.suspects --seeds 5 threads=1
 
 A folder of your own is read in the same way. Precision at N: of the first N suspects, how many are
-among the N planted errors.
+among the N planted errors; of the suspects that were trained on, as none were planted in test/.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def precision(method: str, seed: int, fraction: float, options: list[str]) -> di
             *options,
         ]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        first = pd.read_csv(Path(directory, "run/suspects.csv")).path[: len(planted)]
+        suspects = pd.read_csv(Path(directory, "run/suspects.csv"))
+        first = suspects.path[suspects.part == "train"][: len(planted)]
     return {
         "method": method,
         "seed": seed,

@@ -126,12 +126,16 @@ def make_sweep(
                 )
 
 
-def write_digits(root: Path, fraction: float, seed: int) -> list[str]:
+def write_digits(root: Path, fraction: float, seed: int, count: int | None = None) -> list[str]:
     """Write train/<class>/<number>.png and test/...; returns the paths in there of those planted.
 
-    Planted are this fraction of the training images: they are under another class.
+    Planted are this fraction of the training images: they are under another class. ``count``: of
+    the training images, so many.
     """
     dataset, generator, planted = digits(), np.random.default_rng(seed), []
+    if count is not None:
+        dataset.train.inputs = dataset.train.inputs[:count]
+        dataset.train.targets = dataset.train.targets[:count]
     order = generator.permutation(len(dataset.train))
     chosen = set(order[: round(fraction * len(order))].tolist())
     for part, split in (("train", dataset.train), ("test", dataset.test)):

@@ -151,3 +151,13 @@ def test_features_fit_every_dataset_of_images_and_noise_that_looks_at_them(run, 
 def test_features_that_are_not_to_be_had_are_named(run, options, message):
     code, _, _, complaints = run(*options)
     assert code == 2 and message in complaints
+
+
+def test_a_folder_without_test_part_is_judged_whole(run, tree, tmp_path):
+    options = [f"dataset.root={tree}", "features.image_size=32", f"data_root={tmp_path}/data"]
+    options += ["features.name=efficientnet_lite0", "model.hidden=[]", "schedule=null"]
+    options += ["dataset.test_fraction=0", "validation.folds=2", "validation.fold=1"]
+    code, directory, _, complaint = run(*options, params="params/folder/plain.yaml")
+    assert code == 0, complaint
+    parts = [np.load(directory / name)["index"] for name in ("samples.npz", "held_out.npz")]
+    assert len(np.union1d(*parts)) == sum(map(len, parts)) > 0

@@ -68,6 +68,9 @@ def test_the_sample_is_of_what_is_neither_listed_nor_flagged(tmp_path):
     other = make_listing(judged, 60).sample
     assert len(set(other) & set(listing.sample)) > 35  # if the list is made anew, and longer
     assert make_listing(judged, 300).sample == []
+    usual, num_flagged = make_listing(judged), int(judged.table["flagged"].sum())
+    assert len(usual.suspects) == num_flagged + (300 - num_flagged + 1) // 2
+    assert len(usual.sample) == 50 and not set(usual.sample) & set(usual.suspects)
 
 
 def test_a_sample_that_is_there_twice_is_looked_at_once(tmp_path):

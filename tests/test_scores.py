@@ -124,26 +124,23 @@ def test_larger_suspicion_is_worse():
     }
 
 
-def test_quality_keeps_the_order_of_the_score_and_deals_out_probabilities():
-    score = np.array([5.0, 1.0, 3.0, 1.0, np.nan])
-    share = scores.quality(score)
+def test_quality_is_the_part_that_is_more_suspicious():
+    share = scores.quality(np.array([5.0, 1.0, 3.0, 1.0, np.nan]))
     np.testing.assert_allclose(share[:4], [0.125, 0.75, 0.375, 0.75])
     assert np.isnan(share[4])
-    dealt = scores.quality(score, np.array([0.9, 0.2, 0.4, 0.8, np.nan]))
-    np.testing.assert_allclose(dealt[:4], [0.2, 0.85, 0.4, 0.85], rtol=1e-6)
-    np.testing.assert_allclose(scores.quality(score, np.full(5, np.nan)), share)
 
 
 def test_parts_are_merged_by_quality():
     def part(losses):
         losses = np.array(losses, np.float32)
-        chances, count = np.exp(-losses), np.arange(len(losses))
-        table = {"index": count, "target": count, "loss": losses, "predicted": count}
-        return without_training(table | {"given_probability": chances})
+        count = np.arange(len(losses))
+        return without_training(
+            {"index": count, "target": count, "loss": losses, "predicted": count}
+        )
 
-    table = merge({"train": part([0.1, 3.0]), "test": part([1.0, 4.0, 0.2])})
-    assert table["part"].tolist() == ["test", "train", "test", "test", "train"]
-    assert table["index"].tolist() == [1, 1, 0, 2, 0]
+    table = merge({"train": part([0.1, 3.0]), "test": part([1.0, 4.0, 0.2, 0.3])})
+    assert table["part"].tolist() == ["test", "train", "test", "test", "train", "test"]
+    assert table["index"].tolist() == [1, 1, 0, 3, 0, 2]
     assert (np.diff(table["quality"]) > 0).all() and (table["true"] == -1).all()
 
 

@@ -63,9 +63,7 @@ def sample_table(
     """
     index = predicted["index"]
     columns = {name: values for name, values in predicted.items() if name not in FIRST}
-    chosen, confidence = score[index], scores.get("confidence", scores.get("self_confidence"))
-    if confidence is not None:
-        confidence = confidence[index]
+    chosen = score[index]
     return {
         "index": index,
         "given": predicted["target"],
@@ -75,7 +73,7 @@ def sample_table(
         "score": chosen,
         "predicted": predicted["predicted"],
         "flagged": flag(chosen),
-        "quality": quality(chosen, confidence),
+        "quality": quality(chosen),
         **columns,
         **{name: values[index] for name, values in scores.items()},
     }

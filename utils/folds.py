@@ -104,9 +104,9 @@ def join(folds: list[Path], ranking: str | None) -> dict[str, np.ndarray]:
         columns |= {key: everything[key]} if key in everything else {}
     if "second_probability" in everything:
         columns["second_probability"] = everything["second_probability"]
-    confident = {"confidence": everything["given_probability"]} if "second" in everything else {}
-    table = sample_table(columns, everything["true"], scores=known | confident, score=score)
-    table |= known  # the confidence in training, which quality is not made from here
+    table = sample_table(columns, everything["true"], scores=known, score=score)
+    if ranking is None and "self_confidence" in known:
+        table["quality"] = known["self_confidence"]  # comparable, as all are out of sample
     part = np.array([f"fold {fold}" for fold in everything["fold"]])
     extra = {"index": index, "fold": everything["fold"], "part": part}
     if "probabilities" in everything:

@@ -111,28 +111,17 @@ def out_of_sample(probabilities: np.ndarray, given: np.ndarray) -> dict[str, np.
     }
 
 
-def quality(score: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
-    """How good each label is, [N] in [0, 1]: low is bad, as cleanlab has it.
+def quality(score: np.ndarray) -> np.ndarray:
+    """How good each label is among these, [N] in [0, 1]: which part of them is more suspicious.
 
-    The values are the probabilities of the given labels, dealt out in the order of the score: the
-    most suspicious label gets the lowest one. So they can be compared between samples that were
-    trained on and others, whose scores cannot. Without probabilities they are the part of the
-    labels that is more suspicious. Without a score (NaN) it is NaN.
-
-    Args:
-        confidence: [N], probabilities of the given labels; if the sample was trained on, its mean
-            over the epochs.
+    Low is bad, as cleanlab has it: 0.02 is among the 2 % most suspicious. So samples of two parts
+    can be merged whose scores cannot be compared, since one was trained on and the other was not;
+    either is taken to hold as many wrong labels. Without a score (NaN) it is NaN.
     """
     from scipy.stats import rankdata
 
     known = np.isfinite(score)
     made = np.full(len(score), np.nan, np.float32)
     if known.any():
-        ranks = rankdata(-score[known])
-        if confidence is None or not np.isfinite(confidence[known]).all():
-            made[known] = (ranks - 0.5) / known.sum()
-        else:  # equal scores get the mean of theirs
-            ordered = np.sort(confidence[known])
-            positions = np.arange(1, len(ordered) + 1)
-            made[known] = np.interp(ranks, positions, ordered)
+        made[known] = (rankdata(-score[known]) - 0.5) / known.sum()
     return made

@@ -74,6 +74,7 @@ class Settings:
     evaluate_networks: Literal["first", "mean"] = "first"  # of methods with several networks
     record_losses: bool = False  # write losses.npy and margins.npy, after each epoch
     augment_recording: bool = True  # record the losses of augmented samples
+    extended: list[dict] | None = None  # set by a finished run that goes on for more epochs
     score: Annotated[str | None, SCORE] = None  # ranks the samples: one of utils.scores
     tensorboard: bool = False
     data_root: str = "data"

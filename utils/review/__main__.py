@@ -44,7 +44,7 @@ def check(options: argparse.Namespace):
         raise UserError("--output names the file of --export, which is not given")
     if options.apply and options.export:
         raise UserError("--apply and --export are two commands: give one of them")
-    if options.count < 1:
+    if options.count is not None and options.count < 1:
         raise UserError(f"--count must be at least 1, got {options.count}")
 
 
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = command.add_argument
     add("run", type=Path, help="the directory of a finished run")
-    add("--count", type=int, default=2000, help="how many suspects are listed (2000)")
+    add("--count", type=int, help="how many suspects are listed (2000; of a small set about half)")
     add(
         "--stop-below",
         type=rate,

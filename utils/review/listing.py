@@ -11,6 +11,7 @@ from utils.escapes import CONTROL
 from utils.files import atomic_write, read_json
 from utils.judged import JOINED, Judged
 
+COUNT = 2000  # suspects, if there are enough
 SAMPLE_SIZE = 50  # of the random sample of what nobody suspects
 NAME = "review.json"
 
@@ -24,17 +25,21 @@ class Listing:
     num_unsuspected: int  # neither among the suspects nor flagged
 
 
-def make_listing(judged: Judged, count: int) -> Listing:
+def make_listing(judged: Judged, count: int | None = None) -> Listing:
     """The ``count`` most suspicious rows, and a random sample of those that nobody suspects.
 
-    The sample is the same whenever it is drawn. A file that a table lists twice under one label is
-    looked at once.
+    Without a count they are COUNT, but besides those that are flagged at most half of the others:
+    of the rest the sample can be drawn. It is the same whenever it is drawn. A file that a table
+    lists twice under one label is looked at once.
     """
     names, given = keys(judged), judged.table["given"]
     first = list(
         {(name, given[row]): row for row, name in reversed(list(enumerate(names)))}.values()
     )
     first.sort()
+    if count is None:
+        num_flagged = int(judged.table["flagged"].sum())
+        count = min(COUNT, num_flagged + (len(first) - num_flagged + 1) // 2)
     suspects = first[:count]
     # Drawn in one order for all counts, so that the samples of two lists have most in common.
     order = np.random.default_rng(0).permutation(len(names))
@@ -53,7 +58,7 @@ def identifiers(judged: Judged) -> list[str]:
 
 def has_files(judged: Judged) -> bool:
     """Whether the samples are files, and their names paths."""
-    return isinstance(judged.data.train.inputs, list)
+    return isinstance(judged.data.train.source, list)
 
 
 def keys(judged: Judged) -> list[str]:
