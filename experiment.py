@@ -10,7 +10,8 @@ from torch import Tensor
 import datasets
 import losses
 import models
-from datasets import features, loader, noise, selection, splits
+from datasets import features, loader, look, noise, selection, splits
+from datasets.base import warn
 from datasets.contents import contents
 from datasets.streams import batch_slices
 from losses.base import Objective, as_objective
@@ -166,6 +167,7 @@ class Experiment:
         seed_everything(config["seed"])
         # 6. The model, before the method, which may copy it.
         self.model = self._build_model()
+        self._look()
         # 7. The method, before the loaders: it says what a batch is to hold.
         self.objective = self._build_objective()
         self.loaders = loader.make_loaders(
@@ -463,6 +465,17 @@ class Experiment:
         example, targets = self.data.example(), self.data.train.targets[:2]
         check_fit(model, self.task_loss, example, targets, self.device)
         return model
+
+    def _look(self):
+        """Say what about images and network does not go together."""
+        model = self.config["model"]
+        lines = look.mismatches(
+            self.data,
+            pretrained=bool(model.get("pretrained") or model.get("weights")),
+            num_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+        )
+        for line in lines:
+            warn(line)
 
     def _build_objective(self) -> Objective:
         spec = without_own_rate(losses, self.config["loss"])
