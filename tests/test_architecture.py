@@ -26,7 +26,7 @@ from models.several import build_several
 from tests.toy_methods import ALL
 from utils import optimizers, schedules
 from utils.build import build
-from utils.config import Loader, load
+from utils.config import Loader, load, without_own_rate
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"datasets", "losses", "models", "utils"}
@@ -239,7 +239,7 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert, tmp_path):
         network = build_several(lambda outputs=outputs: torch.nn.Linear(3, outputs), networks)
         loss = build(
             losses,
-            config["loss"],
+            without_own_rate(losses, config["loss"]),
             task_loss=task_loss,
             num_samples=50,
             num_outputs=outputs,

@@ -60,7 +60,8 @@ ALSO = {
         {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
     ],
 }
-REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # these are also tested on regression
+# these are also tested on regression, the last one in tests/test_trusted_methods.py
+REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss", "LearningToReweight"}
 
 
 def cases():
