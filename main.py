@@ -7,7 +7,7 @@
   torchrun --nproc-per-node=2 main.py params/cifar10/discrimloss.yaml precision=bf16 compile=true
       two GPUs
   python main.py params/folder/discrimloss.yaml dataset.root=images
-      your own train/ and test/ folders
+      your own images, in folders <class>/
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM
 and SIGUSR1 end the step, save and exit with 75 (torchrun: SIGTERM, 1). --help after a params file
@@ -78,7 +78,7 @@ def train_epoch(run: Experiment, stop: StopRequest):
 def end_epoch(run: Experiment):
     """Evaluate, add a row to metrics.csv, step the schedule, let the method change its state."""
     row = {"epoch": run.epoch} | run.evaluate()
-    run.log.add_row(row | run.record.end_epoch(run.noise.corrupted))
+    run.log.add_row(row | run.record.end_epoch(run.corrupted))
     schedules.step(run.schedule, after="epoch")
     run.objective.end_epoch(run.predict_training)
 

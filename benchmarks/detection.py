@@ -6,9 +6,10 @@
 For each case, method and seed all folds are trained and joined, so that each sample is judged by
 networks that were not trained on it, and its scores of training are the means over those that were.
 Average precision, precision at N (of the first N, how many of the N wrong labels), and AUROC; all
-rankings of one seed are of the same runs. A row that is in the table already is not made again.
-cleanlab (pip install cleanlab) gets the same out-of-sample probabilities. Columns ``selected`` and
-``recall`` are of those scores that select: how many labels, and which part of the wrong ones.
+rankings of one seed are of the same runs. What is in the table already is not made again. cleanlab
+(pip install cleanlab) gets the same out-of-sample probabilities. ``runs.csv`` has all figures, of
+rules that select labels too: how many, their precision, and the part of the wrong ones that is
+among them; beside it is a table a figure, with a column a case and method.
 """
 
 import argparse
@@ -44,14 +45,10 @@ CASES = {  # folder of params, folds, options
 METHODS = {"text": ("plain_frozen", "discrimloss_frozen")}  # else plain, discrimloss
 
 
-def rankings(table: dict[str, np.ndarray], own: str) -> dict[str, np.ndarray]:
-    """Rankings [N] by name, larger is more suspicious, of what ``utils.folds.join`` returns.
-
-    Args:
-        own: name of the score of the method.
-    """
+def rankings(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rankings [N] by name, larger is more suspicious, of what ``utils.folds.join`` returns."""
     found = {name: scores.suspicion(name, table) for name in scores.NAMES if name in table}
-    found[f"{own} (the method's own)"] = table["score"]
+    found["method's own"] = table["score"]
     found["loss, out of sample"] = table["loss"]
     chances, given = table["probabilities"].astype(float), table["given"]
     from cleanlab.rank import get_label_quality_scores
@@ -74,10 +71,10 @@ def selections(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def measure(table: dict[str, np.ndarray], own: str) -> list[dict]:
+def measure(table: dict[str, np.ndarray]) -> list[dict]:
     """A row per ranking and selection."""
     wrong, rows = table["given"] != table["true"], []
-    for name, ranking in rankings(table, own).items():
+    for name, ranking in rankings(table).items():
         order = np.argsort(-ranking, kind="stable")
         row = {"score": name, "average_precision": average_precision_score(wrong, ranking)}
         row["precision_at_n"] = wrong[order[: wrong.sum()]].mean()
@@ -102,7 +99,17 @@ def run(case: str, method: str, seed: int, options: list[str]) -> list[dict]:
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     table = join(read_folds(directory), "method")
     shutil.rmtree(directory)
-    return measure(table, method.removesuffix("_frozen"))
+    return measure(table)
+
+
+def write_tables(rows: pd.DataFrame, folder: Path):
+    """A table a figure: a row a score and seed, a column a case and method."""
+    columns = rows.case + ", " + rows.method
+    for figure in ("average_precision", "precision_at_n"):
+        known = rows.assign(column=columns).dropna(subset=figure)
+        table = known.pivot(index=["score", "seed"], columns="column", values=figure)
+        table = table[list(dict.fromkeys(known.column))]
+        table.reindex(known.score.unique(), level="score").to_csv(folder / f"{figure}.csv")
 
 
 def main():
@@ -130,6 +137,7 @@ def main():
                 rows = pd.DataFrame([cell | row for row in run(case, method, seed, options)])
                 known = pd.concat([known, rows]).round(5)
                 known.to_csv(arguments.out, index=False)
+                write_tables(known, arguments.out.parent)
                 best = rows.sort_values("average_precision", ascending=False).head(3)
                 print(cell, best[["score", "average_precision"]].to_dict("list"), flush=True)
 

@@ -38,7 +38,7 @@ def accuracy(run: Path, photos: Path, output: Path) -> float:
     """Of a finished run on images in class folders, in percent."""
     command("-m", "utils.predict", run, photos, "--output", output)
     table = pd.read_csv(output, dtype=str)
-    return 100 * (table.path.str.split("/").str[0] == table.label).mean()
+    return float(100 * (table.path.str.split("/").str[0] == table.label).mean())
 
 
 def mend(seed: int, params: str, folds: int, options: list[str], folder: Path) -> dict:
@@ -76,11 +76,8 @@ def mend(seed: int, params: str, folds: int, options: list[str], folder: Path) -
     )
     first = folder / "whole" if folds else run
     return {
-        "params": params,
-        "folds": folds,
-        "seed": seed,
         "judged": len(suspects),
-        "precision_at_30": suspects.path[:PLANTED].isin(planted).mean(),
+        "precision_at_30": float(suspects.path[:PLANTED].isin(planted).mean()),
         "wrong_before": len(planted),
         "wrong_after": int(left.sum()),
         "accuracy_before": accuracy(first, test, folder / "before.csv"),
@@ -102,8 +99,10 @@ def main():
     for seed in range(1, arguments.seeds + 1):
         for params in arguments.params:
             with tempfile.TemporaryDirectory() as folder:
-                cell = seed, params, arguments.folds
-                rows.append(mend(*cell, arguments.options, Path(folder)))
+                cell = {"params": params, "folds": arguments.folds, "seed": seed}
+                if any(cell.items() <= row.items() for row in rows):
+                    continue  # it is in the table already
+                rows.append(cell | mend(**cell, options=arguments.options, folder=Path(folder)))
             print(rows[-1], flush=True)
             pd.DataFrame(rows).round(4).to_csv(arguments.out, index=False)
     table = pd.DataFrame(rows).groupby(["params", "folds"]).mean().drop(columns="seed")

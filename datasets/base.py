@@ -71,6 +71,7 @@ class Dataset:
     more_tests: dict[str, Split] = field(default_factory=dict)  # other test parts, by name
     memory_limit: int = 0  # image files of a part are kept decoded if they take no more bytes
     cache: Path | None = None  # a folder to keep image files in, resized once and packed
+    features_size: int = 0  # height and width of the images that inputs are features of, if any
     unreadable: dict[str, str] = field(default_factory=dict)  # files left out here, path: reason
     made_split: bool = False  # files were split into train and test here: a run writes down how
     doubtful_test: bool = False  # the labels of the test part are as doubtful as the others

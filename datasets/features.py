@@ -61,21 +61,20 @@ def replace_images(
     network = network.eval().to(device, memory_format=torch.channels_last)
     extract = _Extractor(network, image_size, normalisation(mean, std), device, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        parts, kept = {}, None
-        for field in fields(dataset):
-            part = getattr(dataset, field.name)
-            if isinstance(part, Split):
-                parts[field.name], rows = extract(part)
-                kept = rows if field.name == "train" else kept
-        tests = {name: extract(part)[0] for name, part in dataset.more_tests.items()}
+    parts, kept = {}, None
+    for field in fields(dataset):
+        part = getattr(dataset, field.name)
+        if isinstance(part, Split):
+            parts[field.name], rows = extract(part)
+            kept = rows if field.name == "train" else kept
+    tests = {name: extract(part)[0] for name, part in dataset.more_tests.items()}
     return replace(
         dataset,
         **parts,
         more_tests=tests,
         in_channels=parts["train"].inputs.shape[1],
         image_size=1,
+        features_size=image_size,
         mean=(),
         std=(),
         crop_padding=0,
@@ -102,6 +101,8 @@ class _Extractor:
 
     def __call__(self, part: Split) -> tuple[Split, Tensor]:
         """The part made of features, and which of its rows can be read."""
+        if len(part) == 0:  # a test part may be
+            return Split(torch.empty(0, 0), part.targets, images=part.source), torch.arange(0)
         chunks = []
         with (
             ThreadPoolExecutor() as pool,  # files are read without the interpreter's lock
@@ -113,11 +114,8 @@ class _Extractor:
                 inputs = part.inputs[rows[0] : rows[-1] + 1]
                 path = self.folder / f"{self._name(inputs, pool)}.npy"
                 if not path.exists():
-                    features = self._compute(inputs, pool, bar)
-                    with atomic_write(path, "wb") as file:
-                        np.save(file, features.numpy())
-                else:
-                    bar.update(len(rows))
+                    self._write(path, inputs, pool)
+                bar.update(len(rows))
                 chunks.append(self._read(path, len(rows)))
         features = torch.cat(chunks)
         kept = features[:, 0].isfinite().nonzero().squeeze(1)
@@ -137,7 +135,16 @@ class _Extractor:
                 digest.update(content.encode())
         return digest.hexdigest()[:32]
 
-    def _compute(self, inputs, pool, bar):
+    def _write(self, path, inputs, pool):
+        """Compute and keep features, unless another process has done so meanwhile."""
+        with open(self.folder / f".lock-{path.name[0]}", "w") as lock:  # few, which stay
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                features = self._compute(inputs, pool)
+                with atomic_write(path, "wb") as file:
+                    np.save(file, features.numpy())
+
+    def _compute(self, inputs, pool):
         """Features [n, D]; NaN of those that cannot be read."""
         batches = []
         for start in range(0, len(inputs), BATCH):
@@ -151,7 +158,6 @@ class _Extractor:
             size = len(inputs[start : start + BATCH])
             features = self._features(batch) if len(batch) else None
             batches.append((size, readable, features))
-            bar.update(size)
         width = next((part.shape[1] for *_, part in batches if part is not None), 1)
         table = []
         for size, readable, features in batches:

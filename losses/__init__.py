@@ -12,18 +12,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cleannet import CleanNet as CleanNet
     from .co_teaching import CoTeaching as CoTeaching
     from .co_teaching_plus import CoTeachingPlus as CoTeachingPlus
     from .data_parameters import DataParameters as DataParameters
     from .decoupling import Decoupling as Decoupling
     from .discrimloss import DiscrimLoss as DiscrimLoss
+    from .distillation import Distillation as Distillation
+    from .distillation import Teacher as Teacher
     from .forward_correction import ForwardCorrection as ForwardCorrection
     from .gce import GCE as GCE
     from .gradient_rescaling import GradientRescaling as GradientRescaling
     from .jocor import JoCoR as JoCoR
     from .joint_optimization import JointOptimization as JointOptimization
+    from .label_cleaning import LabelCleaning as LabelCleaning
+    from .learning_to_reweight import LearningToReweight as LearningToReweight
     from .mentornet import MentorNet as MentorNet
     from .mixmatch import MixMatch as MixMatch
+    from .noisy_clean_crf import NoisyCleanCRF as NoisyCleanCRF
     from .plain import Plain as Plain
     from .selfie import SELFIE as SELFIE
     from .superloss import SuperLoss as SuperLoss
@@ -50,6 +56,12 @@ FILES = {
     "SELFIE": "selfie",
     "JointOptimization": "joint_optimization",
     "TwoStage": "two_stage",
+    "LearningToReweight": "learning_to_reweight",
+    "LabelCleaning": "label_cleaning",
+    "Teacher": "distillation",
+    "Distillation": "distillation",
+    "NoisyCleanCRF": "noisy_clean_crf",
+    "CleanNet": "cleannet",
 }
 __all__ = list(FILES)
 

@@ -26,11 +26,13 @@ class SampleLoss(nn.Module):
     Class attributes:
         drops_samples: some samples may get no loss at all, and so no gradient.
         takes_soft_targets: ``target`` may also be a distribution per sample, [B, C].
+        needs_soft_targets: ``target`` is to be one, of another run.
         follows_epochs: it does something else in later epochs, so ``set_epoch`` must be called.
     """
 
     drops_samples = False
     takes_soft_targets = False
+    needs_soft_targets = False
     follows_epochs = False
     epoch = 0
     num_drawn = 0  # samples in training mode since set_epoch
@@ -87,7 +89,7 @@ class Objective(nn.Module):
             ``extra`` whose input [K, B, ...] is K augmented views of samples that a selection has
             left out.
         trusted_batch_size: how many samples with true labels each batch carries as its ``extra``.
-        takes_soft_targets, follows_epochs: as in SampleLoss.
+        takes_soft_targets, needs_soft_targets, follows_epochs: as in SampleLoss.
 
     Attributes:
         scored: outputs of the last batch, with their gradient retained, targets and indices; None
@@ -98,6 +100,7 @@ class Objective(nn.Module):
     unlabelled: Mapping[str, int] = MappingProxyType({})
     trusted_batch_size = 0
     takes_soft_targets = False
+    needs_soft_targets = False
     follows_epochs = False
     scored: tuple[Tensor, Tensor, Tensor] | None = None
     epoch = 0
@@ -133,6 +136,7 @@ class Supervised(Objective):
         super().__init__()
         self.loss = loss
         self.takes_soft_targets = loss.takes_soft_targets
+        self.needs_soft_targets = loss.needs_soft_targets
 
     def forward(self, model: nn.Module, batch) -> Tensor:
         self.scored = gather(model(batch.input), batch.target, batch.index)

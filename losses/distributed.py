@@ -8,6 +8,7 @@ Processes are those that torchrun has started, or those of the process group tha
 given. In a process that is alone each of these functions does nothing.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 # What torchrun tells each process about itself.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -74,6 +76,16 @@ def gather(*shares: Tensor) -> tuple[Tensor, ...]:
     return tuple(_Gather.apply(tensor, sizes) for tensor in shares)
 
 
+def mean_over_processes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """For each tensor, the mean of those of all processes; in one exchange, without a gradient."""
+    if not is_distributed():
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.div_(world_size()).split([tensor.numel() for tensor in tensors])
+    return tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, sizes):
@@ -123,6 +135,25 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model that ``data_parallel`` was given: not compiled, nor shared between processes."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextlib.contextmanager
+def synchronised_batch_norm(model: nn.Module):
+    """While entered, each SyncBatchNorm computes in a way that can be differentiated repeatedly."""
+    norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.forward = functools.partial(batch_norm_of_all, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
 def batch_norm_of_all(norm: nn.Module, inputs: Tensor) -> Tensor:
     """What a BatchNorm computes, from the whole batch of all processes."""
     if not norm.training:
@@ -149,9 +180,14 @@ class _Sum(torch.autograd.Function):
     """The sum of a tensor over all processes, each of which computes a part of the final loss."""
 
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(tensor):
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """There is nothing to remember."""
+
     backward = staticmethod(lambda ctx, grad: _Sum.apply(grad))
+    jvp = staticmethod(lambda ctx, tangent: _Sum.apply(tangent))

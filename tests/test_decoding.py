@@ -1,14 +1,16 @@
 """Pictures that would decode to nothing: of 16 bits, of floats, with alpha; and those to turn."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.images import decode, decode_all, pack
+from utils import plots
 from utils.plots import draw_suspects
 
 RAMP = np.arange(64).reshape(8, 8) * 1040  # up to 65,520
@@ -106,7 +108,7 @@ def test_a_contact_sheet_shows_what_is_trained_on(tmp_path):
     image.save(path, exif=image.getexif())
     table = {key: np.zeros(1, int) for key in ("index", "given", "predicted")}
     draw_suspects(tmp_path / "sheet.png", table, str, [path])
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[2:98, 2:98]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[26:122, 2:98]
     assert sheet[:, :48].min() == 255 and sheet[:, 48:].max() == 0
 
 
@@ -120,3 +122,46 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "x.png")]
     Image.new("RGB", (4, 4)).save(paths[0])
     assert decode_all(paths, 10**6).shapes.tolist() == [[4, 4], [0, 0]]
+
+
+def test_below_an_image_stand_its_rank_and_file_and_labels_in_a_font_that_has_their_letters(
+    tmp_path, monkeypatch
+):
+    written = []
+
+    def note(drawing, position, text, colour, font):
+        written.append((text, colour))
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    paths = [str(tmp_path / name) for name in ("first.png", "IMG_20240101_123456.png")]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    table = {"index": np.array([1, 0]), "given": np.array([0, 1]), "predicted": np.array([0, 0])}
+    draw_suspects(tmp_path / "sheet.png", table, ["Äpfel", "a" * 30].__getitem__, paths)
+    legend, below = written[:2], written[2:]
+    assert ["rank and file" in legend[0][0], "predicted" in legend[1][0]] == [True, True]
+    assert below == [
+        ("1 IMG_202…56.png", "#777777"),
+        ("Äpfel", "black"),
+        ("2 first.png", "#777777"),
+        ("aaaaaaaa…aaaaaaa", "black"),
+        ("Äpfel?", legend[1][1]),
+    ]
+    table = {key: values[:1] for key, values in table.items()}
+    written.clear()
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    draw_suspects(tmp_path / "sheet.png", table, str, images)
+    assert written[2][0] == "1 1"
+
+
+def test_a_font_is_chosen_by_the_letters_of_a_name(monkeypatch, tmp_path):
+    assert plots.font_for("plain") is plots.font_for("Äpfel")
+    own = plots._paths()[0]
+    other = shutil.copy(own, tmp_path / "other.ttf")
+    letters = {own: {ord("a")}, other: {ord("a"), ord("狗")}}
+    monkeypatch.setattr(plots, "_paths", lambda: [own, other])
+    monkeypatch.setattr(plots, "_letters", letters.__getitem__)
+    assert plots.font_for("狗").path == other and plots.font_for("狗猫").path == own
+    assert plots.shorten("狗" * 8, 16) == "狗" * 8
+    assert plots.shorten("狗" * 9, 16) == "狗狗狗狗…狗狗狗"
+    assert plots.shorten("a\udcff", 16) == "a?"

@@ -12,6 +12,7 @@ from PIL import Image
 from datasets import features, folder
 from datasets.base import Dataset, Split
 from datasets.features import replace_images
+from datasets.look import mismatches
 from tests.test_datasets import random_images, write_tree
 
 MEAN = (0.5, 0.5, 0.5)
@@ -151,3 +152,56 @@ def test_features_fit_every_dataset_of_images_and_noise_that_looks_at_them(run, 
 def test_features_that_are_not_to_be_had_are_named(run, options, message):
     code, _, _, complaints = run(*options)
     assert code == 2 and message in complaints
+
+
+def test_a_folder_without_test_part_is_judged_whole(run, tree, tmp_path):
+    options = [f"dataset.root={tree}", "features.image_size=32", f"data_root={tmp_path}/data"]
+    options += ["features.name=efficientnet_lite0", "model.hidden=[]", "schedule=null"]
+    options += ["dataset.test_fraction=0", "validation.folds=2", "validation.fold=1"]
+    code, directory, _, complaint = run(*options, params="params/folder/plain.yaml")
+    assert code == 0, complaint
+    parts = [np.load(directory / name)["index"] for name in ("samples.npz", "held_out.npz")]
+    assert len(np.union1d(*parts)) == sum(map(len, parts)) > 0
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "warning"),
+    [
+        (8, ["dataset.image_size=32"], "have 8 pixels (median of their shorter sides)"),
+        (8, ["dataset.image_size=16"], None),
+        (8, ["features=efficientnet_lite0", "features.image_size=32"], None),
+        (120, ["dataset.image_size=32"], "dataset.image_size=32 leaves little of them"),
+        (
+            120,
+            ["features=efficientnet_lite0", "features.image_size=32"],
+            "features.image_size=32 leaves little of them",
+        ),
+        (40, ["dataset.image_size=64"], None),
+    ],
+)
+def test_images_that_do_not_fit_their_network_are_named(run, tmp_path, side, options, warning):
+    for row in range(20):
+        path = tmp_path / "photos" / "ab"[row % 2] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side + row, side), (row, 0, 0)).save(path)
+    options = [f"dataset.root={tmp_path}/photos", f"data_root={tmp_path}", "epochs=1", *options]
+    options += ["dataset.num_workers=0", "schedule=null"]
+    code, _, _, warnings = run(*options, params="params/folder/plain.yaml")
+    named = [line for line in warnings.splitlines() if "the images have" in line]
+    assert code == 0 and (warning in named[0] if warning else not named)
+
+
+def test_a_large_network_from_scratch_and_small_classes_are_named(tmp_path):
+    for row in range(40):
+        path = tmp_path / "ab"[row % 2] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (row, 0, 0)).save(path)
+    data = folder(root=str(tmp_path), image_size=32)
+    facts = {"pretrained": False, "num_parameters": 11_000_000}
+    assert mismatches(data, **facts | {"num_parameters": 1000}) == []
+    assert mismatches(data, **facts | {"pretrained": True}) == []
+    (line,) = mismatches(data, **facts)
+    assert "32 images are few for a network of 11,000,000 parameters from scratch" in line
+    data.train.targets, data.classes = torch.arange(32) // 2, [str(name) for name in range(16)]
+    (line,) = mismatches(data, **facts | {"pretrained": True})
+    assert "half of the 16 classes have fewer than 5 training images" in line

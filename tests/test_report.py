@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.fixtures import make_run, make_sweep
+from utils.colours import METHODS, style_of, styles_of
 from utils.epoch_rules import RULES
 from utils.report import figures, published, tables
 from utils.report.__main__ import markdown_table
@@ -966,7 +967,8 @@ def test_the_picture_of_the_methods_says_what_it_does_not_show(folder):
     make_run(folder / "nan/1", [97.0, float("nan")], seed=1, **MNIST, loss={"name": "SuperLoss"})
     make_run(folder / "low/1", [30.0, 10.0], seed=1, **MNIST, loss={"name": "DataParameters"})
     results = collect([folder])
-    axes = figures.methods(results.table, results.configs).axes[0]
+    styles = styles_of(zip(results.table.label, results.table.method, strict=True))
+    axes = figures.methods(results.table, results.configs, styles).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == [
         "SuperLoss (1, last nan)",
         "DataParameters (1, last 10.00, best 30.00)",
@@ -1127,3 +1129,17 @@ def test_the_sheets_of_a_run_are_among_its_pictures(run_report, tmp_path):
     complaints = run_report(tmp_path / "runs", "--figures", tmp_path / "pictures")[1]
     assert "0 skipped" in complaints
     assert any(path.name.startswith("sheet") for path in (tmp_path / "pictures").iterdir())
+
+
+def test_a_method_has_one_colour_in_every_picture_and_a_second_configuration_a_shade():
+    known = {name: style_of(name) for name in METHODS}
+    assert len(set(known.values())) == len(METHODS)
+    for stem, name in (("data_parameters", "DataParameters"), ("rsl_mixmatch", "RSL + MixMatch")):
+        assert style_of(stem) == known[name]  # of a params file, as searches name methods
+    alone = styles_of([("GCE", "GCE")])
+    beside = styles_of([("Plain", "Plain"), ("GCE, q=0.5", "GCE"), ("GCE", "GCE"), ("New", "New")])
+    assert alone["GCE"] == beside["GCE, q=0.5"] == known["GCE"]
+    assert beside["GCE"] not in known.values() and beside["New"] == style_of("New")
+    for count in (2, 20):  # more than there are shades
+        styles = styles_of([(f"Plain {number}", "Plain") for number in range(count)])
+        assert len(set(styles.values())) == min(count, 8)

@@ -27,7 +27,7 @@ from utils.seed import restore_rng_state, rng_state
 
 # What later versions of this project and of PyTorch have added, and do without.
 MAY_BE_MISSING = re.compile(
-    r"record\.(lr|samples\.(seen|plain_pull))|schedule\._\w+|optimizer\.param_groups\.\d+"
+    r"record\.(lr|dynamics|samples\.(seen|plain_pull))|schedule\._\w+|optimizer\.param_groups\.\d+"
     r"\.(maximize|foreach|capturable|differentiable|fused|decoupled_weight_decay)"
 )
 

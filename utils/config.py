@@ -470,6 +470,26 @@ def differences(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
+def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
+    """What changes if a finished run goes on with the same configuration for more epochs.
+
+    Its old values by key: that of ``epochs``, and of numbers that are the same share of them, as
+    the length of a schedule. {} if the new configuration differs in anything else.
+    """
+    before, now = flatten(old), flatten(new)
+    if not before["epochs"] < now["epochs"]:
+        return {}
+    changed = {}
+    for line in differences(old, new, (*free, "extended")):
+        key = line.split(":")[0]
+        first, second = before.get(key), now.get(key)
+        numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
+        if not numbers or abs(second - first * now["epochs"] / before["epochs"]) > 1:
+            return {}
+        changed[key] = first
+    return changed
+
+
 def flatten(config: dict, prefix: str = "") -> dict:
     """{"a.b": c} for every value of a nested configuration."""
     flat = {}

@@ -1,22 +1,33 @@
 """The pictures of one run, drawn from the files in its directory."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.colours import KINDS
 from utils.decoding import decode
 from utils.detection import wrong_labels
 from utils.files import atomic_write
 from utils.metrics import Metric
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = {"grey": "#777777", "easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}
+COLOURS = {"grey": "#777777"} | KINDS
+FONTS = (  # of contact sheets: matplotlib's own, and those with Chinese, Japanese, Korean letters
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP"),
+    *("Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans"),
+    *("Arial Unicode MS", "Unifont"),
+)
 
 
 def draw_curves(directory: Path, metric: Metric):
@@ -120,32 +131,68 @@ def draw_targets(directory: Path):
 def draw_suspects(
     path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str] | torch.Tensor
 ):
-    """A contact sheet of some samples, eight in a row.
+    """A contact sheet of some samples, eight in a row, and above them what is written below each.
 
-    Below each image stand its given label and, if that is another one, the predicted label.
+    That is its rank in the table with the name of its file, or its index; its given label; and, if
+    that is another one, the predicted label.
 
     Args:
         table: of these samples: index, given, predicted.
         name: from a label to its name.
         images: of all samples: paths, or uint8 [N, C, H, W].
     """
-    size, caption, gap, columns = 96, 26, 4, 8
-    width, height = size + gap, size + caption + gap
+    size, line, gap, columns = 96, 13, 4, 8
+    width, height, head = size + gap, size + 3 * line + 2 * gap, 2 * line
     rows = -(-len(table["index"]) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    sheet = Image.new("RGB", (columns * width, head + rows * height), "white")
+    drawing = ImageDraw.Draw(sheet)
+
+    def write(left, top, text, colour):
+        drawing.text((left, top), text, colour, font_for(text))
+
+    write(gap // 2, 4, "rank and file or index; given label;", "black")
+    write(235, 4, "predicted label, if that is another one", COLOURS["incorrect"])
     samples = zip(table["index"], table["given"], table["predicted"], strict=True)
     for position, (index, given, predicted) in enumerate(samples):
         row, column = divmod(position, columns)
-        left, top = column * width + gap // 2, row * height + gap // 2
+        left, top = column * width + gap // 2, head + row * height
         sheet.paste(_thumbnail(images[index], size), (left, top))
-        drawing.text((left, top + size), _caption(name(given)), "black", font)
+        rank = f"{position + 1} "
+        file = Path(images[index]).name if isinstance(images, list) else f"{index}"
+        below = top + size + 1
+        write(left, below, rank + shorten(file, 16 - len(rank)), COLOURS["grey"])
+        write(left, below + line, shorten(name(given), 16), "black")
         if predicted != given:
-            guess = f"{_caption(name(predicted))}?"
-            below = top + size + caption // 2
-            drawing.text((left, below), guess, COLOURS["incorrect"], font)
+            guess = f"{shorten(name(predicted), 15)}?"
+            write(left, below + 2 * line, guess, COLOURS["incorrect"])
     with atomic_write(path, "wb") as file:
         sheet.save(file, "PNG")
+
+
+def font_for(text: str) -> ImageFont.FreeTypeFont:
+    """The first of FONTS that is installed and has all letters of a text; else the first."""
+    paths = _paths()
+    for path in paths if not text.isascii() else ():
+        if all(ord(letter) in _letters(path) for letter in text):
+            return _font(path)
+    return _font(paths[0])
+
+
+@functools.cache
+def _paths() -> list[str]:
+    """Files of those of FONTS that are installed; the first comes with matplotlib."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [fontManager.findfont(name) for name in FONTS if name in installed]
+
+
+@functools.cache
+def _letters(path: str) -> dict[int, int]:
+    return FT2Font(path).get_charmap()
+
+
+@functools.cache
+def _font(path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, 10)
 
 
 def _thumbnail(image: str | torch.Tensor, size: int) -> Image.Image:
@@ -156,9 +203,25 @@ def _thumbnail(image: str | torch.Tensor, size: int) -> Image.Image:
     return picture.resize((size, size), method)
 
 
-def _caption(name: str) -> str:
-    """A name of at most 16 characters; one made of bytes that are no text can be drawn too."""
-    return name.encode(errors="replace").decode()[:16]
+def shorten(name: str, width: int) -> str:
+    """A name in at most so many columns; of a longer one, its beginning and its end.
+
+    Chinese, Japanese and Korean letters take two columns. Bytes that are no text can be drawn too.
+    """
+    name = name.encode(errors="replace").decode()
+    columns = [2 if east_asian_width(letter) in "WF" else 1 for letter in name]
+    if sum(columns) <= width:
+        return name
+    first = last = 0  # letters kept at either end
+    while True:
+        takes = columns[first] if first <= last else columns[-1 - last]
+        kept = sum(columns[:first]) + sum(columns[len(name) - last :])
+        if kept + takes > width - 1:
+            return f"{name[:first]}…{name[len(name) - last :]}"
+        if first <= last:
+            first += 1
+        else:
+            last += 1
 
 
 def draw_selection(

@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from utils.config import differences
+from utils.config import differences, extension, flatten
 from utils.distributed import (
     OtherProcessFailed,
     all_gather_objects,
@@ -18,6 +18,7 @@ from utils.distributed import (
     rank,
 )
 from utils.errors import UserError
+from utils.escapes import printable
 from utils.files import atomic_write, check_regular
 from utils.run_state import (
     DATA,
@@ -50,6 +51,7 @@ class RunDirectory:
     def __init__(self, config: dict):
         self.path, self.config = Path(config["run_dir"]), config
         self.lock = self.log = None
+        self._extends = False  # a finished run, which goes on for more epochs
         self.new_folders: list[Path] = []  # that are made for this run, the innermost first
         if config["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
             raise UserError(
@@ -57,12 +59,13 @@ class RunDirectory:
             )
         with fail_together():
             self._open()
-        self.finished = all_gather_objects(bool(read_summary(self.path).get("finished")))[0]
+        finished = bool(read_summary(self.path).get("finished")) and not self._extends
+        self.finished, config["extended"] = all_gather_objects((finished, config["extended"]))[0]
 
     @main_process_only
     def _open(self):
         self._compare_config()
-        if read_summary(self.path, complete=True).get("finished"):
+        if read_summary(self.path, complete=True).get("finished") and not self._extends:
             return
         self.new_folders = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -83,15 +86,31 @@ class RunDirectory:
             begun = read_config(self.path)
         except OSError as error:
             raise UserError(f"{error}: put it back, or remove {self.path} to start again") from None
+        if begun is None:
+            return
         # of these the content is compared, so that data may be moved
         free = PLACES if (self.path / DATA).exists() else ()
-        changed = [] if begun is None else differences(begun, self.config, free)
+        earlier = begun.get("extended")
+        changed = differences(begun, self.config, (*free, "extended"))
+        if changed and read_summary(self.path).get("finished"):
+            more = extension(begun, self.config, free)
+            if more:
+                self._extend(more, earlier or [])
+                return
         if changed:
             lines = "\n  ".join(changed)
             raise UserError(
                 f"{self.path} holds a run with another configuration:\n  {lines}\n"
                 f"choose another run_dir=, or remove that one"
             )
+        self.config["extended"] = earlier
+
+    def _extend(self, before, earlier):
+        if not self._extends:  # it is compared twice
+            now = flatten(self.config)
+            words = ", ".join(f"{key}={now[key]} (was {old})" for key, old in before.items())
+            print(printable(f"{self.path} is finished, and goes on: {words}"), flush=True)
+        self._extends, self.config["extended"] = True, [*earlier, before]
 
     def _lock(self):
         path = self.path / LOCK

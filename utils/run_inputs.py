@@ -173,8 +173,17 @@ def write_split(directory: Path, train: list[str], test: list[str]):
         raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
 
 
-def create_recordings(directory: Path, names: Sequence[str], num_epochs: int, num_samples: int):
+def create_recordings(
+    directory: Path,
+    names: Sequence[str],
+    num_epochs: int,
+    num_samples: int,
+    *,
+    longer: bool = False,
+):
     """Files [E, N], losses.npy and perhaps margins.npy, all NaN, that are not there.
+
+    ``longer``: those that are may have fewer epochs, and get the others.
 
     Raises:
         UserError: losses.npy is gone from a run that has recorded some. Margins may be: older runs
@@ -185,7 +194,11 @@ def create_recordings(directory: Path, names: Sequence[str], num_epochs: int, nu
     for name in names:
         path = directory / name
         if os.path.lexists(path):
-            _check_recording(path, (num_epochs, num_samples), advice)
+            before = _read_recording(path, (num_epochs, num_samples), advice, longer)
+            if len(before) < num_epochs:
+                more = np.full((num_epochs - len(before), num_samples), np.nan, np.float32)
+                with atomic_write(path, "wb") as file:
+                    np.save(file, np.concatenate([before, more]))
             continue
         if name == "losses.npy" and any(directory.glob("checkpoint*.pt")):
             raise UserError(
@@ -195,16 +208,18 @@ def create_recordings(directory: Path, names: Sequence[str], num_epochs: int, nu
             np.save(file, np.full((num_epochs, num_samples), np.nan, np.float32))
 
 
-def _check_recording(path, shape, advice):
+def _read_recording(path, shape, advice, longer):
     try:
         before = map_array(path)
     except OSError as error:
         raise OSError(f"{error}: {advice}") from None
-    if before.shape != shape or before.dtype != np.float32:
+    fits = before.shape == shape or (longer and before.shape[1:] == shape[1:])
+    if not fits or before.dtype != np.float32:
         raise OSError(
             f"{path} must hold the {path.stem} of {shape[0]} epochs and {shape[1]} samples, got "
             f"{before.dtype} {list(before.shape)}: {advice}"
         )
+    return before
 
 
 @main_process_only

@@ -4,6 +4,7 @@ RampUpAndDown and those of torch.optim are stepped after each epoch, the others 
 """
 
 import math
+import warnings
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -56,6 +57,28 @@ RANGES = {
     "power": [AT_LEAST_0],
     "last_epoch": [Must("be -1: a run goes on from its checkpoint", lambda value: value == -1)],
 }
+
+
+class FromItsStart:
+    """A schedule of a run that was extended, as a part of a checkpoint.
+
+    What a shorter schedule has left does not fit the longer one, which is therefore taken through
+    all steps that were made: the learning rate is the one that it would have had from the start.
+    """
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def state_dict(self) -> dict:
+        return {"last_epoch": self.schedule.last_epoch}
+
+    def load_state_dict(self, state: dict):
+        for group in self.schedule.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        with warnings.catch_warnings():  # the optimiser's steps were made by another process
+            warnings.simplefilter("ignore")
+            for _ in range(state["last_epoch"] - self.schedule.last_epoch):
+                self.schedule.step()
 
 
 class RampUpAndDown(LambdaLR):

@@ -45,6 +45,8 @@ class TrustedSettings:
 
     count: Annotated[int, AT_LEAST_0] = 0
     per_class: bool = True  # as many of each class
+    # also trained on: true, with their true labels; "only", nothing else; "given", as any others
+    train: bool | Literal["only", "given"] = False
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Settings:
     evaluate_networks: Literal["first", "mean"] = "first"  # of methods with several networks
     record_losses: bool = False  # write losses.npy and margins.npy, after each epoch
     augment_recording: bool = True  # record the losses of augmented samples
+    extended: list[dict] | None = None  # set by a finished run that goes on for more epochs
     score: Annotated[str | None, SCORE] = None  # ranks the samples: one of utils.scores
     tensorboard: bool = False
     data_root: str = "data"

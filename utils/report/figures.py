@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from utils.colours import KINDS, styles_of
 from utils.detection import wrong_labels
 from utils.errors import UserError
 from utils.files import atomic_write, read_bytes
@@ -25,10 +26,6 @@ from utils.report.collect import Results
 from utils.report.identity import KEY, TABLE
 from utils.report.run_files import read_arrays
 
-# Okabe and Ito: colour-blind safe; and so are COLOURS
-KINDS = {"easy": "#0072B2", "hard": "#E69F00", "incorrect": "#D55E00"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "os^Dv<>P"
 DETECTED = "hard_vs_incorrect_auroc"
 WIDTH = 9  # inches: what README shows at about 900 pixels
 GRID = {"color": "#dddddd", "linewidth": 0.6}
@@ -53,10 +50,7 @@ def draw(results: Results, folder: Path, forms: tuple[str, ...] = ("png", "svg")
     folder.mkdir(parents=True, exist_ok=True)
     # between two $ matplotlib would read a formula
     table = results.table.assign(label=results.table.label.str.replace("$", r"\$"))
-    styles = {
-        label: (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
-        for number, label in enumerate(dict.fromkeys(table.label))
-    }
+    styles = styles_of(zip(table.label, table.method, strict=True))
     metrics = table.groupby(["dataset", "noise"]).metric.nunique()
     pictures = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
@@ -89,7 +83,7 @@ def _figures_at(rows: pd.DataFrame, results: Results, styles: dict) -> Iterator[
     if len(logged):
         yield "epochs", "metric by epoch", accuracy_by_epoch(logged, rows, styles)
     if rows.label.nunique() > 2:
-        yield "methods", "methods", methods(rows, results.configs)
+        yield "methods", "methods", methods(rows, results.configs, styles)
     if _weighs(logged):
         yield "weights", "weights by epoch", weights_by_epoch(logged)
     directories = _first_directories(rows, results)
@@ -242,7 +236,7 @@ def detection_by_noise(rows: pd.DataFrame, styles: dict) -> Figure:
     return figure
 
 
-def methods(rows: pd.DataFrame, configs: dict[str, dict]) -> Figure:
+def methods(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figure:
     """A line a method at one noise fraction, the best last on top.
 
     Last (filled) and best (hollow), on average and of each run.
@@ -251,11 +245,11 @@ def methods(rows: pd.DataFrame, configs: dict[str, dict]) -> Figure:
     means = metric.sign * rows.groupby("label")["last"].mean()
     order = means.sort_values(na_position="first").index
     figure = Figure(figsize=(WIDTH, 1 + 0.32 * len(order)), layout="constrained")
-    axes, colour = figure.subplots(), COLOURS[0]
+    axes = figure.subplots()
     low, high = _fences(pd.concat([rows["last"], rows.best]).dropna())
     names = []
     for height, label in enumerate(order):
-        own, away = rows[rows.label == label], ""
+        own, away, colour = rows[rows.label == label], "", styles[label][0]
         for rule, shift, face in (("last", 0.1, colour), ("best", -0.2, "white")):
             mean, line = own[rule].mean(), height + shift
             axes.plot(own[rule], [line] * len(own), "|", color=colour, alpha=0.6, markersize=6)

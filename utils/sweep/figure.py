@@ -6,12 +6,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from utils.colours import style_of
 from utils.errors import UserError
 from utils.files import atomic_write
 
-# Okabe and Ito: colour-blind safe
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "os^Dv<>P"
 WIDTH = 9  # inches: what README shows at about 900 pixels
 RING = {
     "marker": "o",
@@ -42,13 +40,14 @@ def draw_trials(table: pd.DataFrame, path: Path):
     for position, method in enumerate(methods):
         rows = table[table.method == method]
         chosen = rows[rows.chosen]
+        colour, marker = style_of(method)
         style = {
-            "color": COLOURS[position % len(COLOURS)],
+            "color": colour,
             "alpha": 0.7,
             "markersize": 6,
             "markeredgewidth": 0,
             "linestyle": "",
-            "marker": MARKERS[position % len(MARKERS)],
+            "marker": marker,
         }
         left.plot(rows.error, [position] * len(rows), **style)
         left.plot(chosen.error, [position] * len(chosen), **RING)
