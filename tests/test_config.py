@@ -440,3 +440,27 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     assert config["noise"]["kind"] == f"file:{tmp_path}/noise.csv"
     path = str(tmp_path / "mine.yaml")  # as a sweep knows it
     assert complete(resolve(path, options), path)["run_dir"] == config["run_dir"]
+
+
+def test_a_folder_lists_its_params_files_with_a_line_each(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["params/mnist"], "manual", SCHEMAS)
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    listed = {line.split()[0] for line in lines}
+    files = {str(path) for path in Path("params/mnist").glob("*.yaml")} - {"params/mnist/base.yaml"}
+    assert listed == files
+    (superloss,) = (line for line in lines if line.startswith("params/mnist/superloss.yaml "))
+    assert superloss.endswith("  MNIST, SuperLoss")
+
+
+@pytest.mark.parametrize("arguments", [[], ["tests"]])
+def test_who_names_no_file_is_shown_the_folders(arguments):
+    with pytest.raises(UserError, match=r"params/<folder> lists .*: cifar10, .*digits, .*wikihow$"):
+        parse(arguments, "manual", SCHEMAS)
+
+
+def test_help_ends_with_the_folders(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"], "manual", SCHEMAS)
+    assert "python main.py params/<folder> lists" in capsys.readouterr().out.splitlines()[-1]

@@ -26,8 +26,11 @@ from utils.build import (
     type_hints,
 )
 from utils.errors import UserError
+from utils.escapes import in_a_line, printable
+from utils.files import read_text
 from utils.settings import DEFAULTS, EXECUTION, NAMED, SECTIONS, Settings
 
+PARAMS = Path(__file__).parents[1] / "params"
 LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
 
 
@@ -105,11 +108,15 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
     arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
     if not arguments and wants_help:
         print(manual(manual_text, DEFAULTS, schemas))
+        print(f"\n{_folders()}")
+        raise SystemExit(0)
+    if arguments and Path(arguments[0]).is_dir():
+        print(_listing(Path(arguments[0])))
         raise SystemExit(0)
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         raise UserError(
             "the first argument is a params file, e.g. params/digits/discrimloss.yaml; "
-            "--help prints the manual"
+            f"--help prints the manual. {_folders()}"
         )
     config = load(arguments[0], arguments[1:], schemas)
     for note in left_to_defaults(arguments[0], arguments[1:]):
@@ -123,6 +130,29 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
     if selection is not None and not finished and not Path(selection["history"]).is_file():
         raise FileNotFoundError(_no_history(config, recorder(arguments[0])))
     return config
+
+
+def _folders():
+    """What to name next, for whoever does not know the params files."""
+    names = ", ".join(sorted(path.parent.name for path in PARAMS.glob("*/base.yaml")))
+    return f"python main.py params/<folder> lists the files for a dataset: {names}"
+
+
+def _listing(folder):
+    """The params files of a folder, each with the first sentence of its header.
+
+    Raises UserError if there are none.
+    """
+    paths = [path for path in sorted(folder.glob("*.yaml")) if path.name != "base.yaml"]
+    if not paths:
+        raise UserError(f"{folder} is a folder without params files. {_folders()}")
+    width = max(len(str(path)) for path in paths)
+    lines = []
+    for path in paths:
+        first, *_ = read_text(path).split("\n", 1)
+        sentence = first.removeprefix("#").strip().split(". ")[0].rstrip(".")
+        lines.append(f"{path!s:{width}}  {in_a_line(sentence)}")
+    return printable("\n".join(lines))
 
 
 def _no_history(config, params_file):
