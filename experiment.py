@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from utils.detection import (
     measure_recovery,
     sample_table,
     without_training,
+    wrong_labels,
 )
 from utils.device import choose_device
 from utils.distributed import data_parallel, local_main_first, main_process_only
@@ -78,7 +80,9 @@ SCHEMAS = {
             "task_loss": lambda self: self.task_loss,
             "num_samples": lambda self: len(self.data.train),
             "num_outputs": lambda self: self.data.num_outputs,
-            "given": lambda self: torch.from_numpy(self.noise.given),
+            "given": lambda self: self.given,
+            "trusted_labels": lambda self: self.trusted_labels,
+            "verified": lambda self: self.verified,
             "noise_rate": lambda self: self.noise_rate,
             "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
@@ -237,8 +241,42 @@ class Experiment:
     @property
     def noise_rate(self) -> float | None:
         """Which part of the labels that are trained on is wrong; None if that is not known."""
-        corrupted = self.noise.corrupted
-        return None if corrupted is None else float(corrupted[self.parts.rows].mean())
+        corrupted = self.corrupted
+        return None if corrupted is None else float(corrupted[self.parts.drawn].mean())
+
+    @property
+    def trusted_labels(self) -> Tensor | None:
+        """[N]: the true labels of trusted samples, -1 of others; None if they are another part."""
+        if self.data.verified is not None:
+            return None
+        rows = self.parts.trusted
+        known = np.full(len(self.noise.true), -1, self.noise.true.dtype)
+        known[rows] = self.noise.true[rows]
+        return torch.from_numpy(known)
+
+    @property
+    def verified(self) -> Tensor:
+        """[N]: 1 if a given label is known to be right, 0 if wrong, -1 if that is not known.
+
+        Raises UserError if trusted samples are not trained on with their given labels.
+        """
+        if self.parts.train != "given":
+            raise UserError(
+                f"{self.config['loss']['name']} compares trusted samples with others by their "
+                f"given labels: set trusted.count to how many, and trusted.train=given"
+            )
+        known = self.trusted_labels
+        return torch.where(known < 0, -1, (known == self.given).long())
+
+    @property
+    def given(self) -> Tensor:
+        """The labels [N] that are trained on: the given ones, but for trusted samples."""
+        return loader.corrected(torch.from_numpy(self.noise.given), self.noise, self.parts)
+
+    @property
+    def corrupted(self) -> np.ndarray | None:
+        """[N] bool: these are not the true ones; None if the truth is unknown."""
+        return wrong_labels(self.given.numpy(), self.noise.true)
 
     @property
     def noise_transition(self) -> Tensor | None:
@@ -252,7 +290,7 @@ class Experiment:
         return len(self._batches())
 
     def _batches(self):
-        count = len(self.parts.rows if self.selection is None else self.selection.index)
+        count = len(loader.training_rows(self.parts, self.selection))
         return batch_slices(count, self.config["batch_size"])
 
     def _smallest_batch(self):
@@ -303,7 +341,7 @@ class Experiment:
         if len(self.data.test):
             test = self.loaders.evaluation["test"]
             tested = prediction_table(*predict(model, test, self.autocast, keep))
-        scores, score = self._scores()
+        scores, score = self._scores(trained)
         finished = exports.FinishedRun(
             self.path,
             self.data,
@@ -318,17 +356,21 @@ class Experiment:
         )
         self._export(finished)
 
-    def _scores(self):
+    def _scores(self, trained):
         """All scores of the training samples by name, [N] each, and the one that ranks them.
 
         Of a run on selected samples, what has selected them stands for mean loss and score, since
-        the run itself knows nothing of the others.
+        the run itself knows nothing of the others; of one on trusted samples alone, the loss of
+        the finished model.
         """
         scores, chosen = {"mean_loss": self.record.mean_loss(self.config["epochs"])}, None
         if self.record.dynamics:
             scores |= self.record.dynamics.scores()
         if self.selection is not None:
             scores["mean_loss"] = self.selection.mean_loss
+        elif self.parts.train == "only":
+            scores["mean_loss"] = np.zeros_like(scores["mean_loss"])
+            scores["mean_loss"][trained["index"]] = trained["loss"]
         else:
             chosen = self.objective.sample_score()
         if self.config["record_losses"]:
@@ -442,6 +484,11 @@ class Experiment:
             raise UserError(
                 f"targets={self.config['targets']} holds a distribution for each sample, and "
                 f"{spec['name']} needs a class: use Plain, SuperLoss or DiscrimLoss"
+            )
+        if objective.needs_soft_targets and (self.targets is None or self.targets.ndim != 2):
+            raise UserError(
+                f"{spec['name']} learns from the predictions of another run: set "
+                f"targets=<its directory>/labels.npz, of a run of Teacher"
             )
         return objective.to(self.device)
 

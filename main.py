@@ -78,7 +78,7 @@ def train_epoch(run: Experiment, stop: StopRequest):
 def end_epoch(run: Experiment):
     """Evaluate, add a row to metrics.csv, step the schedule, let the method change its state."""
     row = {"epoch": run.epoch} | run.evaluate()
-    run.log.add_row(row | run.record.end_epoch(run.noise.corrupted))
+    run.log.add_row(row | run.record.end_epoch(run.corrupted))
     schedules.step(run.schedule, after="epoch")
     run.objective.end_epoch(run.predict_training)
 

@@ -15,9 +15,9 @@ highest of the rounds; ratios are taken within a round.
     python -m benchmarks.losses --training threads=1
 
 times whole steps instead: forward and backward pass of a small network on 28x28 images, optimiser
-and method. The methods that train two networks and those that keep predictions of every sample are
-compared with Plain, by the lowest time of the rounds, which other work on the machine disturbs
-least.
+and method. The methods that train two networks, those that keep predictions of every sample and
+those that learn from trusted samples are compared with Plain, by the lowest time of the rounds,
+which other work on the machine disturbs least.
 """
 
 import argparse
@@ -78,6 +78,9 @@ IN_TRAINING = {
         losses.JointOptimization, num_samples=NUM_SAMPLES, **GIVEN
     ),
     "TwoStage": functools.partial(losses.TwoStage, num_samples=NUM_SAMPLES, **GIVEN),
+    "LearningToReweight": functools.partial(
+        losses.LearningToReweight, num_samples=NUM_SAMPLES, trusted_batch_size=100
+    ),
 }
 
 
@@ -142,10 +145,15 @@ class Training:
         inputs = torch.randn(batch_size, 1, 28, 28, device=self.device)
         target = torch.randint(NUM_OUTPUTS, (batch_size,), device=self.device)
         index = [torch.randperm(NUM_SAMPLES)[:batch_size].to(self.device) for _ in range(steps)]
+        extra, size = None, self.objective.trusted_batch_size
+        if size:
+            extra = Batch(
+                torch.randn(size, *inputs.shape[1:], device=self.device), target[:size], index[0]
+            )
 
         def work():
             for drawn in index:
-                loss = self.objective(self.model, Batch(inputs, target, drawn))
+                loss = self.objective(self.model, Batch(inputs, target, drawn, extra))
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,7 +173,8 @@ def make_loaders(
     Raises:
         UserError: ``unlabelled`` without a selection, with one that leaves less than a batch, or
             with chunk_steps; no trusted samples, or less than a batch; both kinds; batches that
-            several processes cannot share; targets of other samples.
+            several processes cannot share; targets of other samples; trusted samples that this
+            method cannot train on so.
     """
     check_request(batch_size, unlabelled, trusted_batch_size, chunk_steps)
     if targets is not None and len(targets) != len(noise.given):
@@ -182,15 +184,16 @@ def make_loaders(
     unreadable = dict(dataset.unreadable)
     source = Source(dataset, dataset.train, device, unreadable)
     given, rows = torch.from_numpy(noise.given), torch.from_numpy(parts.rows)
-    targets = given if targets is None else targets
+    targets = corrected(given if targets is None else targets, noise, parts)
+    check_trained(parts, selection, unlabelled, trusted_batch_size)
     second = None
     if unlabelled:
         first, second = labelled_and_unlabelled(
             source, targets, rows, selection, batch_size=batch_size, seed=seed, **unlabelled
         )
     else:
-        chosen = rows if selection is None else torch.from_numpy(selection.index)
-        first = labelled(source, targets, chosen, batch_size=batch_size, seed=seed)
+        drawn = training_rows(parts, selection)
+        first = labelled(source, targets, drawn, batch_size=batch_size, seed=seed)
     if trusted_batch_size:
         second = trusted(
             source, noise, parts, batch_size=trusted_batch_size, steps=len(first), seed=seed
@@ -246,6 +249,46 @@ def check_request(
         raise UserError(
             "this loss draws as many batches as it wants, so there is no pass to divide: set "
             "chunk_steps=null"
+        )
+
+
+def training_rows(parts: Parts, selection: Selection | None) -> Tensor:
+    """Positions of the samples that an epoch of labelled batches has."""
+    if selection is None:
+        return torch.from_numpy(parts.drawn)
+    return torch.from_numpy(np.concatenate([selection.index, parts.corrected]))
+
+
+def corrected(targets: Tensor, noise: Noise, parts: Parts) -> Tensor:
+    """Targets [N] or [N, C], those of the trusted samples that are trained on the true ones."""
+    rows = torch.from_numpy(parts.corrected)
+    if len(rows) == 0:
+        return targets
+    true = torch.from_numpy(noise.true)[rows]
+    if targets.ndim == 2:
+        true = torch.nn.functional.one_hot(true, targets.shape[1])
+    return targets.index_copy(0, rows, true.to(targets.dtype))
+
+
+def check_trained(
+    parts: Parts,
+    selection: Selection | None,
+    unlabelled: Mapping[str, int],
+    trusted_batch_size: int,
+):
+    """Raise UserError if a method cannot train on trusted samples in the way that is asked for."""
+    if not parts.train:
+        return
+    if trusted_batch_size or unlabelled:
+        own = "has trusted samples" if trusted_batch_size else "draws batches of its own"
+        raise UserError(
+            f"trusted.train is for methods that use trusted samples as any others, and this one "
+            f"{own}: set trusted.train=false"
+        )
+    if parts.train == "only" and selection is not None:
+        raise UserError(
+            "trusted.train=only leaves nothing to select from: remove dataset.selection, or set "
+            "trusted.train=true"
         )
 
 

@@ -175,6 +175,11 @@ def asymmetric(
             f"noise kind asymmetric has a map of look-alike classes for {', '.join(maps)}, not for "
             f"{dataset}. Use pair or symmetric"
         )
+    if num_classes < 10:
+        raise UserError(
+            f"noise kind asymmetric is a map between the 10 classes of {dataset}, and here are "
+            f"{num_classes} of them. Use pair or symmetric"
+        )
     generator = np.random.default_rng(seed)
     given = labels.copy()
     for source, destination in sorted(maps[dataset].items()):

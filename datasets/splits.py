@@ -22,6 +22,19 @@ class Parts:
     labels: np.ndarray  # [N], what to validate with
     # with their true labels; if the dataset has a verified part: positions in that
     trusted: np.ndarray = field(default_factory=lambda: np.arange(0))
+    train: bool | str = False  # as trusted.train of the configuration says
+
+    @property
+    def corrected(self) -> np.ndarray:
+        """Trusted samples that are trained on with their true labels."""
+        return self.trusted if self.train in (True, "only") else self.trusted[:0]
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """What training batches are drawn from, if there is no selection."""
+        if self.train == "only":
+            return self.trusted
+        return np.concatenate([self.rows, self.corrected])
 
 
 def split_rows(
@@ -38,7 +51,10 @@ def split_rows(
 
     Args:
         validation: arguments of ``hold_out``: ``fraction``, and perhaps others.
-        trusted: arguments of ``draw_trusted``: perhaps ``count`` and ``per_class``.
+        trusted: arguments of ``draw_trusted``: perhaps ``count`` and ``per_class``; and ``train``:
+            False, and the trusted samples are in no other part; True or "only", and they are
+            trained on with their true labels, besides the others or alone; "given", and they
+            stay among the others, with their given labels.
         seed: of both draws.
         verified: the dataset's own verified part, if it has one: trusted samples are drawn from
             it, and none are taken off the training rows.
@@ -46,17 +62,31 @@ def split_rows(
         classes: names, for errors.
 
     Raises:
-        UserError: as ``hold_out`` and ``draw_trusted``; trusted samples if the truth is unknown.
+        UserError: as ``hold_out`` and ``draw_trusted``; trusted samples if the truth is unknown;
+            ``train`` without any, or of a verified part.
     """
+    trusted = dict(trusted)
+    train = trusted.pop("train", False)
     rows, held_out, labels = hold_out(
         noise, **validation, seed=seed, original=original, classes=classes
     )
     parts = Parts(rows, held_out, labels)
     if not trusted.get("count"):
+        if train:
+            raise UserError(
+                f"trusted.train={_as_yaml(train)} is about trusted samples, and there are none: "
+                f"set trusted.count to how many"
+            )
         return parts
     draw = {"num_classes": noise.num_classes, "seed": derive(seed, TRUSTED), **trusted}
     draw["classes"] = classes
     if verified is not None:
+        if train:
+            raise UserError(
+                f"trusted.train={_as_yaml(train)} is about trusted samples among the training "
+                f"samples, and those of this dataset are a part of their own: set "
+                f"trusted.train=false"
+            )
         true = verified.targets.numpy()
         parts.trusted = draw_trusted(np.arange(len(true)), true, most=len(true), **draw)
         return parts
@@ -66,8 +96,14 @@ def split_rows(
             "trusted.count=0, or give the true labels with the dataset"
         )
     parts.trusted = draw_trusted(np.sort(rows), noise.true, most=len(rows) - 1, **draw)
-    parts.rows = rows[~np.isin(rows, parts.trusted)]
+    parts.train = train
+    if train != "given":
+        parts.rows = rows[~np.isin(rows, parts.trusted)]
     return parts
+
+
+def _as_yaml(value: bool | str) -> str:
+    return str(value).lower()
 
 
 def hold_out(
@@ -179,13 +215,19 @@ def draw_trusted(
         classes: names, for errors.
 
     Raises:
-        UserError: a count out of range; a class with too few rows.
+        UserError: a count out of range, or of fewer samples than classes if ``per_class``; a class
+            with too few rows.
     """
     if not 0 <= count <= most:
         raise UserError(f"trusted.count must lie in [0, {most}], got {count}")
     generator = np.random.default_rng(seed)
     if not (per_class and num_classes):
         return np.sort(generator.choice(rows, count, replace=False))
+    if 0 < count < num_classes:
+        raise UserError(
+            f"trusted.count={count} is fewer than one sample of each of the {num_classes} classes: "
+            f"raise it, or set trusted.per_class=false"
+        )
     counts = np.full(num_classes, count // num_classes)
     counts[generator.permutation(num_classes)[: count % num_classes]] += 1
     by_class = rows[np.argsort(true[rows], kind="stable")]

@@ -24,10 +24,12 @@ class SampleLoss(nn.Module):
     Class attributes:
         drops_samples: some samples may get no loss at all, and so no gradient.
         takes_soft_targets: ``target`` may also be a distribution per sample, [B, C].
+        needs_soft_targets: ``target`` is to be one, of another run.
     """
 
     drops_samples = False
     takes_soft_targets = False
+    needs_soft_targets = False
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -82,7 +84,7 @@ class Objective(nn.Module):
             ``extra`` whose input [K, B, ...] is K augmented views of samples that a selection has
             left out.
         trusted_batch_size: how many samples with true labels each batch carries as its ``extra``.
-        takes_soft_targets: as in SampleLoss.
+        takes_soft_targets, needs_soft_targets: as in SampleLoss.
 
     Attributes:
         scored: outputs of the last batch, with their gradient retained, targets and indices; None
@@ -93,6 +95,7 @@ class Objective(nn.Module):
     unlabelled: Mapping[str, int] = MappingProxyType({})
     trusted_batch_size = 0
     takes_soft_targets = False
+    needs_soft_targets = False
     scored: tuple[Tensor, Tensor, Tensor] | None = None
 
     def set_epoch(self, epoch: int):
@@ -124,6 +127,7 @@ class Supervised(Objective):
         super().__init__()
         self.loss = loss
         self.takes_soft_targets = loss.takes_soft_targets
+        self.needs_soft_targets = loss.needs_soft_targets
 
     def forward(self, model: nn.Module, batch) -> Tensor:
         self.scored = gather(model(batch.input), batch.target, batch.index)

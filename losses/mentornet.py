@@ -1,7 +1,7 @@
-"""MentorNet with the curricula that need no clean data.
+"""MentorNet: small-loss samples weigh more, by a curriculum (Jiang et al., ICML 2018).
 
-Small-loss samples weigh more, by a rule that changes in the course of training (Jiang et al., ICML
-2018).
+By a rule that changes in the course of training, which needs no clean data, or by a network that
+has learned from trusted samples which losses those of right labels are.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from losses.base import SampleLoss, check_classification, check_index
 from utils.errors import UserError
 
-CURRICULA = ("predefined", "self_paced", "spcl_linear", "hard", "focal")
+CURRICULA = ("predefined", "self_paced", "spcl_linear", "hard", "focal", "learned")
 SCORE_DECAY = 0.9
 
 
@@ -36,8 +36,10 @@ class MentorNet(SampleLoss):
         spcl_linear  1 - (l - m) / gamma, within [0, 1] (Jiang et al. 2015)
         hard         1 if l >= m, else 0: hard example mining
         focal        (1 - e^-l)^2 (Lin et al. 2017)
+        learned      the output of a network, from l, l - m and the percent
 
-    "predefined" is the paper's MentorNet PD. Classification only.
+    "predefined" is the paper's MentorNet PD, "learned" its DD: losses.mentor fits the network to
+    the losses that another run has recorded. Classification only.
 
     Args:
         task_loss: cross_entropy.
@@ -50,23 +52,29 @@ class MentorNet(SampleLoss):
             that TensorFlow 1 ignores: what they ran was most likely 0.7.
         decay: of m, in [0, 1).
         burn_in: v_i = 1 while percent < burn_in - 1, before the random draw.
+        fixed_after_burn_in: the progress that curriculum and dropout see stays at burn_in percent
+            from there on, as in the authors' commands for DD.
+        mentor: file of the network, for "learned".
         gamma: width of the linear part, > 0.
         example_dropout: pairs of a rate in [0, 1) and how many percent of the training it holds
             for, together 100. Empty: no sample is dropped. The authors' commands give
-            [[0.5, 17], [0.05, 83]] for PD.
+            [[0.5, 17], [0.05, 83]] for PD and [[0.5, 17], [0.05, 78], [0.9, 5]] for DD, whose last
+            stage never comes.
 
-    State: m; the number of steps; the seed of the draws; and for the score a moving average of
-    l_i - m, 4 bytes per sample.
+    State: m; the number of steps; the seed of the draws; the mentor; and for the score a moving
+    average of l_i - m, 4 bytes per sample.
 
     Deviations from the authors' code (github.com/google/mentornet): 1. They train a small network
-    to imitate the curriculum and weigh by that; here the curriculum is computed. 2. Their ResNet's
-    L2 term is multiplied by the mean weight of the batch; weight decay here is the optimiser's. 3.
-    The draws follow from one seed and the step, and are the same after a resumption and in any
-    number of processes. 4. Evaluation mode updates and drops nothing.
+    to imitate a predefined curriculum and weigh by that; here the curriculum is computed. The
+    learned mentor is of another architecture, and fitted in another way: see losses.mentor. 2.
+    Their ResNet's L2 term is multiplied by the mean weight of the batch; weight decay here is the
+    optimiser's. 3. The draws follow from one seed and the step, and are the same after a resumption
+    and in any number of processes. 4. Evaluation mode updates and drops nothing.
 
     Raises:
         UserError: a regression task loss, an argument outside its range, no percentile where the
-            noise rate is not known.
+            noise rate is not known; no mentor for "learned", one for another curriculum, or a
+            file that holds none.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
@@ -81,11 +89,13 @@ class MentorNet(SampleLoss):
         steps_per_epoch: int,
         *,
         curriculum: Literal[
-            "predefined", "self_paced", "spcl_linear", "hard", "focal"
+            "predefined", "self_paced", "spcl_linear", "hard", "focal", "learned"
         ] = "predefined",
         percentile: float | None = None,
         decay: float = 0.5,
         burn_in: int = 0,
+        fixed_after_burn_in: bool = False,
+        mentor: str | None = None,
         gamma: float = 1.0,
         example_dropout: tuple[tuple[float, ...], ...] = (),
     ):
@@ -97,6 +107,11 @@ class MentorNet(SampleLoss):
             raise UserError(
                 "the noise rate is not known here: set loss.percentile to about the share of "
                 "correct labels, in [0, 1]"
+            )
+        if (curriculum == "learned") != (mentor is not None):
+            raise UserError(
+                f"loss.mentor=<file> and loss.curriculum=learned go together: the file comes from "
+                f"python -m losses.mentor, got curriculum={curriculum} and mentor={mentor}"
             )
         percentile = 1 - noise_rate if percentile is None else percentile
         for name, value, low, high, fits in (
@@ -110,6 +125,12 @@ class MentorNet(SampleLoss):
             raise UserError(f"gamma must be a finite number greater than 0, got {gamma}")
         self.curriculum, self.percentile, self.decay = curriculum, percentile, decay
         self.burn_in, self.gamma = burn_in, gamma
+        self.fixed_after_burn_in = fixed_after_burn_in
+        self.mentor = None
+        if mentor is not None:
+            from losses.mentor import read_mentor  # which is a command of its own, too
+
+            self.mentor = read_mentor(mentor)
         self.dropout_rates = rate_by_percent(example_dropout)
         self.num_samples, self.num_steps = num_samples, max(epochs * steps_per_epoch, 1)
         self.register_buffer("m", torch.zeros(()))
@@ -141,14 +162,17 @@ class MentorNet(SampleLoss):
         return losses * weights
 
     def percent(self) -> int:
-        """How much of the training is behind, in whole percent: 0 to 99."""
-        return min(100 * self._step // self.num_steps, 99)
+        """How much of the training counts as behind, in whole percent: 0 to 99."""
+        last = min(self.burn_in, 99) if self.fixed_after_burn_in else 99
+        return min(100 * self._step // self.num_steps, last)
 
     def weights(self, losses: Tensor, excess: Tensor) -> Tensor:
         """v [B] at the present step, without the random draw."""
         percent = self.percent()
         if percent < self.burn_in - 1:
             return torch.ones_like(losses)
+        if self.mentor is not None:
+            return self.mentor.weights(losses, excess, percent)
         return curriculum_weights(self.curriculum, losses, excess, percent, self.gamma)
 
     def num_spared(self, size: int) -> int:

@@ -6,6 +6,7 @@ is in half precision.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,6 +56,12 @@ def get_task_loss(task: str, name: str, dataset_task: str) -> Callable[[Tensor, 
 def full_precision(output: Tensor) -> Tensor:
     """The same in float32, if it is in half precision."""
     return output.float() if output.dtype.itemsize < 4 else output
+
+
+def one_hot(labels: Tensor, num_outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Distributions [B, C] of classes [B]; unlike that of PyTorch, it does not read the labels."""
+    zeros = torch.zeros(*labels.shape, num_outputs, dtype=dtype, device=labels.device)
+    return zeros.scatter_(-1, labels.unsqueeze(-1), 1)
 
 
 def _regression(output, target):

@@ -20,12 +20,13 @@ from datasets import noise
 from datasets.base import Batch
 from experiment import SCHEMAS
 from losses.base import SampleLoss
+from losses.mentor import Mentor, write_mentor
 from losses.task import get_task_loss
 from models.several import build_several
 from tests.toy_methods import ALL
 from utils import optimizers, schedules
 from utils.build import build
-from utils.config import Loader, load
+from utils.config import Loader, load, without_own_rate
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"datasets", "losses", "models", "utils"}
@@ -165,23 +166,30 @@ def test_every_dataset_has_the_methods_of_this_list():
         for dataset in {path.parent.name for path in PARAMS}
     }
     methods = {
+        "cleannet",
         "co_teaching",
         "co_teaching_plus",
         "data_parameters",
         "decoupling",
         "discrimloss",
+        "distillation",
         "forward_correction",
         "gce",
         "gradient_rescaling",
         "jocor",
         "joint_optimization",
         "joint_optimization_step2",
+        "label_cleaning",
+        "learning_to_reweight",
         "mentornet",
+        "mentornet_dd",
+        "noisy_clean_crf",
         "plain",
         "rsl",
         "rsl_mixmatch",
         "selfie",
         "superloss",
+        "teacher",
         "truncated_gce",
         "two_stage",
     }
@@ -189,12 +197,14 @@ def test_every_dataset_has_the_methods_of_this_list():
         "co_teaching co_teaching_plus decoupling discrimloss forward_correction gce jocor "
         "mentornet plain superloss"
     )
+    assert set(by_dataset["digits"]) >= {"trusted_only", "trusted_too", "fine_tuned"}
     for dataset in ("digits", "mnist", "cifar10", "cifar100"):
         assert set(by_dataset.pop(dataset)) >= methods
     assert {dataset: " ".join(names) for dataset, names in by_dataset.items()} == {
         "cifar10_features": "discrimloss plain",
         "mnist_cnn9": two_networks,
         "mnist_mlp": " ".join(sorted([*two_networks.split(), "joint_optimization", "selfie"])),
+        "mnist_imbalance": "learning_to_reweight plain",
         "folder": "discrimloss finetune plain rsl small",
         "csv": "discrimloss finetune plain small",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
@@ -210,7 +220,7 @@ INPUTS = {"digits": (1, 8), "mnist": (1, 28)}  # channels and size, of others 3 
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=str)
-def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
+def test_every_params_file_builds_at_every_fraction(path, tiny_bert, tmp_path):
     text = (ROOT / path).read_text()
     command = re.search(rf"^#   python main\.py ({path}.*)$", text, re.MULTILINE)
     assert text.startswith("# ") and command, "its header names the command"
@@ -222,15 +232,20 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         regression = config["task"] == "regression"
         task_loss = get_task_loss(config["task"], config["task_loss"], config["task"])
         outputs, target = (1, torch.rand(4)) if regression else (10, torch.arange(4))
+        if config["loss"].get("curriculum") == "learned":
+            write_mentor(tmp_path / "mentor.npz", Mentor())
+            config["loss"]["mentor"] = str(tmp_path / "mentor.npz")
         networks = getattr(getattr(losses, config["loss"]["name"]), "networks", 1)
         network = build_several(lambda outputs=outputs: torch.nn.Linear(3, outputs), networks)
         loss = build(
             losses,
-            config["loss"],
+            without_own_rate(losses, config["loss"]),
             task_loss=task_loss,
             num_samples=50,
             num_outputs=outputs,
             given=torch.arange(50) % outputs,
+            trusted_labels=torch.arange(50) % outputs,
+            verified=torch.arange(50) % 3 - 1,
             noise_rate=fraction,
             noise_transition=torch.eye(outputs).double(),
             model=network,
@@ -242,6 +257,9 @@ def test_every_params_file_builds_at_every_fraction(path, tiny_bert):
         else:
             index, num_views = torch.arange(4), loss.unlabelled.get("num_views")
             extra = num_views and Batch(torch.randn(num_views, 4, 3), None, index)
+            if loss.trusted_batch_size:
+                assert config["trusted"]["count"] >= loss.trusted_batch_size
+                extra = Batch(torch.randn(4, 3), target, index)
             assert loss(network, Batch(torch.randn(4, 3), target, index, extra)).isfinite()
     channels, size = INPUTS.get(config["dataset"]["name"], (3, 32))
     spec = {key: value for key, value in config["model"].items() if key != "pretrained"}

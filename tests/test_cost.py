@@ -88,8 +88,10 @@ def make_loss(name, num_samples, **arguments):
         num_samples=num_samples,
         num_outputs=C,
         given=torch.arange(num_samples) % C,
+        trusted_labels=torch.arange(num_samples) % C,
+        verified=torch.arange(num_samples) % 3 - 1,
         steps_per_epoch=5,
-        model=torch.nn.Identity(),
+        model=torch.nn.Linear(C, C),
         **facts,
     )
 
@@ -209,14 +211,16 @@ def no_waiting(device):
         "SELFIE",
         "{name: JointOptimization, begin: 1, window: 1}",
         "TwoStage",
+        "{name: LearningToReweight, trusted_batch_size: 50}",
+        "LabelCleaning",
+        "{name: NoisyCleanCRF, hidden: 2}",
         *TWO_NETWORKS,
     ],
 )
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, method, device):
     skip_check_index(monkeypatch)
-    run = small_run(
-        tmp_path, f"loss={method}", f"device={device}", "optimizer.lr=0.01", "clip_norm=1"
-    )
+    options = [f"device={device}", "optimizer.lr=0.01", "clip_norm=1", "trusted.count=50"]
+    run = small_run(tmp_path, f"loss={method}", *options)
     run.model.train()
     run.loaders.set_epoch(0, 0)
     batches = iter(run.loaders.train)

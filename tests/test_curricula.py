@@ -6,13 +6,14 @@ places where an implementation may go wrong in silence.
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from losses import GCE, ForwardCorrection, MentorNet, Plain
+from losses import GCE, ForwardCorrection, MentorNet, Plain, mentor
 from losses.forward_correction import estimate_transition
 from losses.mentornet import CURRICULA, curriculum_weights, nearest_percentile
 from losses.task import cross_entropy
@@ -82,7 +83,7 @@ def test_curricula_are_those_of_the_authors_on_a_grid(theirs):
         for loss, excess, _, percent in grid
     ]
     np.testing.assert_allclose(got, TABLES["vstar"][theirs], rtol=1e-6, atol=1e-7)
-    assert set(NAMES) == set(TABLES["vstar"]) and set(NAMES.values()) == set(CURRICULA)
+    assert set(NAMES) == set(TABLES["vstar"]) and {*NAMES.values(), "learned"} == set(CURRICULA)
 
 
 @pytest.mark.parametrize("row", TABLES["percentile"], ids=lambda row: f"{row['count']}-{row['q']}")
@@ -105,7 +106,7 @@ def test_half_a_rank_is_rounded_to_the_even_one():
     assert nearest_percentile(losses, 1.0) == 127 and nearest_percentile(losses, 0.0) == 0
 
 
-@pytest.mark.parametrize("curriculum", CURRICULA)
+@pytest.mark.parametrize("curriculum", NAMES.values())
 def test_mentornet_equals_a_naive_loop(curriculum):
     loss = mentornet(curriculum, percentile=0.6, decay=0.7, burn_in=9, gamma=1.5)
     m, score = 0.0, [0.0] * N
@@ -171,6 +172,137 @@ def test_the_noise_rate_gives_the_percentile():
     assert mentornet(noise_rate=0.3).percentile == pytest.approx(0.7)
     assert mentornet(noise_rate=0.3, percentile=0.75).percentile == 0.75
     assert mentornet(noise_rate=None, percentile=0.75).percentile == 0.75
+
+
+def test_progress_may_stay_where_the_burn_in_ends():
+    loss = mentornet("focal", epochs=5, burn_in=30, fixed_after_burn_in=True)
+    seen = []
+    for batch in batches(100):
+        seen.append(loss.percent())
+        loss(*batch)
+    assert seen == [*range(30), *[30] * 70]
+    stages = ((0.5, 30), (0.05, 70))
+    loss = mentornet(burn_in=30, fixed_after_burn_in=True, example_dropout=stages)
+    loss._step = 90
+    assert loss.num_spared(20) == 19
+
+
+# --- its learned mentor
+
+
+def recorded(folder, epochs=20, count=60):
+    """A run of 200 samples: right labels have losses below 1, others above 2."""
+    generator = np.random.default_rng(0)
+    true = generator.integers(C, size=200)
+    given = np.where(generator.random(200) < 0.4, (true + 1) % C, true)
+    losses = generator.random((epochs, 200), np.float32) + 2 * (given != true)
+    np.save(folder / "losses.npy", losses.astype(np.float32))
+    trusted = np.sort(generator.permutation(200)[:count])
+    np.savez(folder / "noise.npz", given=given, true=true, trusted=trusted)
+    return losses, given == true, trusted
+
+
+def test_a_mentor_learns_which_losses_are_those_of_right_labels(tmp_path, capsys):
+    losses, right, _ = recorded(tmp_path)
+    path = tmp_path / "mentor.npz"
+    assert mentor.main([str(tmp_path), str(path)]) == 0
+    assert re.search(r"48 samples; of 12 others it takes 100\.0 %", capsys.readouterr().out)
+    learned, m = mentor.read_mentor(str(path)), np.percentile(losses[9], 60)
+    own = torch.from_numpy(losses[9]).float()
+    weights = learned.weights(own, own - m, percent=50)
+    assert weights[right].min() > 0.9 and weights[~right].max() < 0.1
+    again = tmp_path / "again.npz"
+    mentor.main([str(tmp_path), str(again)])
+    assert equal(dict(mentor.read_mentor(str(again)).state_dict()), dict(learned.state_dict()))
+
+
+def test_the_features_of_a_mentor_by_hand():
+    losses = np.array([[1.0, 2, 3, np.nan], [2, 4, 6, np.nan]], np.float32)
+    features = mentor.examples(losses, np.array([2, 0]))
+    assert features.shape == (2, 2, 6, 3)
+    median = list(mentor.PERCENTILES).index(50)
+    assert features[0, :, median].tolist() == [[3, 1, 50], [1, -1, 50]]
+    assert features[1, :, median].tolist() == [[6, 2, 99], [2, -2, 99]]
+
+
+def test_samples_are_weighed_by_the_mentor(tmp_path):
+    torch.manual_seed(0)
+    mentor.write_mentor(tmp_path / "mentor.npz", mentor.Mentor())
+    arguments = {"mentor": str(tmp_path / "mentor.npz"), "percentile": 0.5, "decay": 0.0}
+    loss = mentornet("learned", burn_in=3, **arguments)
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    for step, (output, target, index) in enumerate(batches(8)):
+        own = cross_entropy(output, target)
+        weights = loss(output, target, index) / own
+        layers = loss.mentor.layers
+        features = torch.stack([own, own - loss.m, torch.full((B,), float(step))], 1)
+        logit = torch.tanh(features @ layers[0].weight.T + layers[0].bias) @ layers[2].weight[0]
+        expected = (logit + layers[2].bias).sigmoid() if step >= 2 else torch.ones(B)
+        torch.testing.assert_close(weights, expected)
+    other = mentornet("learned", **arguments)
+    other.load_state_dict(loss.state_dict())
+    assert equal(dict(other.state_dict()), dict(loss.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"curriculum": "learned"},
+            r"loss\.mentor=<file> and loss\.curriculum=learned go together",
+        ),
+        ({"mentor": "a.npz"}, "go together.*curriculum=self_paced and mentor=a.npz"),
+        ({"curriculum": "learned", "mentor": "/nowhere.npz"}, "no such file; make it with python"),
+    ],
+)
+def test_a_mentor_and_its_curriculum_go_together(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mentornet(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"mean": np.zeros(3)}, "cannot be read as a mentor"),
+        ({"mean": np.zeros(4)}, "cannot be read as a mentor"),
+        ({"mean": np.full(3, np.nan)}, "not finite"),
+    ],
+)
+def test_a_file_that_holds_no_mentor(tmp_path, content, message):
+    path = tmp_path / "mentor.npz"
+    mentor.write_mentor(path, mentor.Mentor())
+    whole = arrays(path) if "not finite" in message or len(content["mean"]) == 4 else {}
+    np.savez(path, **whole | content)
+    with pytest.raises(ValueError, match=message):
+        mentor.read_mentor(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trusted": None}, "has no trusted samples: record it with trusted.count=<how many>"),
+        ({"losses": None}, "has no losses.npy: record it with record_losses=true"),
+        ({"losses": np.zeros((3, 7))}, "not of as many samples"),
+        ({"losses": np.full((3, 200), np.nan)}, "lacks losses of its trusted samples"),
+        ({"true": "given"}, "all 60 trusted samples of .* have right labels"),
+    ],
+)
+def test_a_run_that_no_mentor_can_learn_from(tmp_path, capsys, changes, message):
+    recorded(tmp_path)
+    stored = arrays(tmp_path / "noise.npz")
+    if "losses" in changes:
+        (tmp_path / "losses.npy").unlink()
+        if changes["losses"] is not None:
+            np.save(tmp_path / "losses.npy", changes["losses"].astype(np.float32))
+    if "trusted" in changes:
+        del stored["trusted"]
+    if "true" in changes:
+        stored["true"] = stored["given"]
+    np.savez(tmp_path / "noise.npz", **stored)
+    assert mentor.main([str(tmp_path), str(tmp_path / "mentor.npz")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "mentor.npz").exists()
 
 
 STAGES = ((0.5, 17), (0.05, 78), (0.9, 5))

@@ -63,6 +63,12 @@ METHODS = {  # params file and overrides; 11 steps an epoch
     "co_teaching_plus": ["co_teaching_plus", "loss.num_gradual=2", "loss.warmup_epochs=1"],
     "jocor": ["jocor", "loss.num_gradual=2"],
     "decoupling": ["decoupling", "loss.balance=true", "loss.init_steps=14"],
+    "learning_to_reweight": ["learning_to_reweight", "batch_size=110"],
+    "label_cleaning": ["label_cleaning", "batch_size=110", "loss.warm_up=1"],
+    "noisy_clean_crf": ["noisy_clean_crf", "batch_size=110", "loss.hidden=2"],
+    "cleannet": ["cleannet", "loss.begin=2", "loss.steps=5", "loss.num_references=2"],
+    "teacher": ["teacher"],
+    "distillation": ["distillation", "targets={runs}/teacher/labels.npz"],
     "two_networks": ["plain", "loss=ToyTwoNetworks", "evaluate_networks=mean"],
     "trusted": ["plain", "loss=ToyTrusted", "trusted.count=50"],
     "relabelling": ["plain", "loss=ToyRelabelling"],
@@ -233,13 +239,14 @@ def test_what_processes_exchange_and_what_they_refuse(both, tmp_path):
     jobs = [
         [{"check": "check_gather"}],
         [{"check": "check_batch_norm"}],
+        [{"check": "check_weights_of_trusted_samples"}],
         [*digits, f"run_dir={run_dir}", "batch_size=33"],
         [*digits, f"run_dir={run_dir}", "optimizer.learning=1"],
         [*digits, f"run_dir={both[1]}/plain", "seed=2"],
         folder,
     ]
     codes, stderr = torchrun(tmp_path, jobs)
-    assert codes == [[0, 0], [0, 0], [2, 2], [2, 2], [2, 2], [0, 0]]
+    assert codes == [[0, 0], [0, 0], [0, 0], [2, 2], [2, 2], [2, 2], [0, 0]]
     for message in (
         "batch_size=33 is that of all 2 processes",
         "optimizer.learning",

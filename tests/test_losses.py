@@ -33,6 +33,7 @@ REQUIRED = {  # instead of the defaults, which are none or do not fit five epoch
         {"begin": 1, "window": 1},
         {"begin": 1, "window": 1, "hard": True, "prior": [0.6, 0.1, 0.1, 0.1, 0.1]},
     ],
+    "CleanNet": [{"begin": 4}],
     "TwoStage": [
         {"select_epochs": 1, "share": 0.5},
         {"select_epochs": 0},
@@ -59,7 +60,8 @@ ALSO = {
         {"level": "both", "instance_decay": 0.01, "class_decay": 0.01},
     ],
 }
-REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss"}  # these are also tested on regression
+# these are also tested on regression, the last one in tests/test_trusted_methods.py
+REGRESSION = {"Plain", "DiscrimLoss", "SuperLoss", "LearningToReweight"}
 
 
 def cases():
@@ -91,6 +93,8 @@ def make(name, arguments, task_loss):
         num_samples=N,
         num_outputs=C,
         given=torch.arange(N) % C,
+        trusted_labels=torch.arange(N) % C,
+        verified=torch.arange(N) % 3 - 1,
         noise_rate=0.4,
         noise_transition=0.6 * torch.eye(C).double() + 0.4 / C,
         model=torch.nn.Linear(3, C),

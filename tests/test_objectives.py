@@ -49,6 +49,8 @@ def make(name):
         num_samples=N,
         num_outputs=C,
         given=torch.arange(N) % C,
+        trusted_labels=torch.arange(N) % C,
+        verified=torch.arange(N) % 3 - 1,
         noise_rate=0.4,
         noise_transition=torch.eye(C).double(),
         model=model,

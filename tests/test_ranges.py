@@ -25,6 +25,8 @@ FACTS = {
         "num_samples": 60,
         "num_outputs": 3,
         "given": torch.arange(60) % 3,
+        "trusted_labels": torch.arange(60) % 3,
+        "verified": torch.arange(60) % 3 - 1,
         "noise_rate": 0.3,
         "noise_transition": torch.eye(3) * 0.7 + 0.1,
         "model": MODEL,

@@ -22,6 +22,7 @@ import torch
 
 import losses
 import main
+from losses.mentor import main as fit_mentor
 from tests.conftest import TINY
 from utils.checkpoint import Checkpoint, atomic_write
 from utils.report.__main__ import main as report
@@ -44,6 +45,14 @@ SHORT = {  # so that all phases of a method fit into three epochs of 11 steps
     "selfie": ["loss.warm_up=1", "loss.q=1"],
     "joint_optimization": ["loss.begin=2", "loss.window=2"],
     "two_stage": ["loss.select_epochs=1"],
+    "learning_to_reweight": ["batch_size=115"],  # of 1,197 samples
+    "trusted_only": ["batch_size=9"],  # of 100
+    "mentornet_dd": ["batch_size=115"],
+    "label_cleaning": ["batch_size=115", "loss.warm_up=1"],
+    "noisy_clean_crf": ["batch_size=115"],
+    "teacher": ["batch_size=9"],
+    "cleannet": ["loss.begin=1", "loss.every=1", "loss.steps=3", "loss.num_references=2"],
+    "fine_tuned": ["batch_size=9"],
 }
 RECORD = [
     "record_losses=true",
@@ -253,6 +262,14 @@ def prepare(run, method):
     if method.startswith("rsl"):
         _, recording, *_ = run("record_losses=true", "model=cnn", **PLAIN, name="recording")
         overrides += [f"dataset.selection.history={recording}/losses.npy", "batch_size=64"]
+    if method == "mentornet_dd":
+        history = ["record_losses=true", "trusted.count=100", "trusted.train=given"]
+        _, recording, *_ = run(*history, **PLAIN, name="recording")
+        assert fit_mentor([str(recording), f"{recording}.npz"]) == 0
+        overrides.append(f"loss.mentor={recording}.npz")
+    if method == "distillation":
+        _, teacher, *_ = run(params="params/digits/teacher.yaml", name="teacher")
+        overrides.append(f"targets={teacher}/labels.npz")
     overrides += SHORT.get(method, [])
     return {"params": f"params/digits/{method}.yaml"}, overrides
 

@@ -36,6 +36,7 @@ COUNTS = {
     "mnist": 150,
     "mnist_ablations": 50,
     "mnist_cnn9": 150,
+    "mnist_imbalance": 100,
     "mnist_mlp": 240,
     "multi_node": 3,
     "rsl": 3,

@@ -3,17 +3,23 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchvision.io import write_png
 
+from datasets import digits, digitsum
 from datasets.base import Dataset, Split
 from datasets.loader import make_loaders
-from datasets.noise import Noise
-from datasets.selection import Selection
+from datasets.noise import Noise, inject
+from datasets.selection import Selection, make_selection
 from datasets.splits import split_rows
 from datasets.streams import PairedLoader, repeated_passes
+from tests.test_run import arrays
 from utils.errors import UserError
+from utils.run_inputs import write_config, write_noise
+from utils.run_state import read_summary
+from utils.settings import DEFAULTS
 
 COUNT, CLASSES = 200, 4
 
@@ -87,6 +93,10 @@ def test_numbers_are_drawn_from_all_alike():
         ({"count": 200}, r"trusted\.count must lie in \[0, 199\], got 200"),
         ({"count": 199, "per_class": False}, None),
         ({"count": 60}, r"trusted\.count=60 takes 15 samples of class 2, which has only 10"),
+        ({"count": 3}, r"trusted\.count=3 is fewer than one sample of each of the 4 classes"),
+        ({"count": 3, "per_class": False}, None),
+        ({"count": 0, "train": True}, r"trusted\.train=true .* there are none: set trusted\.count"),
+        ({"count": 0, "train": "only"}, r"trusted\.train=only .* there are none"),
         ({"count": 60, "per_class": False}, None),
     ],
 )
@@ -113,6 +123,76 @@ def test_a_verified_part_is_drawn_from_instead_of_the_training_rows():
     assert parts.trusted.max() < 40 and len(parts.rows) == COUNT
     assert len(split(noisy(known=False), verified=verified).trusted) == 0
     assert len(split(noisy(known=False), verified=verified, count=40).trusted) == 40
+
+
+def test_a_verified_part_is_no_part_of_what_is_trained_on():
+    verified = Split(torch.zeros(40, 1), torch.arange(40) % CLASSES)
+    for train in (True, "only", "given"):
+        with pytest.raises(UserError, match=r"those of this dataset are a part of their own"):
+            split(noisy(known=False), verified=verified, count=8, train=train)
+
+
+@pytest.mark.parametrize(
+    ("train", "rows", "drawn"),
+    [
+        (False, 150, 150),
+        (True, 150, 180),
+        ("only", 150, 30),
+        ("given", 180, 180),
+    ],
+)
+def test_trusted_samples_may_be_trained_on_too(train, rows, drawn):
+    parts, apart = split(noisy(), 0.1, count=30, train=train), split(noisy(), 0.1, count=30)
+    assert np.array_equal(parts.trusted, apart.trusted)
+    assert np.array_equal(parts.held_out, apart.held_out)
+    assert len(parts.rows) == rows and len(parts.drawn) == len(set(parts.drawn)) == drawn
+    assert np.isin(parts.trusted, parts.drawn).all() == bool(train)
+    assert len(parts.corrected) == (30 if train in (True, "only") else 0)
+
+
+DATASETS = [digits, digitsum]  # those that need no files
+
+
+@pytest.mark.parametrize("make_dataset", DATASETS, ids=lambda make_dataset: make_dataset.__name__)
+def test_a_trusted_sample_is_in_no_other_part(make_dataset, tmp_path):
+    """Not among the noisy samples, those to validate on, nor those that may be selected."""
+    dataset = make_dataset()
+    true = dataset.train.targets.numpy()
+    kind = "symmetric" if dataset.classes else "label_permutation"
+    noise = inject(
+        dataset.train.targets,
+        kind=kind,
+        fraction=0.4,
+        seed=1,
+        num_classes=len(dataset.classes),
+        dataset=make_dataset.__name__,
+    )
+    parts = split(noise, 0.2, count=100)
+    trusted = set(parts.trusted.tolist())
+    recorded = np.full((3, len(true)), np.nan, np.float32)
+    recorded[:, parts.rows] = np.random.default_rng(0).random((3, len(parts.rows)))
+    np.save(tmp_path / "losses.npy", recorded)
+    write_noise(tmp_path, noise, parts.trusted, None)
+    write_config(tmp_path, DEFAULTS)
+    history = str(tmp_path / "losses.npy")
+    selection = make_selection(noise, parts.rows, history=history, noise_rate=0.4)
+    assert len(trusted) == 100 and not trusted & set(selection.index.tolist())
+    for chosen in (None, selection):
+        loaders, _ = loaders_of(dataset, noise, parts, chosen, record_losses=True)
+        seen = {}
+        for name, loader in (
+            ("noisy", loaders.train),
+            ("plain", loaders.train_plain),
+            ("recorded", loaders.recording),
+            ("validation", loaders.evaluation["validation"]),
+        ):
+            seen[name] = {row for batch in loader for row in batch.index.tolist()}
+            assert not seen[name] & trusted, name
+        assert seen["plain"] == seen["recorded"]
+        assert not seen["plain"] & seen["validation"]
+        assert len(seen["plain"]) + len(seen["validation"]) == len(true) - 100
+        drawn = {row for batch in loaders.train for row in batch.extra.index.tolist()}
+        assert drawn <= trusted
 
 
 # The order
@@ -326,6 +406,72 @@ def test_targets_of_unlabelled_samples_and_of_other_data(data):
         assert torch.equal(batch.target, targets[batch.index]) and batch.extra.target is None
     with pytest.raises(UserError, match=r"\[N, C\] with N = 200, got \[199, 4\]"):
         loaders_of(data["memory"], targets=targets[1:])
+
+
+@pytest.mark.parametrize("train", [True, "only", "given"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_trusted_samples_are_trained_on_with_true_or_with_given_labels(data, train, soft):
+    noise = noisy()
+    parts = split(noise, 0.1, count=30, train=train)
+    targets, expected = None, noise.given.copy()
+    if train != "given":
+        expected[parts.trusted] = noise.true[parts.trusted]
+    if soft:
+        targets = torch.rand(COUNT, CLASSES, generator=torch.Generator().manual_seed(0))
+        expected = targets.clone()
+        if train != "given":
+            expected[parts.trusted] = torch.eye(CLASSES)[noise.true[parts.trusted]]
+    loaders, _ = loaders_of(data["memory"], noise, parts, targets=targets, trusted_batch_size=0)
+    batches = list(loaders.train)
+    rows = torch.cat([batch.index for batch in batches])
+    assert sorted(rows.tolist()) == sorted(parts.drawn)
+    for batch in batches:
+        assert batch.extra is None and batch.target.tolist() == expected[batch.index].tolist()
+    # what is looked for wrong labels in are the others
+    plain = torch.cat([batch.index for batch in loaders.train_plain])
+    assert plain.tolist() == parts.rows.tolist()
+
+
+def test_trusted_samples_are_trained_on_besides_a_selection(data):
+    noise = noisy()
+    parts = split(noise, count=30, train=True)
+    selection = Selection(parts.rows[::2], np.ones(len(parts.rows[::2])))
+    loaders, _ = loaders_of(data["memory"], noise, parts, selection, trusted_batch_size=0)
+    rows = torch.cat([batch.index for batch in loaders.train])
+    assert sorted(rows.tolist()) == sorted([*parts.rows[::2], *parts.trusted])
+    alone = split(noise, count=30, train="only")
+    with pytest.raises(UserError, match=r"train=only leaves nothing to select from"):
+        loaders_of(data["memory"], noise, alone, selection, trusted_batch_size=0)
+
+
+def test_trusted_samples_are_not_trained_on_twice(data):
+    parts = split(noisy(), count=30, train=True)
+    with pytest.raises(UserError, match=r"this one has trusted samples: set trusted\.train=false"):
+        loaders_of(data["memory"], parts=parts)
+    unlabelled = {"num_views": 2, "steps_per_epoch": 3}
+    options = {"unlabelled": unlabelled, "trusted_batch_size": 0}
+    with pytest.raises(UserError, match="this one draws batches of its own"):
+        loaders_of(data["memory"], parts=parts, **options)
+
+
+def test_runs_on_trusted_samples_alone_and_besides_the_others(run):
+    trusted = ["loss=Plain", "trusted.count=100"]
+    _, alone, *_ = run(*trusted, "trusted.train=only", "epochs=60", name="alone")
+    stored = arrays(alone / "noise.npz")
+    samples = arrays(alone / "samples.npz")
+    assert not np.isin(samples["index"], stored["trusted"]).any() and len(samples["index"]) == 1197
+    assert np.array_equal(samples["score"], samples["loss"])
+    # their labels are right, though some of the given ones are not
+    assert (stored["given"] != stored["true"])[stored["trusted"]].any()
+    rows = pd.read_csv(alone / "metrics.csv")
+    assert rows["train_metric"].iloc[-1] > 95 and rows["mass_incorrect"].fillna(0).max() == 0
+    assert read_summary(alone)["test"]["last"] > 75
+    _, both, *_ = run(*trusted, "trusted.train=true", name="both")
+    assert len(arrays(both / "samples.npz")["index"]) == 1197
+    code, *_, stderr = run("loss=Plain", "trusted.train=true", name="none")
+    assert code == 2 and "there are none: set trusted.count" in stderr
+    code, *_, stderr = run("loss=Plain", "trusted.train=maybe", name="none")
+    assert code == 2 and "trusted.train must be" in stderr
 
 
 def test_what_cannot_be_had_is_refused(data):

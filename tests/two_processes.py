@@ -20,6 +20,9 @@ import torch
 from torch import nn
 
 import main
+from datasets.base import Batch
+from losses import LearningToReweight
+from losses.task import cross_entropy
 from tests import toy_methods
 from utils.distributed import (
     all_gather_objects,
@@ -69,6 +72,14 @@ def check_gather():
     assert all_gather_objects({"rank": rank()}) == [{"rank": 0}, {"rank": 1}]
 
 
+@contextlib.contextmanager
+def alone():
+    """While entered, this process takes itself for the only one."""
+    with patch.dict(os.environ):
+        del os.environ["RANK"]
+        yield
+
+
 def check_batch_norm():
     """A network with every kind of BatchNorm computes the same in two processes as in one.
 
@@ -110,6 +121,37 @@ def check_batch_norm():
     with torch.autocast("cpu", torch.bfloat16):
         assert shared.train().float()(images.float()).dtype == torch.bfloat16
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32, torch.int64}
+
+
+def check_weights_of_trusted_samples():
+    """Learning to reweight gives a sample the weight that it has in one process.
+
+    With BatchNorms as on a CPU and as on a GPU, however the weights are differentiated.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    inputs, trusted = torch.randn(2, 12, 5, dtype=torch.float64)
+    target, indices = torch.arange(12) % 3, torch.arange(12)
+    share = rank_slice(slice(0, 12))
+
+    def batch_of(rows):
+        return Batch(
+            inputs[rows],
+            target[rows],
+            indices[rows],
+            Batch(trusted[rows], target[rows], indices[rows]),
+        )
+
+    with alone():
+        expected = LearningToReweight(cross_entropy, 12).weights(model, batch_of(slice(None)))
+    assert 0 < (expected > 0).sum() < 12
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    for network in (synchronised, data_parallel(model, torch.device("cpu"))):
+        for meta in ("forward", "backward"):
+            method = LearningToReweight(cross_entropy, 12, meta=meta)
+            weights = method.weights(network, batch_of(share))
+            torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-12)
+            assert method.meta == meta
 
 
 def run_job(arguments) -> int:

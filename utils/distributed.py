@@ -176,6 +176,16 @@ def gather(*shares: Tensor) -> tuple[Tensor, ...]:
     return tuple(_Gather.apply(tensor, sizes) for tensor in shares)
 
 
+def mean_over_processes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """For each tensor, the mean of those of all processes; in one exchange, without a gradient."""
+    if not is_distributed():
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.div_(world_size()).split([tensor.numel() for tensor in tensors])
+    return tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True))
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, sizes):
@@ -237,6 +247,25 @@ def data_parallel(model: nn.Module, device: torch.device, compiled: bool = False
     return torch.compile(model) if compiled else model
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model that ``data_parallel`` was given: not compiled, nor shared between processes."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextlib.contextmanager
+def synchronised_batch_norm(model: nn.Module):
+    """While entered, each SyncBatchNorm computes in a way that can be differentiated repeatedly."""
+    norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    for norm in norms:
+        norm.forward = functools.partial(_batch_norm, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
 def _distribute(model, device):
     # Buffers are equal already, and need not be sent; newer PyTorch has renamed the argument.
     name = "forward_sync_buffers"
@@ -282,9 +311,14 @@ class _Sum(torch.autograd.Function):
     """The sum of a tensor over all processes, each of which computes a part of the final loss."""
 
     @staticmethod
-    def forward(ctx, tensor):
+    def forward(tensor):
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """There is nothing to remember."""
+
     backward = staticmethod(lambda ctx, grad: _Sum.apply(grad))
+    jvp = staticmethod(lambda ctx, tangent: _Sum.apply(tangent))

@@ -45,6 +45,8 @@ class TrustedSettings:
 
     count: Annotated[int, AT_LEAST_0] = 0
     per_class: bool = True  # as many of each class
+    # also trained on: true, with their true labels; "only", nothing else; "given", as any others
+    train: bool | Literal["only", "given"] = False
 
 
 @dataclass

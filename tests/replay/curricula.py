@@ -42,8 +42,6 @@ class RecordedMentorNet(MentorNet):
 class ReplayMentorNet:
     def __init__(self, about, constants):
         hyper = about["hyper"]
-        if hyper["fixed_epoch_after_burn_in"]:
-            raise NotImplementedError("the progress is frozen for learned mentors alone")
         total = re.search(r"step / (\d+)", about["arrays"]["percent"]["meaning"])
         numbers = [float(number) for number in hyper["example_dropout"]]
         rates, percents = numbers[::2], numbers[1::2]
@@ -57,12 +55,14 @@ class ReplayMentorNet:
             percentile=hyper["percentile"],
             decay=hyper["decay"],
             burn_in=hyper["burn_in_epoch"],
+            fixed_after_burn_in=hyper["fixed_epoch_after_burn_in"],
             example_dropout=tuple(zip(rates, percents, strict=True)),
         )
 
     def step(self, inputs):
         loss = self.loss
-        loss.recorded_percent = int(inputs["percent"])
+        percent = int(inputs["percent"])
+        loss.recorded_percent = min(percent, loss.burn_in) if loss.fixed_after_burn_in else percent
         # theirs is rounded down from a float: 57 after 29 of 50 steps
         assert 0 <= MentorNet.percent(loss) - loss.recorded_percent <= 1
         loss.kept = torch.as_tensor(inputs["kept"])
