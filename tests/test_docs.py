@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -161,6 +162,19 @@ def test_the_python_of_a_page_names_what_there_is(name):
             if isinstance(node, ast.ImportFrom):
                 names = {alias.name for alias in node.names}
                 assert names <= vars(__import__(node.module, fromlist=names)).keys()
+
+
+def test_the_params_file_of_the_page_of_the_configuration_is_one(tmp_path):
+    shutil.copy(ROOT / "params" / "mnist" / "base.yaml", tmp_path)
+    (code,) = blocks("docs/configuration.md", "yaml")
+    (tmp_path / "method.yaml").write_text(code)
+
+    def loss(fraction):
+        config = load(str(tmp_path / "method.yaml"), [f"noise.fraction={fraction}"], SCHEMAS)
+        return config["loss"]
+
+    assert loss(0.2)["a"] == loss(0.4)["a"] != loss(0.6)["a"]  # like: 0.2, and default
+    assert loss(0.2)["q"] != loss(0.4)["q"]
 
 
 @pytest.mark.parametrize("name", PAGES)
