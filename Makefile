@@ -1,6 +1,6 @@
 # make demo   train the baseline and DiscrimLoss on real digits with 40 % wrong labels, compare, draw
 # make test   the whole test suite
-# make tables rewrite the tables of README.md and results/README.md from results/
+# make tables rewrite the tables of README.md, results/README.md and docs/ from results/
 # make pictures redraw those of results/pictures for which the logs in results/ suffice
 # make lint   ruff
 # Each makes the environment .venv first, if it is not there. Needs Python >= 3.10 with its venv module.
@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 	$(PY) -m pytest -q -n 2 --dist loadfile
 
 tables: $(VENV)/.runtime
-	$(PY) -m utils.report --update README.md results/README.md
+	$(PY) -m utils.report --update README.md results/README.md docs/*.md
 
 pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/demo --figures runs/pictures/demo > /dev/null

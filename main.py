@@ -11,7 +11,7 @@
 
 The same command again goes on where the run stopped, or says that it is finished. Ctrl-C, SIGTERM
 and SIGUSR1 end the step, save and exit with 75 (torchrun: SIGTERM, 1). --help after a params file
-lists all keys. README.md says the rest.
+lists all keys. README.md and docs say the rest.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""From a folder with wrong labels to a mended one, by the commands of README: does it help?
+"""From a folder with wrong labels to a mended one, by the commands of docs: does it help?
 
     python -m benchmarks.mend --seeds 5 threads=1 data_root=/tmp/data
 

@@ -191,7 +191,7 @@ def test_own_loop_is_short_runs_and_works():
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     correct, found = (float(number) for number in re.findall(r"([\d.]+) %", printed))
     assert correct > 90 and found > 90
-    assert path.read_text() in README  # which shows it
+    assert path.read_text() in (ROOT / "docs" / "extend.md").read_text()  # which shows it
 
 
 def test_every_dataset_has_the_methods_of_this_list():
@@ -326,36 +326,12 @@ def test_the_context_is_what_the_constructors_ask_for():
         assert set(SCHEMAS[section].facts) <= taken
 
 
-@pytest.mark.parametrize("name", [*losses.__all__, *datasets.__all__, *models.__all__])
-def test_the_readme_lists_every_method_dataset_and_model(name):
+@pytest.mark.parametrize("name", losses.__all__)
+def test_the_readme_lists_every_method(name):
     assert re.search(rf"^\|.*`{name}`", README, re.MULTILINE)
 
 
-def test_the_commands_of_the_readme_exist():
-    commands = re.findall(r"^(?:\$ )?python (main\.py \S+|-m \S+|\S+\.py)", README, re.MULTILINE)
-    assert len(commands) >= 5
-    for command in commands:
-        path = command.removeprefix("main.py ").removeprefix("-m ")
-        module = ROOT / path.replace(".", "/")
-        candidates = [ROOT / path, module.with_suffix(".py"), module / "__main__.py"]
-        assert any(candidate.exists() for candidate in candidates), command
-
-
-@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
-def test_what_a_page_links_to_exists(name):
-    def anchors(path):
-        heads = re.findall(
-            r"^#+ (.*)$",
-            re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE),
-            re.MULTILINE,
-        )
-        return {
-            re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
-        }  # as GitHub makes them
-
-    here = ROOT / name
-    for target in re.findall(r"\]\(([^)]+)\)", here.read_text()):
-        path, _, anchor = target.partition("#")
-        if not target.startswith("http"):
-            assert not path or (here.parent / path).exists(), target
-            assert not anchor or anchor in anchors(here.parent / path if path else here), target
+@pytest.mark.parametrize("name", [*datasets.__all__, *models.__all__, *noise.KINDS])
+def test_the_page_of_the_configuration_lists_every_dataset_model_and_noise(name):
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert re.search(rf"^\|.*`{name}`", page, re.MULTILINE)

@@ -640,13 +640,16 @@ def test_any_csv_file_is_summarised(tmp_path):
             summarise(tmp_path / "other.csv", ["a"], ["b"])
 
 
-@pytest.mark.parametrize("name, number", [("README.md", 2), ("results/README.md", 20)])
+@pytest.mark.parametrize(
+    "name, number", [("README.md", 1), ("results/README.md", 21), ("docs/methods.md", 6)]
+)
 def test_the_tables_of_the_pages_are_those_of_the_results(name, number):
     path = ROOT / name
     text = path.read_text()
     assert len(MARKER.findall(text)) >= number
     assert renew(text, markdown_table, path) == text, "make tables"
-    assert name in re.search("--update (.*)", (ROOT / "Makefile").read_text())[1].split()
+    renewed = re.search("--update (.*)", (ROOT / "Makefile").read_text())[1].split()
+    assert any(path.match(pattern) for pattern in renewed)
 
 
 def test_only_the_rows_that_are_wanted_are_shown(run_report, folder):

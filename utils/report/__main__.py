@@ -12,7 +12,7 @@
     python -m utils.report runs/ --figures pictures --html report.html
     python -m utils.report runs/mnist --log results/mnist
         a compact log, which is read like runs/
-    python -m utils.report --update README.md results/README.md
+    python -m utils.report --update README.md results/README.md docs/*.md
         rewrite the tables between their markers
 
 Means are over seeds, +- the standard deviation (ddof 1). The verdict on a published number is that

@@ -271,9 +271,9 @@ def source_notes(table: pd.DataFrame) -> list[str]:
 
 
 def hard_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: how far hard and incorrect samples are told apart; README has the columns.
+    """A row per cell: how far hard and incorrect samples are told apart.
 
-    The last column is the hash of its configuration.
+    docs/reports.md has the columns. The last column is the hash of its configuration.
     """
     rows = []
     for (_, _, fraction, config), cell in measured.groupby(CELL, sort=False):
