@@ -7,8 +7,8 @@ For each case, method and seed all folds are trained and joined, so that each sa
 networks that were not trained on it, and its scores of training are the means over those that were.
 Average precision, precision at N (of the first N, how many of the N wrong labels), and AUROC; all
 rankings of one seed are of the same runs. What is in the table already is not made again. cleanlab
-(pip install cleanlab) gets the same out-of-sample probabilities. ``runs.csv`` has all figures, of
-rules that select labels too: how many, their precision, and the part of the wrong ones that is
+(pip install cleanlab) gets the same out-of-sample probabilities. ``figures.csv`` has all figures,
+of rules that select labels too: how many, their precision, and the part of the wrong ones that is
 among them; beside it is a table a figure, with a column a case and method.
 """
 
@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--encoder", help="folder or name of the encoder of texts")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/detection/runs.csv")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/detection/figures.csv")
     arguments = parser.parse_intermixed_args()
     cases = [name for name in arguments.cases if "=" not in name]
     overrides = [name for name in arguments.cases if "=" in name]

@@ -329,7 +329,7 @@ def test_folder_without_test_splits_a_part_off(tmp_path):
     assert dataset.test.targets.tolist() == [0, 1] and dataset.test.inputs == again.test.inputs
     paths = sorted(str(path) for path in tmp_path.glob("train/*/*"))
     assert sorted(dataset.train.inputs + dataset.test.inputs) == paths
-    with pytest.raises(ValueError, match=r"test_fraction must lie in \(0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"test_fraction must lie in \[0, 1\), got 1"):
         folder(root=str(tmp_path), test_fraction=1.0)
     with pytest.raises(ValueError, match="cannot be split off"):
         folder(root=str(tmp_path), test_fraction=0.01)

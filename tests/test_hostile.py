@@ -302,7 +302,7 @@ def finished_run(path, num_samples, classes, texts=None):
     numbers["quality"] = 1 - numbers["score"]
     labels = dict.fromkeys(("given", "predicted", "true"), index % len(classes))
     samples = {"index": index, "flagged": index >= 0, **labels, **numbers}
-    train = SimpleNamespace(texts=texts, inputs=None)
+    train = SimpleNamespace(texts=texts, source=None)
     data = SimpleNamespace(classes=classes, train=train)
     return FinishedRun(path, data, METRICS["accuracy"], samples, None, None, None, "")
 

@@ -13,7 +13,7 @@ from utils import predict
 from utils.predict import load_network
 
 SMALL = ["model=cnn", "dataset.image_size=16", "dataset.num_workers=0", "dataset.flip=false"]
-SMALL += ["batch_size=32", "epochs=2"]
+SMALL += ["batch_size=32", "epochs=2", "features=null"]
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def check_gather():
 @contextlib.contextmanager
 def alone():
     """While entered, this process takes itself for the only one."""
-    with patch.dict(os.environ):
+    with patch.dict(os.environ), patch("losses.distributed._initialised", lambda: False):
         del os.environ["RANK"]
         yield
 

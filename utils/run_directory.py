@@ -60,7 +60,8 @@ class RunDirectory:
         with fail_together():
             self._open()
         finished = bool(read_summary(self.path).get("finished")) and not self._extends
-        self.finished, config["extended"] = all_gather_objects((finished, config["extended"]))[0]
+        extended = config.get("extended")
+        self.finished, config["extended"] = all_gather_objects((finished, extended))[0]
 
     @main_process_only
     def _open(self):
