@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.detection import merge, without_training, wrong_labels
 from utils.escapes import in_a_cell
-from utils.files import atomic_write
+from utils.files import atomic_write, write_arrays
 from utils.labels import write_labels
 from utils.metrics import Metric
 from utils.network import write_network
@@ -52,19 +52,19 @@ class FinishedRun:
 
 def write_samples(run: FinishedRun):
     """samples.npz: a row per training sample."""
-    _write_arrays(run.path / "samples.npz", run.samples)
+    write_arrays(run.path / "samples.npz", **run.samples)
 
 
 def write_held_out(run: FinishedRun):
     """held_out.npz: a row per sample that is validated on, and with folds all probabilities."""
     if run.held_out:
-        _write_arrays(run.path / "held_out.npz", run.held_out)
+        write_arrays(run.path / "held_out.npz", **run.held_out)
 
 
 def write_test(run: FinishedRun):
     """test.npz: a row per test sample."""
     if run.test:
-        _write_arrays(run.path / "test.npz", run.test)
+        write_arrays(run.path / "test.npz", **run.test)
 
 
 def write_labels_of_method(run: FinishedRun):
@@ -215,8 +215,3 @@ PICTURES: tuple[Callable[[FinishedRun], None], ...] = (
     draw_samples,
     draw_targets,
 )
-
-
-def _write_arrays(path, arrays):
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, **arrays)

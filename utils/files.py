@@ -174,6 +174,12 @@ def read_arrays(
             raise OSError(f"{path} cannot be read ({reason})") from None
 
 
+def write_arrays(path: Path, **arrays):
+    """Write these arrays as an .npz."""
+    with atomic_write(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def map_array(path: Path, mode: str = "r") -> np.memmap:
     """The array in an .npy, memory-mapped: "r", or "r+" to change it.
 

@@ -28,7 +28,7 @@ from utils.detection import measure_detection, sample_table
 from utils.errors import UserError
 from utils.escapes import printable
 from utils.exports import write_list
-from utils.files import atomic_write, read_arrays
+from utils.files import atomic_write, read_arrays, write_arrays
 from utils.judged import JOINED, judge
 from utils.run_state import read_config, read_summary
 
@@ -165,8 +165,7 @@ def _write(directory, folds, table):
     whole = {key: table.pop(key) for key in ("probabilities",) if key in table}
     whole |= {key: table[key] for key in ("index", "fold", "predicted", "given")}
     for name, arrays in (("out_of_sample.npz", whole), ("samples.npz", table)):
-        with atomic_write(directory / name, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_arrays(directory / name, **arrays)
     content = {
         "runs": [path.name for path in folds],
         "samples": len(table["index"]),

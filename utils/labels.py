@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import atomic_write, read_arrays
+from utils.files import read_arrays, write_arrays
 
 
 def write_labels(path: Path, labels: Tensor, sha256: str):
@@ -16,8 +16,7 @@ def write_labels(path: Path, labels: Tensor, sha256: str):
     ``sha256`` is the hash of the given labels, which identifies the data set and its noise.
     """
     array = labels.numpy(force=True)
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, index=np.arange(len(array)), labels=array, given_sha256=sha256)
+    write_arrays(path, index=np.arange(len(array)), labels=array, given_sha256=sha256)
 
 
 def read_labels(path: str, *, num_samples: int, num_classes: int, sha256: str) -> Tensor:

@@ -13,7 +13,15 @@ import yaml
 from utils.distributed import main_process_only
 from utils.errors import UserError
 from utils.escapes import in_a_cell
-from utils.files import atomic_write, file_sha256, map_array, open_regular, read_arrays, read_json
+from utils.files import (
+    atomic_write,
+    file_sha256,
+    map_array,
+    open_regular,
+    read_arrays,
+    read_json,
+    write_arrays,
+)
 from utils.run_state import DATA, read_config
 
 
@@ -26,8 +34,7 @@ def write_or_compare(path: Path, description: str, keys: tuple[str, ...], **arra
     """
     arrays = {key: value for key, value in arrays.items() if value is not None}
     if not os.path.lexists(path):
-        with atomic_write(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_arrays(path, **arrays)
         return
     try:
         before = read_arrays(path)

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from utils.errors import UserError
 from utils.exports import names_of
-from utils.files import atomic_write, file_sha256, read_arrays
+from utils.files import atomic_write, file_sha256, read_arrays, write_arrays
 from utils.judged import Judged
 from utils.review.decisions import WORDS, Decision
 from utils.review.listing import first_run, has_files, in_words, read_sample
@@ -102,8 +102,7 @@ def _write_table(judged, parts, labels, dropped, path):
 def _write_arrays(judged, parts, labels, dropped, path):
     """``given`` [N], by position; ``dropped`` [N]: these keep their label, as they cannot leave."""
     (part,) = parts
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, given=labels[part], dropped=dropped[part])
+    write_arrays(path, given=labels[part], dropped=dropped[part])
 
 
 def _report(judged, decisions):
