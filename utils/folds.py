@@ -30,7 +30,7 @@ from utils.escapes import printable
 from utils.exports import write_list
 from utils.files import atomic_write, read_arrays, write_arrays
 from utils.judged import JOINED, judge
-from utils.run_state import read_config, read_summary
+from utils.run_state import finished_config, read_config
 
 FREE = ("run_dir", "validation.fold")
 
@@ -54,10 +54,8 @@ def read_folds(directory: Path) -> list[Path]:
     missing = [fold for fold in range(first["validation"]["folds"]) if fold not in found]
     if missing:
         raise UserError(f"{directory} lacks fold {', '.join(map(str, missing))}: run that too")
-    for path, config in found.values():
-        if not read_summary(path).get("finished"):
-            raise UserError(f"{path} is not finished: run its command again, and it goes on")
-        changed = differences(first, config, FREE)
+    for path, _ in found.values():
+        changed = differences(first, finished_config(path), FREE)
         if changed:
             raise UserError(f"{path} is a run of another configuration: {'; '.join(changed)}")
     return [found[fold][0] for fold in sorted(found)]

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.exports import doubtful, names_of
 from utils.files import read_arrays, read_json
 from utils.run_inputs import changes
-from utils.run_state import read_config, read_summary
+from utils.run_state import finished_config
 
 JOINED = "folds.json"  # in the directory that the folds of a run were joined into
 
@@ -82,11 +82,7 @@ def judge(directory: Path, data_root: str | None = None) -> Judged:
     """
     joined = (directory / JOINED).exists()
     first = directory / read_json(directory / JOINED)["runs"][0] if joined else directory
-    config = read_config(first)
-    if config is None:
-        raise UserError(f"{directory} is not the directory of a run: there is no config.yaml")
-    if not read_summary(first).get("finished"):
-        raise UserError(f"{directory} is not finished: run its command again, and it goes on")
+    config = finished_config(first)
     if data_root is not None:
         config["data_root"] = data_root
     changed = changes(first, contents_of(config))

@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.files import atomic_write, read_json
-from utils.run_state import read_config, read_summary
+from utils.run_state import finished_config
 
 WEIGHTS, USE = "network.pt", "network.json"
 
@@ -52,10 +52,7 @@ def describe_use(config: dict, data, networks: int) -> dict:
 
 def check_finished(directory: Path):
     """Raise UserError if this is not the directory of a finished run that has left its network."""
-    if read_config(directory) is None:
-        raise UserError(f"{directory} is not the directory of a run: there is no config.yaml")
-    if not read_summary(directory).get("finished"):
-        raise UserError(f"{directory} is not finished: run its command again, and it goes on")
+    finished_config(directory)
     if not (directory / WEIGHTS).exists():
         raise UserError(
             f"{directory} was finished by a version that left no {WEIGHTS}: it has to be run anew"
@@ -63,7 +60,10 @@ def check_finished(directory: Path):
 
 
 def read_use(directory: Path) -> dict:
-    """network.json of a finished run. Raises UserError as ``check_finished``, OSError if damaged"""
+    """network.json of a finished run.
+
+    Raises UserError as ``check_finished``, OSError if it is damaged.
+    """
     check_finished(directory)
     use = read_json(directory / USE)
     if not isinstance(use, dict) or not {"model", "facts", "classes", "dataset"} <= use.keys():

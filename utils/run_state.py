@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from utils.errors import UserError
 from utils.escapes import in_a_line
 from utils.files import atomic_write, open_regular, read_bytes, read_json, read_yaml
 
@@ -93,6 +94,19 @@ def read_summary(directory: Path, complete: bool = False) -> dict:
         reason = str(error).removeprefix(f"{path} ")
         raise OSError(f"{path} {reason}; remove it, and the run writes it anew") from None
     return summary
+
+
+def finished_config(directory: Path) -> dict:
+    """The configuration of a finished run.
+
+    Raises UserError if it is not finished, or no run; OSError if its files are damaged.
+    """
+    config = read_config(directory)
+    if config is None:
+        raise UserError(f"{directory} is not the directory of a run: there is no config.yaml")
+    if not read_summary(directory).get("finished"):
+        raise UserError(f"{directory} is not finished: run its command again, and it goes on")
+    return config
 
 
 def _wrong_entries(summary):
