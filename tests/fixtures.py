@@ -126,16 +126,21 @@ def make_sweep(
                 )
 
 
-def write_digits(root: Path, fraction: float, seed: int, count: int | None = None) -> list[str]:
+def write_digits(
+    root: Path,
+    fraction: float,
+    seed: int,
+    num_training: int | None = None,
+    num_test: int | None = None,
+) -> list[str]:
     """Write train/<class>/<number>.png and test/...; returns the paths in there of those planted.
 
-    Planted are this fraction of the training images: they are under another class. ``count``: of
-    the training images, so many.
+    Planted are this fraction of the training images: they are under another class. Of both parts
+    the first ones are taken, or all.
     """
     dataset, generator, planted = digits(), np.random.default_rng(seed), []
-    if count is not None:
-        dataset.train.inputs = dataset.train.inputs[:count]
-        dataset.train.targets = dataset.train.targets[:count]
+    for split, count in ((dataset.train, num_training), (dataset.test, num_test)):
+        split.inputs, split.targets = split.inputs[:count], split.targets[:count]
     order = generator.permutation(len(dataset.train))
     chosen = set(order[: round(fraction * len(order))].tolist())
     for part, split in (("train", dataset.train), ("test", dataset.test)):

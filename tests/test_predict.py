@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from datasets import digits
 from tests.fixtures import write_digits
 from utils import predict
 from utils.predict import load_network
@@ -21,12 +20,8 @@ def trained(tmp_path_factory):
     """A folder of 150 digits, and a finished run on it."""
     import main
 
-    folder, source = tmp_path_factory.mktemp("predict"), digits()
-    for split, size in ((source.train, 150), (source.test, 40)):
-        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.fixtures.digits", lambda: source)
-        write_digits(folder / "photos", 0.0, seed=0)
+    folder = tmp_path_factory.mktemp("predict")
+    write_digits(folder / "photos", 0.0, seed=0, num_training=150, num_test=40)
     options = [f"dataset.root={folder}/photos", f"run_dir={folder}/run", "threads=1", *SMALL]
     assert main.main(["params/folder/plain.yaml", *options]) == 0
     return folder

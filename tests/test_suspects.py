@@ -13,13 +13,10 @@ SHORT = [*SUSPECTS_OPTIONS, "model.width=16", "epochs=12", "batch_size=32"]
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch):
+def images(tmp_path):
     """A folder of the first 600 training digits, 5 % of them under another class; and these."""
-    source = digits()
-    for split, size in ((source.train, 600), (source.test, 50)):
-        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
-    monkeypatch.setattr("tests.fixtures.digits", lambda: source)
-    return tmp_path / "images", write_digits(tmp_path / "images", 0.05, seed=0)
+    root = tmp_path / "images"
+    return root, write_digits(root, 0.05, seed=0, num_training=600, num_test=50)
 
 
 def test_planted_errors_of_a_folder_are_found(run, images):
