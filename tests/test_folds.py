@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datasets import digits, folder
+from datasets import folder
 from datasets.noise import inject
 from datasets.splits import hold_out
 from tests.fixtures import write_digits
@@ -24,13 +24,10 @@ SMALL += ["dataset.crop_scale=1", "batch_size=16", "epochs=4", "dataset.test_fra
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch):
+def photos(tmp_path):
     """A folder of 120 digits, 6 of them under another class; and these."""
-    source = digits()
-    for split, size in ((source.train, 120), (source.test, 0)):
-        split.inputs, split.targets = split.inputs[:size], split.targets[:size]
-    monkeypatch.setattr("tests.fixtures.digits", lambda: source)
-    return tmp_path / "photos", write_digits(tmp_path / "photos", 0.05, seed=0)
+    root = tmp_path / "photos"
+    return root, write_digits(root, 0.05, seed=0, num_training=120, num_test=0)
 
 
 def test_each_sample_is_held_out_in_one_fold_with_its_copies_class_by_class():
@@ -147,6 +144,10 @@ def test_folds_of_two_configurations_are_not_joined(run, tmp_path):
         run(*options, params="params/digits/plain.yaml", name=f"two/fold{fold}")
     with pytest.raises(UserError, match=r"another configuration: optimizer\.lr: 0\.1 before, 0\.2"):
         folds.read_folds(tmp_path / "two")
+    with np.load(tmp_path / "two/fold1/noise.npz") as noise:
+        np.savez(tmp_path / "two/fold1/noise.npz", **dict(noise) | {"sha256": "another"})
+    with pytest.raises(UserError, match="the folds have other labels"):
+        folds.join([tmp_path / "two/fold0", tmp_path / "two/fold1"], None)
     with pytest.raises(UserError, match="holds no runs fold0"):
         folds.read_folds(tmp_path)
 

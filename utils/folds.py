@@ -27,6 +27,7 @@ from utils.config import differences
 from utils.detection import measure_detection, sample_table
 from utils.errors import UserError
 from utils.escapes import printable
+from utils.evaluation import COLUMNS
 from utils.exports import write_list
 from utils.files import atomic_write, read_arrays, write_arrays
 from utils.judged import JOINED, judge
@@ -68,8 +69,11 @@ def join(folds: list[Path], ranking: str | None) -> dict[str, np.ndarray]:
         ranking: the score that ranks them, or "method", that of the method; None for
             self_confidence, in a regression the loss.
 
-    Raises UserError if a sample is in no fold or in two, or the folds have other labels.
+    Raises UserError if a sample is in two folds, or the folds have other labels.
     """
+    labels = {str(read_arrays(path / "noise.npz", ("sha256",))["sha256"]) for path in folds}
+    if len(labels) > 1:
+        raise UserError(f"{folds[0].parent}: the folds have other labels; run them all anew")
     held_out = [read_arrays(path / "held_out.npz") for path in folds]
     everything = {
         key: np.concatenate([part[key] for part in held_out])
@@ -97,19 +101,13 @@ def join(folds: list[Path], ranking: str | None) -> dict[str, np.ndarray]:
         score = everything["loss"]
     else:
         score = scores.suspicion(ranking or "self_confidence", known)
-    columns = {"target": everything["given"], "index": np.arange(len(index))}
-    for key in ("loss", "predicted", "given_probability", "predicted_probability", "second"):
-        columns |= {key: everything[key]} if key in everything else {}
-    if "second_probability" in everything:
-        columns["second_probability"] = everything["second_probability"]
-    table = sample_table(columns, everything["true"], scores=known, score=score)
+    predicted = {key: everything[key] for key in COLUMNS if key in everything}
+    predicted |= {"target": everything["given"], "index": np.arange(len(index))}
+    table = sample_table(predicted, everything["true"], scores=known, score=score)
     if ranking is None and "self_confidence" in known:
         table["quality"] = known["self_confidence"]  # comparable, as all are out of sample
     part = np.array([f"fold {fold}" for fold in everything["fold"]])
-    extra = {"index": index, "fold": everything["fold"], "part": part}
-    if "probabilities" in everything:
-        extra["probabilities"] = everything["probabilities"]
-    return table | extra
+    return table | {"index": index, "fold": everything["fold"], "part": part}
 
 
 def _of_training(folds, index):
@@ -118,12 +116,11 @@ def _of_training(folds, index):
     Those of a method are averaged as they are: all folds have the same scale.
     """
     sums, counts = {}, {}
-    position = {number: row for row, number in enumerate(index)}
     for path in folds:
         table = read_arrays(path / "samples.npz")
-        rows = np.array([position[number] for number in table["index"]])
+        rows = np.searchsorted(index, table["index"])
         named = {name: table[name] for name in scores.NAMES if name in table}
-        for name, values in {**named, "method": table["score"]}.items():
+        for name, values in (named | {"method": table["score"]}).items():
             known = np.isfinite(values)
             sums.setdefault(name, np.zeros(len(index)))[rows[known]] += values[known]
             counts.setdefault(name, np.zeros(len(index)))[rows[known]] += 1
@@ -160,8 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(directory, folds, table):
-    whole = {key: table.pop(key) for key in ("probabilities",) if key in table}
-    whole |= {key: table[key] for key in ("index", "fold", "predicted", "given")}
+    whole = {key: table[key] for key in ("index", "fold", "predicted", "given")}
+    if "probabilities" in table:
+        whole["probabilities"] = table.pop("probabilities")
     for name, arrays in (("out_of_sample.npz", whole), ("samples.npz", table)):
         write_arrays(directory / name, **arrays)
     content = {
