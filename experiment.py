@@ -332,15 +332,15 @@ class Experiment:
         # images may be cropped anew in each.
         self.loaders.set_epoch(self.epochs - 1, 0)
         model = self.objective.evaluated(self.forward)
-        keep, whole = in_a_table(self.task_loss), in_a_table(self.task_loss, whole=True)
-        trained = prediction_table(*predict(model, self.loaders.train_plain, self.autocast, keep))
-        held_out, tested = self.loaders.held_out, None
+
+        def table(part, whole=False):
+            keep = in_a_table(self.task_loss, whole)
+            return prediction_table(*predict(model, part, self.autocast, keep))
+
+        trained, held_out = table(self.loaders.train_plain), self.loaders.held_out
         if held_out:
-            keep_fold = whole if self.config["validation"]["folds"] else keep
-            held_out = prediction_table(*predict(model, held_out, self.autocast, keep_fold))
-        if len(self.data.test):
-            test = self.loaders.evaluation["test"]
-            tested = prediction_table(*predict(model, test, self.autocast, keep))
+            held_out = table(held_out, whole=self.config["validation"]["folds"] is not None)
+        tested = table(self.loaders.evaluation["test"]) if len(self.data.test) else None
         scores, score = self._scores(trained)
         finished = exports.FinishedRun(
             self.path,
