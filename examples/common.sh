@@ -1,7 +1,7 @@
 # What the launchers here have in common: each sources this file.
 #
 # A launcher is a list of cells, a line each: the arguments of main.py, or of several runs in
-# order, joined by " && ". LAUNCHER is its path:
+# order, joined by " && "; "-m utils.mentor ..." before a run prepares it. LAUNCHER is its path:
 #   bash LAUNCHER --submit     submit them to SLURM as an array, a cell a task, 8 at a time
 #   sbatch LAUNCHER            run them in one SLURM job, one after another
 #   bash LAUNCHER              run them on this machine, one after another

@@ -43,6 +43,7 @@ COUNTS = {
     "search": 56,
     "selfie": 3,
     "sweep": 24,
+    "trusted": 27,
     "two_stage": 3,
     "utkface": 150,
     "wikihow": 18,
@@ -79,7 +80,11 @@ def test_a_launcher_lists_and_submits_its_cells(name):
         assert int(start) == number
         for command in commands.split(" && "):
             python, script, params, *overrides = shlex.split(command)
-            assert (python, script) == (sys.executable, "main.py")
+            assert python == sys.executable
+            if script == "-m":
+                assert params == "utils.mentor" and overrides[1].startswith(overrides[0])
+                continue
+            assert script == "main.py"
             assert overrides[-1] == "data_root=/data"
             assert load(params, overrides, SCHEMAS)["data_root"] == "/data"
     code, command, _ = launch(f"examples/{name}", "--submit", "--dry-run", "data_root=/data")
@@ -426,6 +431,26 @@ def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
     assert code == 0 and printed.startswith("cell 0: done")
     assert not (tmp_path / "1/failed.txt").exists()
     assert "error: GCE: q must lie" in (ROOT / "logs/mine_bash_0.out").read_text()
+    for path in (ROOT / "logs").glob("mine_bash_*.out"):
+        path.unlink()
+
+
+def test_what_prepares_a_run_is_run_before_it_and_its_failure_is_the_run_s(custom, tmp_path):
+    recording = "params/digits/plain.yaml epochs=2 record_losses=true trusted.train=given"
+    launcher = custom(
+        *(
+            f"{recording} trusted.count={count} trusted.per_class=false "
+            f"run_dir={tmp_path}/{count}-first && "
+            f"-m utils.mentor {tmp_path}/{count}-first {tmp_path}/{count}.npz && "
+            f"params/digits/mentornet_dd.yaml epochs=2 loss.mentor={tmp_path}/{count}.npz "
+            f"run_dir={tmp_path}/{count}"
+            for count in (40, 1)
+        )
+    )
+    code, printed, _ = launch(launcher, *QUICK)
+    assert code == 1 and printed.splitlines()[-1] == "1 done, 1 failed"
+    assert (tmp_path / "40/summary.json").exists() and not (tmp_path / "1.npz").exists()
+    assert "and a mentor learns from both kinds" in (tmp_path / "1/failed.txt").read_text()
     for path in (ROOT / "logs").glob("mine_bash_*.out"):
         path.unlink()
 

@@ -1,8 +1,9 @@
 """Many runs: an array of SLURM jobs, or a loop on this machine; and what has become of them.
 
 A sweep is a list of cells, a line each: the arguments of main.py, or those of several runs in
-order, joined by " && ". The launchers in examples/ write the list, and hand it and their own
-arguments to the command line here. Nothing here imports PyTorch.
+order, joined by " && "; what begins with "-m" is a command that prepares the run after it. The
+launchers in examples/ write the list, and hand it and their own arguments to the command line here.
+Nothing here imports PyTorch.
 
     __main__.py  the command line: python -m utils.sweep
     cells.py     a line of the list: what it runs, where it writes, its state

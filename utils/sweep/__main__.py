@@ -128,7 +128,10 @@ def choose_cells(
 
 def print_commands(cells: list[Cell], python: list[str]):
     for cell in cells:
-        commands = [shlex.join([*python, "main.py", *arguments]) for arguments in cell.runs]
+        commands = [
+            shlex.join([*(python if arguments[0] == "main.py" else [sys.executable]), *arguments])
+            for arguments in cell.commands()
+        ]
         print(f"{cell.number}: {' && '.join(commands)}")
 
 

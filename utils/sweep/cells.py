@@ -20,12 +20,21 @@ class Cell:
     """One line of the list: the arguments of one run after another, and where each writes.
 
     ``configs``: what each is to run. If there are none, whatever the directories hold is theirs.
+    ``before``: commands by the position of the run that they prepare, arguments of python.
     """
 
     number: int
     runs: list[list[str]]
     directories: list[Path]
     configs: list[dict] = field(default_factory=list)
+    before: dict[int, list[list[str]]] = field(default_factory=dict)
+
+    def commands(self) -> list[list[str]]:
+        """The arguments of python, of one command after another."""
+        found = []
+        for position, arguments in enumerate(self.runs):
+            found += [*self.before.get(position, []), ["main.py", *arguments]]
+        return found
 
     def changed(self, position: int) -> list[str]:
         """The keys in which the run that a directory holds differs from the one of the cell."""
@@ -76,9 +85,15 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
     cells, writers = [], {}
     for number, line in enumerate(lines):
         try:
-            runs = [[*shlex.split(part), *overrides] for part in line.split(" && ")]
+            commands = [shlex.split(part) for part in line.split(" && ")]
         except ValueError as error:  # a quotation mark without its partner
             raise UserError(f"cell {number}, {line}: {error}") from None
+        runs, before = [], {}
+        for command in commands:
+            if command[:1] == ["-m"]:
+                before.setdefault(len(runs), []).append(command)
+            else:
+                runs.append([*command, *overrides])
         configs = [_config(number, arguments) for arguments in runs]
         directories = [Path(config["run_dir"]) for config in configs]
         for directory in directories:
@@ -88,7 +103,7 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
                     f"give one of them a run_dir= of its own"
                 )
             writers[directory] = number
-        cells.append(Cell(number, runs, directories, configs))
+        cells.append(Cell(number, runs, directories, configs, before))
     return cells
 
 

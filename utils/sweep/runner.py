@@ -128,7 +128,11 @@ class CellRunner:
         if state == "running":
             return state, f"{directory} is being written by {detail}: left alone"
         before = summary_time(directory)
-        code, reason = self._call([*self.command, "main.py", *arguments], output, slot)
+        commands = [[sys.executable, *command] for command in cell.before.get(position, [])]
+        for command in [*commands, [*self.command, "main.py", *arguments]]:
+            code, reason = self._call(command, output, slot)
+            if code:
+                break
         state, detail = cell.run_state(position)
         if state in ("done", OTHER):
             return state, detail
