@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -42,6 +44,29 @@ def run_report(capsys):
         return printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A window of Chromium, 1,300 pixels wide, without a screen; ``downloads``: its folder."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium with its chromium-driver")
+    from selenium import webdriver
+
+    downloads = tmp_path_factory.mktemp("downloads")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1300,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    settings = {"behavior": "allow", "downloadPath": str(downloads)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
+    browser.downloads = downloads
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope="session")

@@ -877,7 +877,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.tags.append(tag)
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
         self.links += [attributes["href"]] if "href" in attributes else []
         self.sources += [attributes["src"]] if "src" in attributes else []
@@ -905,8 +905,35 @@ def test_the_page_is_whole_and_leads_to_every_configuration(run_report, folder, 
     # nothing is fetched
     assert not re.search(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"?https?:", text)
     assert "<b>&" not in text
-    for part in ("97.00 +- 0.10", "98.06 (best)", "loss:\n  name: GCE"):
+    for part in ("97.00\xa0±\xa00.10", "98.06 (best)", "loss:\n  name: GCE"):
         assert part in text
+
+
+def test_the_page_fits_its_window_and_has_no_empty_columns(browser, run_report, folder, tmp_path):
+    make_run(folder / "validated", [90.0, 91.0], dataset={"name": "other"}, noise={"kind": "none"})
+    logs = [ROOT / "results" / name for name in ("mnist", "mnist_chosen", "digits_methods")]
+    run_report(*logs, folder, "--html", tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri())
+
+    def texts(css, condition="true"):
+        found = f"[...document.querySelectorAll('{css}')].filter(it => {condition})"
+        return browser.execute_script(f"return {found}.map(it => it.innerText)")
+
+    assert browser.execute_script("return innerWidth") == 1300 and len(texts(".scroll")) > 8
+    assert texts(".scroll", "it.scrollWidth > it.clientWidth") == []
+    heads = {
+        title: set(texts("th", f"it.closest('section').innerText.startsWith('{title}')"))
+        for title in ("other, none", "mnist, permute")
+    }
+    assert {"last", "method"} <= heads["other, none"]
+    assert not heads["other, none"] & {"published", "difference", "verdict", "validated"}
+    assert {"published", "difference", "verdict"} <= heads["mnist, permute"]
+    assert set(texts("th", "!it.title")) == {"method", "seed", "source"}
+    browser.execute_script(
+        "const select = document.querySelector('[data-filter=dataset]'); select.value = 'other';"
+        "select.dispatchEvent(new Event('change'))"
+    )
+    assert set(texts("h3", "it.offsetParent")) == {"other, none"}
 
 
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # so long are the names

@@ -3,13 +3,11 @@
 Without Debian's chromium and chromium-driver these tests are skipped: they cannot be run then.
 """
 
-import shutil
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -19,28 +17,6 @@ from utils.review import page
 from utils.review.decisions import read_decisions
 from utils.review.listing import keys, make_listing, write_listing
 from utils.review.mend import mend
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="there is no chromium with its chromium-driver"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    downloads = tmp_path_factory.mktemp("downloads")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1300,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    settings = {"behavior": "allow", "downloadPath": str(downloads)}
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", settings)
-    browser.downloads = downloads
-    yield browser
-    browser.quit()
 
 
 class Page:
