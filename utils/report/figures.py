@@ -147,12 +147,12 @@ def _fences(values: pd.Series, span: float = 3) -> tuple[float, float]:
 
 
 def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figure:
-    """Last (filled) and best (hollow) test error by noise fraction, and the published numbers.
+    """Test error by noise fraction, a panel a method, the lowest last error first.
 
-    A metric in percent is shown as 100 less it, on a logarithmic scale; others as they are, on a
-    linear one. The methods stand side by side at each fraction.
+    Last (filled) and best (hollow), the published numbers, and in grey the last of the others. A
+    metric in percent is shown as 100 less it, on a logarithmic scale; others as they are, on a
+    linear one.
     """
-    figure, axes = _axes(height=5)
     numbers, metric = published.load(), _metric(rows)
     percent = metric.unit == "%"
 
@@ -165,33 +165,56 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
         low, high = np.exp(_fences(np.log(values.clip(lower=0.01)), span=1.5))
     else:
         low, high = _fences(values, span=5)
-    fractions, labels = sorted(rows.fraction.unique()), list(dict.fromkeys(rows.label))
-    step = min(np.diff(fractions)) / 3 / len(labels)
-    for number, label in enumerate(labels):
-        own, shift = rows[rows.label == label], step * (number - (len(labels) - 1) / 2)
-        outside = "" if own["last"].between(low, high).all() else " (partly off the axis)"
-        last, best = (
-            own.groupby("fraction")[rule].agg(["mean", "std"]) for rule in ("last", "best")
-        )
-        _error_bars(axes, last, styles[label], shift, label=label + outside)
-        _error_bars(axes, best, styles[label], shift, linestyle="", markerfacecolor="white")
+    better = 1 if percent or not metric.higher_is_better else -1
+    labels = (better * rows.groupby("label")["last"].mean()).sort_values(kind="stable").index
+    lasts = {label: _by_noise(rows[rows.label == label], "last") for label in labels}
+    panels = _panels(len(labels))
+    for axes, label in zip(panels, labels, strict=True):
+        own = rows[rows.label == label]
+        for other in labels.drop(label):
+            axes.plot(lasts[other].index, lasts[other]["mean"], color="#cccccc", linewidth=0.8)
+        outside = "" if own["last"].between(low, high).all() else " (partly off)"
+        _error_bars(axes, lasts[label], styles[label])
+        best = _by_noise(own, "best")
+        _error_bars(axes, best, styles[label], linestyle=":", markerfacecolor="white")
         for cell in own.drop_duplicates("fraction").to_dict("records"):
             for value, cross in _published(cell, configs, numbers):
-                position = cell["fraction"] + shift, error(value)
-                axes.plot(*position, cross, **_cross(7), zorder=3)
-    axes.set(
-        xlabel="noise fraction",
-        xticks=fractions,
-        ylabel="test error (%)" if percent else f"test {metric.heading}",
-        yscale="log" if percent else "linear",
-        ylim=(low, high),
+                axes.plot(cell["fraction"], error(value), cross, **_cross(7), zorder=3)
+        title = "\n".join(textwrap.wrap(label + outside, 26))
+        axes.set_title(title, fontsize="medium", color=styles[label][0], fontweight="bold")
+        axes.set(yscale="log" if percent else "linear", ylim=(low, high))
+        axes.set_xticks(sorted(rows.fraction.unique()))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if percent:
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    figure = panels[0].figure
+    figure.supylabel("test error (%)" if percent else f"test {metric.heading}")
+    figure.supxlabel(
+        "noise fraction\nfilled: last; hollow: best; +: published last, x: best or another rule; "
+        "grey: last of the others",
+        fontsize="medium",
     )
-    if percent:
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(axes, "last: filled; best: hollow\npublished: + last, x best or another rule")
     return figure
+
+
+def _by_noise(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Mean and standard deviation of a rule by noise fraction."""
+    return rows.groupby("fraction")[rule].agg(["mean", "std"])
+
+
+def _panels(count: int) -> list:
+    """So many axes of equal limits, four in a row, without the others of the last row."""
+    columns = min(count, 4)
+    lines = -(-count // columns)
+    size = (max(WIDTH * columns / 4, WIDTH / 2), 2.4 * lines + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    every = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes in every[count:]:
+        axes.remove()
+    for axes in every[max(0, count - columns) : count]:
+        axes.tick_params(labelbottom=True)
+    return list(every[:count])
 
 
 def _error_bars(axes, points: pd.DataFrame, style: tuple[str, str], shift: float = 0, **more):
