@@ -1,6 +1,7 @@
 """The report: what it reads and refuses, its tables, compact logs, pictures and the page."""
 
 import html.parser
+import io
 import itertools
 import json
 import re
@@ -343,6 +344,40 @@ def test_a_configuration_is_labelled_by_what_most_others_do_not_have(tmp_path):
     labels = collect([tmp_path]).table.label
     assert labels.nunique() == len(labels)
     assert labels.str.contains(r"DiscrimLoss \[.{10}\]$").sum() == 2
+
+
+def test_a_configuration_with_a_label_is_called_by_it(tmp_path):
+    make_run(tmp_path / "usual", [97.0] * 3, **MNIST)
+    optimizer = {"name": "SGD", "lr": 0.01, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1}
+    for name, more in (("one", {}), ("other", {"batch_size": 9})):
+        own = MNIST | {"optimizer": optimizer, "label": "slow"} | more
+        make_run(tmp_path / name, [97.0] * 3, **own)
+    assert set(collect([tmp_path / "usual", tmp_path / "one"]).table.label) == {"Plain", "slow"}
+    table = collect([tmp_path]).table
+    assert set(table.label) == {"Plain", "slow, batch_size=128", "slow, batch_size=9"}
+    assert set(table.method) == {"Plain"}  # which published numbers are of
+
+
+def test_another_number_takes_the_place_of_the_noise_fraction(run_report, tmp_path):
+    for count in (10, 30, 1000):
+        for name, gain in (("GCE", 1), ("Plain", 0)):
+            own = MNIST | {"trusted": {"count": count}, "loss": {"name": name}}
+            make_run(tmp_path / f"runs/{count}/{name}", [90 + gain + count / 1000], **own)
+    asked = [tmp_path / "runs", "--over", "trusted.count"]
+    printed, _ = run_report(*asked, "--grid", "last", "--format", "csv")
+    assert list(pd.read_csv(io.StringIO(printed))["trusted.count"].unique()) == [10, 30, 1000]
+    printed, _ = run_report(*asked, "--grid", "last", "--figures", tmp_path / "pictures")
+    table = [line.split() for line in printed.splitlines()[1:]]
+    heads = [f"trusted.count={count}" for count in (10, 30, 1000)]
+    assert table[0] == ["method", *heads]
+    assert table[1] == ["GCE", "91.01", "(1)", "91.03", "(1)", "92.00", "(1)"]
+    assert table[2] == ["Plain", "90.01", "(1)", "90.03", "(1)", "91.00", "(1)"]
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {f"trusted.count-mnist-permute.{form}" for form in ("png", "svg")}
+    assert "--over goes with --grid RULE" in run_report(*asked, code=2)[1]
+    _, complaint = run_report(tmp_path / "runs", "--over", "loss.name", "--grid", "last", code=2)
+    assert "of GCE" in complaint and "'GCE' and no number; there are" in complaint
+    assert "trusted.count" in complaint
 
 
 def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():

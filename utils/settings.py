@@ -76,6 +76,7 @@ class Settings:
     augment_recording: bool = True  # record the losses of augmented samples
     extended: list[dict] | None = None  # set by a finished run that goes on for more epochs
     score: Annotated[str | None, SCORE] = None  # ranks the samples: one of utils.scores
+    label: str | None = None  # what tables and pictures call it; null: the method
     tensorboard: bool = False
     data_root: str = "data"
     run_dir: str | None = None  # null: runs/<dataset>/<method>/<noise>/seed<seed>

@@ -31,7 +31,7 @@ from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.escapes import printable
 from utils.metrics import METRICS
-from utils.report.collect import Results, choose, collect, left_out
+from utils.report.collect import Results, choose, collect, left_out, over
 from utils.report.compact_log import write_log
 from utils.report.render import FORMS, render
 from utils.report.summarise import summarise
@@ -67,7 +67,7 @@ def report(options: argparse.Namespace):
     if everything.table.empty:
         print(left_out(everything), end="", file=sys.stderr)
         raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
-    results = choose(everything, options.table, options.where)
+    results = chosen(everything, options)
     print(printable(result_tables(results, options, options.format)), end="")
     if options.log:
         paths = write_log(options.log, results.measured, results.epochs, results.configs)
@@ -83,6 +83,14 @@ def report(options: argparse.Namespace):
         page.write(results, options.html, dict(options.margin))
         print(f"written: {options.html}", file=sys.stderr)
     print(left_out(everything), end="", file=sys.stderr)
+
+
+def chosen(results: Results, options: argparse.Namespace) -> Results:
+    """Those of --table and --where, along what --over says."""
+    if options.over and (not options.grid or options.html or options.log):
+        raise UserError("--over goes with --grid RULE and --figures, and not with --html or --log")
+    results = choose(results, options.table, options.where)
+    return over(results, options.over) if options.over else results
 
 
 def result_tables(results: Results, options: argparse.Namespace, form: str) -> str:
@@ -119,7 +127,7 @@ def markdown_table(arguments: list[str]) -> str:
         raise UserError(
             f"{names}: a table is to show all of a log, but there are\n{left_out(results)}"
         )
-    return result_tables(choose(results, options.table, options.where), options, "markdown")
+    return result_tables(chosen(results, options), options, "markdown")
 
 
 def parse_margin(text: str) -> tuple[str, float | str]:
@@ -172,6 +180,12 @@ def parser() -> argparse.ArgumentParser:
         help="only these rows of the runs (by the columns of runs.csv, and label, the method as it "
         'is shown) or of the file to summarise, e.g. "fraction == 0.4"; known are ==, !=, <, <=, '
         ">, >=, in [...], and, or, not and parentheses",
+    )
+    add(
+        "--over",
+        metavar="KEY",
+        help="with --grid: a column for each value of this key of the configuration, e.g. "
+        "trusted.count, in the place of the noise fraction; --figures draws it",
     )
     add("--figures", type=Path, metavar="FOLDER", help="draw all into this folder, .png and .svg")
     add("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.config import flatten
 from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.escapes import in_a_line
@@ -18,6 +19,7 @@ from utils.report.condition import evaluate
 from utils.report.hardness import add_hardness, add_mass
 from utils.report.identity import (
     KEY,
+    NOISE_RATE,
     config_hash,
     labels,
     shared_variants,
@@ -38,6 +40,7 @@ FOREIGN = (  # what files may raise that are not ours, or damaged
     OverflowError,
     RecursionError,
 )
+ORDER = ["dataset", "noise", "fraction", "label", *KEY]
 SHOWN = 20  # lines of what was not counted
 
 
@@ -47,7 +50,7 @@ class Results:
 
     ``table``: a row per run; ``configs``: by hash, without seeds and what says only where a run is
     executed; ``directories``, ``epochs_by_run``: by (config, seed), as far as they are there;
-    ``unfinished`` and ``skipped``: path -> why.
+    ``unfinished`` and ``skipped``: path -> why; ``axis``: the key that the column fraction has.
     """
 
     table: pd.DataFrame
@@ -56,6 +59,7 @@ class Results:
     epochs_by_run: dict[tuple[str, int], pd.DataFrame] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    axis: str = NOISE_RATE
 
     @functools.cached_property
     def epochs(self) -> pd.DataFrame:
@@ -109,8 +113,7 @@ def collect(paths: list[Path]) -> Results:
         table = pd.DataFrame(rows)
         table = table.assign(**{name: np.nan for name in OPTIONAL if name not in table})
         table["label"] = labels(table, results.configs).map(in_a_line)
-        order = ["dataset", "noise", "fraction", "label", *KEY]
-        results.table = table.sort_values(order, ignore_index=True)
+        results.table = table.sort_values(ORDER, ignore_index=True)
     return results
 
 
@@ -190,6 +193,34 @@ def choose(results: Results, name: str | None, condition: str | None = None) -> 
             )
         table = table[chosen]
     return replace(results, table=where(table, condition))
+
+
+def over(results: Results, key: str) -> Results:
+    """The same with a number of the configurations in the place of the noise fraction.
+
+    Raises:
+        UserError: a configuration has no such key, or no number there.
+    """
+    table = results.table
+    flat = {name: flatten(results.configs[name]) for name in dict.fromkeys(table.config)}
+    values = {name: keys.get(key) for name, keys in flat.items()}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            label, numbers = table.label[table.config == name].iloc[0], _with_numbers(flat[name])
+            raise UserError(
+                f"--over {key}: of {label} that is {value!r} and no number; there are {numbers}"
+            )
+    table = table.assign(fraction=table.config.map(values).astype(float))
+    table["label"] = labels(table, results.configs, key).map(in_a_line)
+    return replace(results, table=table.sort_values(ORDER, ignore_index=True), axis=key)
+
+
+def _with_numbers(keys: dict) -> str:
+    return ", ".join(
+        key
+        for key, value in keys.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
 
 
 def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from utils.files import atomic_write, read_bytes
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.identity import KEY, TABLE
+from utils.report.identity import KEY, NOISE_RATE, TABLE
 from utils.report.run_files import read_arrays
 
 DETECTED = "hard_vs_incorrect_auroc"
@@ -56,7 +56,11 @@ def draw(results: Results, folder: Path, forms: tuple[str, ...] = ("png", "svg")
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         names = [dataset, noise, metric] if metrics[dataset, noise] > 1 else [dataset, noise]
         condition = re.sub(r"[^\w.-]+", "-", "-".join(names))[:150]  # a file's name
-        for name, title, figure in _figures(rows, results, styles):
+        drawn = _figures(rows, results, styles)
+        if results.axis != NOISE_RATE:
+            figure = metric_over(rows, results.axis, styles)
+            drawn = [(f"{results.axis}-{{}}", f"test metric by {results.axis}", figure)]
+        for name, title, figure in drawn:
             path = folder / f"{name.format(condition)}.png"
             save(figure, path, forms)
             pictures.append(Picture(path, dataset, noise, title))
@@ -195,6 +199,21 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
         "grey: last of the others",
         fontsize="medium",
     )
+    return figure
+
+
+def metric_over(rows: pd.DataFrame, axis: str, styles: dict) -> Figure:
+    """Last test metric by a number of the configuration, which stands in the column fraction."""
+    figure, axes = _axes()
+    values = sorted(rows.fraction.unique())
+    for label, own in rows.groupby("label", sort=False):
+        _error_bars(axes, _by_noise(own, "last"), styles[label], label=label)
+    if values[0] > 0 and values[-1] >= 20 * values[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+    axes.minorticks_off()
+    axes.set(xlabel=axis, ylabel=f"test {_metric(rows).heading}")
+    _legend(axes, "last epoch")
     return figure
 
 

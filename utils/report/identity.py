@@ -20,6 +20,7 @@ DEFAULT_KEYS = {
 SEED_DIRECTORY = re.compile(r"seed\d+")
 PATHS = {"file", "root", "test_file"}  # keys of a dataset
 OF_RUNS = {"targets", "recording"}  # parts of data.json that differ between seeds
+NOISE_RATE = "noise.fraction"
 IN_A_LABEL = 4  # keys: a configuration that differs in more has its hash there
 
 
@@ -200,25 +201,28 @@ def method_name(config: dict) -> str:
     return selected if name == "Plain" else f"{selected} + {name}"
 
 
-def labels(table: pd.DataFrame, configs: dict[str, dict]) -> pd.Series:
-    """The method of each run, with the values in which its configuration differs from the usual.
+def labels(table: pd.DataFrame, configs: dict[str, dict], axis: str = NOISE_RATE) -> pd.Series:
+    """The label of each run, or else its method, with the values in which it is unusual.
 
-    It may differ only if the method has several configurations at one noise fraction. A
+    It may only be so if the label has several configurations at one noise fraction, or whatever
+    key of the configuration the column ``fraction`` has, the ``axis``. A
     configuration that differs in more than four keys has its hash, and so have those that would be
     left with one label.
     """
     flat = {name: flatten(config) for name, config in configs.items()}
     for keys in flat.values():
-        keys.pop("noise.fraction", None)
+        keys.pop(axis, None)
+    named = {name: keys.pop("label", None) for name, keys in flat.items()}
+    bases = table.config.map(named).fillna(table.method)
     suffixes = dict.fromkeys(flat, "")
-    for _, group in table.groupby(["dataset", "noise", "method"], sort=False):
+    for _, group in table.groupby(["dataset", "noise", bases], sort=False):
         cells = [list(dict.fromkeys(cell.config)) for _, cell in group.groupby("fraction")]
         suffixes |= _suffixes(_unusual_keys(cells, flat), flat)
         for names in cells:
             alike = collections.Counter(suffixes[name] for name in names)
             for name in names:
                 suffixes[name] += f" [{name}]" if alike[suffixes[name]] > 1 else ""
-    return table.method + table.config.map(suffixes)
+    return bases + table.config.map(suffixes)
 
 
 def _unusual_keys(cells: list[list[str]], flat: dict[str, dict]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from utils.metrics import METRICS
 from utils.report import published
 from utils.report.collect import Results
 from utils.report.comparison import compare_all
-from utils.report.identity import CELL, TABLE
+from utils.report.identity import CELL, NOISE_RATE, TABLE
 from utils.report.render import Block, render, render_blocks
 from utils.report.statistics import ALPHA, difference_of_means, ranks, reversals
 
@@ -49,8 +49,12 @@ def tables(
     """
     if hard:
         return render_blocks(_hard_blocks(results), form)
-    table = compare_all(results, published.load(), margins)
+    numbers = published.load()
+    if results.axis != NOISE_RATE:
+        numbers = numbers[:0]  # which are of noise rates
+    table = compare_all(results, numbers, margins)
     if form == "csv":
+        table = table.rename(columns={"fraction": results.axis.removeprefix("noise.")})
         return render(table.drop(columns="by_seed"), form)
     if against is not None and against not in set(table.method):
         raise UserError(
@@ -63,7 +67,8 @@ def tables(
             notes = order_notes(rows) + source_notes(rows)
             blocks.append(Block(title, noise, side_by_side(rows, against=against), notes))
         elif (rows["rule"] == grid_rule).any():
-            blocks.append(Block(f"{title}, {grid_rule}", noise, grid(rows, grid_rule), []))
+            shown = grid(rows, grid_rule, results.axis)
+            blocks.append(Block(f"{title}, {grid_rule}", noise, shown, []))
     if grid_rule is not None and not blocks:
         raise UserError(f"--grid {grid_rule}: no run has it")
     return render_blocks(blocks, form)
@@ -139,10 +144,11 @@ def _difference(own: pd.Series, other: pd.Series) -> str:
     return f"{interval(difference, difference - half, difference + half)} {test}".rstrip()
 
 
-def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
+def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame:
     """A row per method, a column per noise fraction: mean +- standard deviation (n seeds), or "-".
 
-    The methods are in the order of their ranks at the fraction at which most were run.
+    The methods are in the order of their ranks at the fraction at which most were run. ``axis``:
+    the key of the configuration that stands in the column fraction.
     """
     chosen = table[table["rule"] == rule]
     most = chosen.groupby("fraction").method.nunique().idxmax()
@@ -156,7 +162,7 @@ def grid(table: pd.DataFrame, rule: str) -> pd.DataFrame:
             if fraction in cells.index:
                 cell = cells.loc[fraction]
                 text = f"{spread(cell['mean'], cell['std'])} ({cell.n})"
-            row[f"{100 * fraction:g} %"] = text
+            row[f"{100 * fraction:g} %" if axis == NOISE_RATE else f"{axis}={fraction:g}"] = text
         rows.append(row)
     return pd.DataFrame(rows)
 
