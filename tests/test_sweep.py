@@ -29,6 +29,7 @@ LAUNCHERS = sorted(path.name for path in (ROOT / "examples").glob("*.sbatch"))
 COUNTS = {
     "cifar10": 120,
     "cifar100": 120,
+    "cifar10_features": 900,
     "clothing1m": 15,
     "digitsum": 75,
     "folds": 5,

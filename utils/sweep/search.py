@@ -67,6 +67,7 @@ COMMON = {
     "optimizer.lr": log_uniform(0.001, 0.3),
     "optimizer.weight_decay": log_uniform(1e-5, 1e-2),
 }
+SMALL_LOSSES = {"loss.forget_rate_scale": uniform(0.5, 1.2), "loss.num_gradual": epoch(0.1, 0.6)}
 # by the name of the params file; DiscrimLoss's are the ranges that its authors searched, widened
 SPACES = {
     "plain": {},
@@ -93,7 +94,36 @@ SPACES = {
         "loss.lam": choice(0.0, 0.5, 1.0, 2.0),
     },
     "gce": {"loss.q": uniform(0.1, 1)},
+    "truncated_gce": {
+        "loss.q": uniform(0.1, 1),
+        "loss.k": uniform(0.1, 0.6),
+        "loss.prune_from": epoch(0.1, 0.7),
+    },
     "rsl": {"dataset.selection.beta": uniform(0, 0.4)},
+    "co_teaching": SMALL_LOSSES,
+    "co_teaching_plus": SMALL_LOSSES | {"loss.warmup_epochs": epoch(0, 0.3)},
+    "jocor": SMALL_LOSSES | {"loss.lam": uniform(0.1, 0.95)},
+    "decoupling": {"loss.floor": uniform(0, 0.5)},
+    "selfie": {
+        "loss.warm_up": epoch(0.2, 0.6),
+        "loss.q": choice(2, 3, 5),
+        "loss.eps": uniform(0, 0.5),
+    },
+    "joint_optimization": {
+        "loss.alpha": log_uniform(0.1, 5),
+        "loss.beta": log_uniform(0.1, 5),
+        "loss.begin": epoch(0.2, 0.6),
+    },
+    "mentornet": {"loss.percentile": uniform(0.3, 0.9), "loss.decay": uniform(0, 0.95)},
+    "forward_correction": {
+        "loss.estimate_epochs": epoch(0.1, 0.5),
+        "loss.percentile": uniform(80, 100),
+    },
+    "two_stage": {
+        "loss.select_epochs": epoch(0.1, 0.5),
+        "loss.share": uniform(0.1, 0.7),
+        "loss.max_weight": log_uniform(1, 100),
+    },
 }
 
 
@@ -318,7 +348,7 @@ def cells_of_stage(
     for fraction in fractions:
         noise = [f"noise.kind={kind}", f"noise.fraction={fraction}", "noise.seed=null"]
         noise.append("validation.clean=false")
-        folder = f"{kind}-{fraction}"
+        folder = f"{kind.replace(':', '-')}-{fraction}"
         searched, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
         if stage == "trials":
             common = [*noise, f"seed={SEED}", "validation.fraction=0.1"]
