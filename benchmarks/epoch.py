@@ -19,9 +19,8 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-import datasets
 import main
-from benchmarks.throughput import circumstances, seconds_of, synthetic
+from benchmarks.throughput import circumstances, make_synthetic, seconds_of
 from experiment import SCHEMAS, Experiment
 from utils.checkpoint import StopRequest
 from utils.config import load
@@ -86,7 +85,7 @@ def measure_rounds(arguments) -> tuple[pd.DataFrame, dict]:
         overrides = [f"run_dir={directory}/run", "epochs=100", "record_losses=true"]
         config = load(arguments.params, [*overrides, *arguments.options], SCHEMAS)
         name = config["dataset"]["name"]
-        setattr(datasets, name, synthetic(name, arguments.train))
+        make_synthetic(name, arguments.train)
         config["dataset"] = {"name": name}
         run = Experiment(config, RunDirectory(config))
         run.resume()

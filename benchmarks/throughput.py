@@ -41,6 +41,7 @@ from torchvision import transforms
 import datasets
 import main
 from datasets.base import Dataset, Split
+from datasets.contents import LISTS
 from experiment import SCHEMAS, Experiment
 from losses import Plain
 from losses.discrimloss import DiscrimLoss, suppression_factor
@@ -178,8 +179,8 @@ def usual(run: Experiment, loader, steps: int, method, autocast) -> float:
     return images / spent
 
 
-def synthetic(name: str, count: int):
-    """A dataset function that gives ``count`` random images of the dataset's form."""
+def make_synthetic(name: str, count: int):
+    """Put ``count`` random images of the dataset's form into its place."""
     channels, size, classes = SHAPES[name]
     real = getattr(datasets, name)
 
@@ -203,7 +204,8 @@ def synthetic(name: str, count: int):
         )
 
     dataset.__name__ = real.__name__
-    return dataset
+    setattr(datasets, name, dataset)
+    LISTS.pop(name, None)  # no files whose content a run would write down
 
 
 def peak_memory(device: torch.device) -> float:
@@ -256,7 +258,7 @@ def prepare(arguments, directory: str) -> tuple[Experiment, Dataset]:
     config = load(arguments.params, overrides, SCHEMAS)
     name = config["dataset"]["name"]
     if arguments.synthetic:
-        setattr(datasets, name, synthetic(name, arguments.synthetic))
+        make_synthetic(name, arguments.synthetic)
         config["dataset"] = {"name": name}
     run = Experiment(config, RunDirectory(config))
     run.resume()

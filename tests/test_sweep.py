@@ -437,7 +437,7 @@ def test_a_failed_cell_stays_failed_and_stops_no_other(custom, tmp_path):
 
 
 def test_what_prepares_a_run_is_run_before_it_and_its_failure_is_the_run_s(custom, tmp_path):
-    recording = "params/digits/plain.yaml epochs=2 record_losses=true trusted.train=given"
+    recording = "params/digits/mentornet.yaml epochs=2 record_losses=true trusted.train=given"
     launcher = custom(
         *(
             f"{recording} trusted.count={count} trusted.per_class=false "

@@ -1,12 +1,15 @@
 """Fit a mentor to the recorded losses of samples whose truth is known, for MentorNet DD.
 
-    python main.py params/digits/plain.yaml record_losses=true trusted.count=100 trusted.train=given
-    python -m utils.mentor runs/digits/plain/symmetric-0.4/seed1 mentor.npz
+    python main.py params/digits/mentornet.yaml record_losses=true trusted.count=100 \\
+        trusted.train=given
+    python -m utils.mentor runs/digits/mentornet/symmetric-0.4/seed1 mentor.npz
     python main.py params/digits/mentornet_dd.yaml loss.mentor=mentor.npz
 
 The first run trains on all samples with their given labels, and writes down which are trusted. The
 mentor learns from their losses which of these labels are right. The last run takes the trusted
-samples off what it trains on, and lets the mentor weigh the others.
+samples off what it trains on, and lets the mentor weigh the others. The first is of MentorNet PD,
+since the losses of cross-entropy, which follows wrong labels, are larger than those that the mentor
+will meet: where all that it meets are small, it may have learned nothing.
 """
 
 import argparse

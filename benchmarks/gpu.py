@@ -1,0 +1,239 @@
+"""What is to be measured on one GPU, the most valuable first, as far as the minutes reach.
+
+    bash benchmarks/gpu.sh --minutes 11 --data DIR --out DIR
+    bash benchmarks/gpu.sh --dry-cpu --out DIR      # each item at toy size on the CPU
+
+An item is begun if its estimate fits into what is left of the minutes; the estimate is replaced by
+the time that an item of its kind has taken here. After each item what it found is written into the
+folder of --out: items.csv (what was done, how long it took, what was left), tests.txt, the CSV
+files of the benchmarks, and the compact log of the runs. What runs when the minutes are over is
+asked to save and ends; called again, with the same --work, the queue goes on where it stood. What
+failed is tried again then.
+
+1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit
+2. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and the usual loop; compiled and
+   not; with the utilisation of the device
+3. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, DiscrimLoss, SuperLoss, GCE, one
+   seed each, and then more
+4. MNIST, five seeds: the table of the paper
+5. CIFAR-10, 40 % permuted, WRN-28-10, as many epochs as the time allows
+
+benchmarks/README.md says how the data get to a machine that takes them in pieces.
+"""
+
+import argparse
+import contextlib
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.files import atomic_write
+
+ROOT = Path(__file__).parents[1]
+GRACE = 20  # seconds that what is asked to save may take, of the minutes
+FAST = ["precision=bf16", "compile=true", "device=cuda"]
+TOY = ["dataset={name: digits}", "noise={kind: symmetric, fraction: 0.4}", "model={name: mlp}"]
+TOY += ["epochs=2", "schedule=null", "threads=1", "device=cpu"]
+TINY_NETWORKS = {
+    "wrn28_10": ["model={name: cnn, width: 4}"],
+    "resnet18": ["model={name: cnn, width: 2}"],
+}
+COLUMNS = ["item", "kind", "state", "seconds", "estimate"]
+
+
+class Item(NamedTuple):
+    """``kind``: items of one kind take about as long; ``seconds``: None if it takes what is left.
+
+    ``command``: arguments of python.
+    """
+
+    name: str
+    kind: str
+    seconds: float | None
+    command: list[str]
+
+
+def make_items(data: str, work: Path, toy: bool) -> list[Item]:
+    """The queue, in order."""
+    return [
+        *_sanity(toy),
+        *_throughput(work, toy),
+        *_human_labels(data, work, toy, seeds=[1]),
+        *_mnist(data, work, toy),
+        *_human_labels(data, work, toy, seeds=[2, 3]),
+        *_wide_resnet(data, work, toy),
+    ]
+
+
+def _sanity(toy):
+    tests = ["tests/test_cost.py", "tests/test_gpu.py", "-k", "cpu" if toy else "cuda"]
+    if toy:
+        tests = ["tests/test_gpu.py", "-k", "cpu and plain"]
+    yield Item("sanity", "sanity", 60, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests])
+
+
+def _throughput(work, toy):
+    size = ["--synthetic", "256", "--steps", "2", "--rounds", "1"]
+    size = size if toy else ["--synthetic", "50000", "--steps", "60", "--rounds", "3"]
+    for name, params, own in (
+        ("wrn28_10", "cifar10/discrimloss", ["noise.fraction=0.4"]),
+        ("resnet18", "cifar10/plain", ["model=resnet18"]),
+        ("lenet", "mnist/discrimloss", ["noise.fraction=0.4"]),
+    ):
+        for compiled in ("true", "false"):
+            options = ["precision=bf16", f"compile={compiled}", "device=cuda"]
+            if toy:
+                options = [*TINY_NETWORKS.get(name, []), "threads=1", "device=cpu"]
+            command = ["-m", "benchmarks.throughput", f"params/{params}.yaml", *size]
+            command += ["--only", "bare", "ours", *["usual"] * (compiled == "true")]
+            command += ["--usual-precision", "fp32", "--out", str(work / f"throughput_{name}.csv")]
+            seconds = 45 if name == "wrn28_10" else 25
+            kind = f"throughput {name} {compiled}"
+            yield Item(f"{name}, compile={compiled}", kind, seconds, [*command, *own, *options])
+
+
+def _run(name, kind, seconds, params, directory, own, data, toy):
+    options = [*own, *(TOY if toy else [*FAST, f"data_root={data}"]), f"run_dir={directory}"]
+    return Item(name, kind, seconds, ["main.py", f"params/{params}.yaml", *options])
+
+
+def _human_labels(data, work, toy, seeds):
+    own = ["noise.kind=human:worse", "model=preact_resnet18", "epochs=30"]
+    own += ["schedule={name: CosineAnnealingLR, T_max: 100% of epochs}"]
+    for seed in seeds:
+        for method in ("plain", "discrimloss", "superloss", "gce"):
+            options = [*own, f"seed={seed}"]
+            if method == "discrimloss":
+                options += ["noise.fraction=0.4", "loss.q=50% of epochs"]
+            directory = work / f"runs/cifar10n/{method}/seed{seed}"
+            name = f"CIFAR-10N, {method}, seed {seed}"
+            params = f"cifar10/{method}"
+            yield _run(name, "cifar10n", 110, params, directory, options, data, toy)
+
+
+def _mnist(data, work, toy):
+    methods = ("plain", "discrimloss", "superloss", "gce", "data_parameters")
+    for seed in (1,) if toy else (1, 2, 3, 4, 5):
+        for fraction in (0.4,) if toy else (0.4, 0.8, 0.2, 0.6, 0.0):
+            for method in methods:
+                directory = work / f"runs/mnist/{method}/{fraction}/seed{seed}"
+                options = [f"noise.fraction={fraction}", f"seed={seed}"]
+                name = f"MNIST, {method}, {fraction}, seed {seed}"
+                yield _run(name, "mnist", 30, f"mnist/{method}", directory, options, data, toy)
+
+
+def _wide_resnet(data, work, toy):
+    directory = work / "runs/cifar10/discrimloss/seed1"
+    options = ["noise.fraction=0.4", "seed=1"]
+    name = "CIFAR-10, discrimloss, WRN-28-10"
+    yield _run(name, "wide", None, "cifar10/discrimloss", directory, options, data, toy)
+
+
+class Queue:
+    """The items of a working folder, and what has become of them."""
+
+    def __init__(self, items: list[Item], work: Path, minutes: float):
+        self.items, self.work, self.end = items, work, time.monotonic() + 60 * minutes
+        self.rows = {}  # by item
+        with contextlib.suppress(FileNotFoundError), open(work / "items.csv") as file:
+            self.rows = {row["item"]: row for row in csv.DictReader(file)}
+
+    def estimate(self, item: Item) -> float | None:
+        """Seconds: those of the last item of its kind, or else what is expected."""
+        taken = [
+            float(row["seconds"])
+            for row in self.rows.values()
+            if row["kind"] == item.kind and row["state"] == "done"
+        ]
+        return taken[-1] if taken and item.seconds is not None else item.seconds
+
+    def run(self, out: Path):
+        """Run what fits, and write what it found into ``out`` after each item."""
+        for item in self.items:
+            if self.rows.get(item.name, {}).get("state") == "done":
+                continue
+            left = self.end - time.monotonic() - GRACE
+            estimate = self.estimate(item)
+            if left < (estimate or 2 * GRACE):
+                self._note(item, "left: no time", 0)
+            else:
+                print(f"{item.name}: {left:.0f} s left", flush=True)
+                begun = time.monotonic()
+                state = self._call(item, left)
+                self._note(item, state, time.monotonic() - begun)
+                print(f"{item.name}: {state}", flush=True)
+            self.gather(out)
+
+    def _call(self, item, left) -> str:
+        path = self.work / "output.txt"
+        with open(path, "w") as output:
+            command = [sys.executable, *item.command]
+            child = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                code = child.wait(timeout=left)
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGTERM)  # a run saves, and ends
+                try:
+                    child.wait(timeout=GRACE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+                return "interrupted"
+        text = path.read_text(errors="replace")
+        if item.kind == "sanity":
+            shutil.copy(path, self.work / "tests.txt")
+        if code == 0:
+            return "done"
+        last = [line for line in text.splitlines() if line.strip()][-1:]
+        return f"failed with exit code {code}: {' '.join(last)[:200]}"
+
+    def _note(self, item, state, seconds):
+        row = [item.name, item.kind, state, f"{seconds:.0f}", self.estimate(item) or ""]
+        self.rows[item.name] = dict(zip(COLUMNS, row, strict=True))
+        with atomic_write(self.work / "items.csv") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+
+    def gather(self, out: Path):
+        """Copy what there is to take home: no more than seven small files."""
+        for name in ("items.csv", "tests.txt", *(path.name for path in self._tables())):
+            if (self.work / name).exists():
+                shutil.copy(self.work / name, out / name)
+        if any((self.work / "runs").rglob("summary.json")):
+            command = [sys.executable, "-m", "utils.report", self.work / "runs"]
+            command += ["--log", out / "runs"]
+            subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+
+    def _tables(self):
+        return sorted(self.work.glob("throughput_*.csv"))
+
+
+def main(arguments: list[str]):
+    parser = argparse.ArgumentParser(
+        "bash benchmarks/gpu.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=11, help="of this call, all in all")
+    parser.add_argument("--data", default="data", help="where MNIST and CIFAR-10 are")
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is taken home")
+    parser.add_argument("--work", type=Path, help="what a later call goes on from: runs/gpu")
+    parser.add_argument("--dry-cpu", action="store_true", help="each item at toy size, on the CPU")
+    options = parser.parse_args(arguments)
+    work = (options.work or ROOT / f"runs/gpu{'_dry' * options.dry_cpu}").resolve()
+    for folder in (work, options.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    queue = Queue(make_items(options.data, work, options.dry_cpu), work, options.minutes)
+    queue.run(options.out.resolve())
+    states = [row["state"].split()[0] for row in queue.rows.values()]
+    print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
