@@ -15,6 +15,7 @@ from models.lenet import lenet
 from models.mlp import mlp
 from models.preact_resnet18 import preact_resnet18
 from models.resnet import resnet18, resnet34
+from models.resnet20 import resnet20
 from models.text_encoder import text_encoder
 from models.wide_resnet import wide_resnet, wide_resnet28_2, wide_resnet28_10
 
@@ -28,6 +29,7 @@ __all__ = [
     "mlp",
     "preact_resnet18",
     "resnet18",
+    "resnet20",
     "resnet34",
     "resnet50",
     "text_encoder",

@@ -28,6 +28,8 @@ COUNTS = {
     "mlp": 16_640 + 65_792 + 2_570,
     "preact_resnet18": 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130,
     "resnet18": 11_173_962,
+    # stem; 3 blocks of 16 channels; then the first of a group and two more
+    "resnet20": 432 + 32 + 3 * 4_672 + (13_952 + 2 * 18_560) + (55_552 + 2 * 73_984) + 650,
     "resnet34": 21_282_122,
     "imagenet_resnet18": 11_177_025 + 9 * 513,
     "resnet50": 23_536_718 - 4 * 2_049,
@@ -56,6 +58,16 @@ def build(name, **arguments):
     with torch.device("meta" if name in LARGE else "cpu"):
         model = factory(**{"num_outputs": 10} | arguments)
         return model, torch.randn(2, channels, size, size)
+
+
+def test_what_goes_past_a_block_of_resnet20_is_thinned_and_padded():
+    block = models.resnet20(10)[6]  # the first of 32 channels
+    torch.nn.init.zeros_(block.layers[-1].weight)
+    images = torch.randn(2, 16, 8, 8)
+    output = block(images)
+    assert output.shape == (2, 32, 4, 4)
+    torch.testing.assert_close(output[:, 8:24], images[..., ::2, ::2].relu())
+    assert not output[:, :8].any() and not output[:, 24:].any()
 
 
 def test_all_models_are_counted():
@@ -113,6 +125,7 @@ def test_other_channels_and_sizes(name):
         ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
         ("mlp", 3, {"hidden": [5], "image_size": 2, "batch_norm": True}, 25 + 10 + 18),
         ("efficientnet_lite0", 3, {"hidden": [8]}, 3_371_008 + 8 * 1_281 + 16 + 27),
+        ("lenet", 10, {"in_channels": 3, "image_size": 32}, 62_006),
         ("cnn9", 10, {"in_channels": 1}, 4_434_570 - 2 * 9 * 128),
         ("cnn", 2, {"width": 1, "image_size": 2}, 10 + 20 + 3 * 128 + 129 * 2),
     ],
@@ -129,7 +142,7 @@ def test_other_counts(name, num_outputs, arguments, expected):
         ("wide_resnet", {"width": 0}, "width must be at least 1, got 0"),
         ("wide_resnet", {"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1\.5"),
         ("wide_resnet28_10", {"dropout": -0.1}, r"dropout must lie in \[0, 1\], got -0\.1"),
-        ("lenet", {"image_size": 32}, "28x28, got 32x32; resize"),
+        ("lenet", {"image_size": 15}, "16x16 and more, got 15x15; resize"),
         ("cnn", {"image_size": 1}, "image_size must be at least 2, got 1; use mlp"),
         ("cnn", {"width": 0}, "width must be at least 1, got 0"),
         ("cnn9", {"image_size": 27}, "at least 28x28, got 27x27; use cnn or mlp"),
