@@ -131,6 +131,8 @@ def test_the_number_that_is_most_alike_comes_first():
     assert first() == (98.06, [])
     assert first(epochs=30, optimizer={"lr": 0.05}) == (98.36, [])  # the authors' earlier protocol
     assert first(epochs=10) == (98.06, ["epochs=20"])
+    assert first(trusted={"count": 100}) == (98.06, ["no trusted samples"])
+    assert first(init_from="runs/a") == (98.06, ["no network to begin with"])
     full = {"name": "DiscrimLoss", "suppression_epochs": 2}
     assert first(loss=full) == (98.64, [])
     assert first(loss=full | {"beta": 0.0}) == (98.89, [])

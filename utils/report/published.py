@@ -22,6 +22,10 @@ PATH = Path(__file__).parents[2] / "results/published.csv"
 NOT_STATED = "not stated"
 # with which of our rules a number of a rule is compared
 COMPARED = {rule: (rule,) for rule in RULES} | {NOT_STATED: ("last", "best")}
+LACKING = {  # by a key of the configuration, what no experiment of the file had
+    "trusted.count": "no trusted samples",
+    "init_from": "no network to begin with",
+}
 NUMBERS = ("fraction", "value", "std", "n")
 NEEDED = ["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]
 COLUMNS = (
@@ -112,6 +116,7 @@ def _differences(number: pd.Series, flat: dict) -> list[str]:
         different.append("a noise whose convention is not stated")
     if "epochs=" not in number.parameters:
         different.append("a protocol that is not known here")
+    different += [text for key, text in LACKING.items() if flat.get(key)]
     for text in filter(None, number.parameters.split("; ")):
         key, _, value = text.partition("=")
         here = flat.get(key)
