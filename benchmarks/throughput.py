@@ -13,6 +13,8 @@ usual    the loop that most code has, with the same method: one image at a time 
          DiscrimLoss, an SGD over the parameters of all samples with a mask
 workers  the same with as many workers as there are cores
 plain    the loop without workers under cross-entropy alone
+lightning  the same data path and method, without workers, in a Trainer of Lightning (pip install
+         lightning); only if --only asks for it
 
 utilisation: the arithmetic of a training step (torch.utils.flop_counter) at ours' images per
 second, over what the device does on the largest matrices in the same precision, measured here too.
@@ -59,6 +61,7 @@ SHAPES = {  # channels, height = width, classes
     "cifar100": (3, 32, 100),
 }
 WAYS = ("bare", "ours", "usual", "workers", "plain")
+OTHERS = ("lightning",)
 
 
 class OneByOne(torch.utils.data.Dataset):
@@ -179,6 +182,42 @@ def usual(run: Experiment, loader, steps: int, method, autocast) -> float:
     return images / spent
 
 
+def lightning(run: Experiment, loader, steps: int, method) -> float:
+    """Images per second of a Trainer of Lightning, its progress bar and logger off."""
+    from lightning import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.images = run.model, 0
+
+        def training_step(self, batch, number):
+            inputs, target, index = batch
+            self.images += len(target)
+            loss = method(self.model(inputs), target, index).mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return run.optimizer
+
+    on_gpu = run.device.type == "cuda"
+    precision = "bf16-mixed" if run.config["precision"] == "bf16" else "32-true"
+    module = Module()
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    spent = seconds_of(run.device, lambda: trainer.fit(module, loader))
+    return module.images / spent
+
+
 def make_synthetic(name: str, count: int):
     """Put ``count`` random images of the dataset's form into its place."""
     channels, size, classes = SHAPES[name]
@@ -266,7 +305,7 @@ def prepare(arguments, directory: str) -> tuple[Experiment, Dataset]:
 
 
 def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str | None) -> dict:
-    """A function for each of WAYS that measures its images per second."""
+    """A function for each of WAYS and OTHERS that measures its images per second."""
     config = run.config
     _, autocast = choose_device(
         config["device"], precision or config["precision"], config["threads"]
@@ -285,6 +324,7 @@ def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str 
         "usual": lambda: usual(run, alone, steps, dense, autocast),
         "workers": lambda: usual(run, workers, steps, dense, autocast),
         "plain": lambda: usual(run, alone, steps, Plain(cross_entropy), autocast),
+        "lightning": lambda: lightning(run, alone, steps, method),
     }
 
 
@@ -332,7 +372,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--usual-precision", choices=("fp32", "bf16"), help="of the plain loops; default: as ours"
     )
-    parser.add_argument("--only", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument("--only", nargs="+", default=WAYS, choices=(*WAYS, *OTHERS))
     parser.add_argument("--out", type=Path, help="a CSV file that the rounds are appended to")
     parser.add_argument("options", nargs="*", help="overrides, e.g. data_root=/data threads=2")
     arguments = parser.parse_intermixed_args()
