@@ -372,6 +372,9 @@ def test_another_number_takes_the_place_of_the_noise_fraction(run_report, tmp_pa
     assert table[0] == ["method", *heads]
     assert table[1] == ["GCE", "91.01", "(1)", "91.03", "(1)", "92.00", "(1)"]
     assert table[2] == ["Plain", "90.01", "(1)", "90.03", "(1)", "91.00", "(1)"]
+    shown = "label == 'GCE' and fraction > 20"
+    printed, _ = run_report(*asked, "--grid", "last", "--where", shown)
+    assert [line.split()[:2] for line in printed.splitlines()[2:]] == [["GCE", "91.03"]]
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {f"trusted.count-mnist-permute.{form}" for form in ("png", "svg")}
     assert "--over goes with --grid RULE" in run_report(*asked, code=2)[1]

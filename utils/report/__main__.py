@@ -89,8 +89,9 @@ def chosen(results: Results, options: argparse.Namespace) -> Results:
     """Those of --table and --where, along what --over says."""
     if options.over and (not options.grid or options.html or options.log):
         raise UserError("--over goes with --grid RULE and --figures, and not with --html or --log")
-    results = choose(results, options.table, options.where)
-    return over(results, options.over) if options.over else results
+    if options.over:  # so that a condition is on what is shown
+        results = over(choose(results, options.table), options.over)
+    return choose(results, options.table, options.where)
 
 
 def result_tables(results: Results, options: argparse.Namespace, form: str) -> str:
