@@ -4,11 +4,12 @@
     bash benchmarks/gpu.sh --dry-cpu --out DIR      # each item at toy size on the CPU
 
 An item is begun if its estimate fits into what is left of the minutes; the estimate is replaced by
-the time that an item of its kind has taken here. After each item what it found is written into the
-folder of --out: items.csv (what was done, how long it took, what was left), tests.txt, the CSV
-files of the benchmarks, and the compact log of the runs. What runs when the minutes are over is
-asked to save and ends; called again, with the same --work, the queue goes on where it stood. What
-failed is tried again then.
+the time that the slowest of its kind has taken here. After each item what there is is written into
+the folder of --out: items.csv (what was done, how long it took, what was left), tests.txt,
+failures.txt, throughput.csv, the compact log of the finished runs, and unfinished.csv, the epochs
+of the others. What runs when the minutes are over, or four times as long as expected, is asked to
+save and ends; called again, with the same --work, the queue goes on where it stood. What failed is
+tried again then, and no other of its kind before. Folders are relative to the repository.
 
 1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit
 2. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and the usual loop; compiled and
@@ -24,6 +25,7 @@ benchmarks/README.md says how the data get to a machine that takes them in piece
 import argparse
 import contextlib
 import csv
+import os
 import shutil
 import signal
 import subprocess
@@ -32,7 +34,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from utils.files import atomic_write
+from utils.run_state import read_summary
+from utils.sweep.runner import failure_reason
 
 ROOT = Path(__file__).parents[1]
 GRACE = 20  # seconds that what is asked to save may take, of the minutes
@@ -140,61 +146,77 @@ class Queue:
 
     def __init__(self, items: list[Item], work: Path, minutes: float):
         self.items, self.work, self.end = items, work, time.monotonic() + 60 * minutes
-        self.rows = {}  # by item
+        self.rows, self.bad_kinds = {}, set()  # by item; what has failed in this call
         with contextlib.suppress(FileNotFoundError), open(work / "items.csv") as file:
             self.rows = {row["item"]: row for row in csv.DictReader(file)}
 
     def estimate(self, item: Item) -> float | None:
-        """Seconds: those of the last item of its kind, or else what is expected."""
+        """Seconds that are still to come: as the slowest of its kind took, or as expected."""
+        if item.seconds is None:
+            return None
         taken = [
             float(row["seconds"])
             for row in self.rows.values()
             if row["kind"] == item.kind and row["state"] == "done"
         ]
-        return taken[-1] if taken and item.seconds is not None else item.seconds
+        return max(max(taken, default=item.seconds) - self._seconds(item), 0)
 
     def run(self, out: Path):
         """Run what fits, and write what it found into ``out`` after each item."""
         for item in self.items:
-            if self.rows.get(item.name, {}).get("state") == "done":
+            if self.rows.get(item.name, {}).get("state") == "done" or item.kind in self.bad_kinds:
                 continue
-            left = self.end - time.monotonic() - GRACE
-            estimate = self.estimate(item)
-            if left < (estimate or 2 * GRACE):
-                self._note(item, "left: no time", 0)
-            else:
-                print(f"{item.name}: {left:.0f} s left", flush=True)
-                begun = time.monotonic()
-                state = self._call(item, left)
-                self._note(item, state, time.monotonic() - begun)
-                print(f"{item.name}: {state}", flush=True)
+            left, estimate = self.end - time.monotonic() - GRACE, self.estimate(item)
+            if left < max(estimate or 0, 2 * GRACE):
+                if item.name not in self.rows:
+                    self._note(item, "left: no time", 0)
+                continue
+            print(f"{item.name}: {left:.0f} s left", flush=True)
+            begun = time.monotonic()
+            state = self._call(item, left if estimate is None else min(left, 4 * estimate + 60))
+            self._note(item, state, self._seconds(item) + time.monotonic() - begun)
+            print(f"{item.name}: {state}", flush=True)
+            if state.startswith("failed"):
+                self.bad_kinds.add(item.kind)  # the next of its kind would, too
             self.gather(out)
+        self.gather(out)
 
-    def _call(self, item, left) -> str:
+    def _seconds(self, item):
+        return float(self.rows.get(item.name, {}).get("seconds", 0))
+
+    def _call(self, item, limit) -> str:
         path = self.work / "output.txt"
         with open(path, "w") as output:
-            command = [sys.executable, *item.command]
-            child = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                [sys.executable, *item.command],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             try:
-                code = child.wait(timeout=left)
+                code = child.wait(timeout=limit)
             except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGTERM)  # a run saves, and ends
-                try:
+                child.terminate()  # a run saves, and ends
+                code = None
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=GRACE)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
-                return "interrupted"
-        text = path.read_text(errors="replace")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # its workers, and itself if it hangs
+            child.wait()
+        lines = path.read_text(errors="replace").splitlines()
         if item.kind == "sanity":
             shutil.copy(path, self.work / "tests.txt")
         if code == 0:
             return "done"
-        last = [line for line in text.splitlines() if line.strip()][-1:]
-        return f"failed with exit code {code}: {' '.join(last)[:200]}"
+        with open(self.work / "failures.txt", "a") as file:
+            print(f"{item.name}: {code}", *lines[-60:], sep="\n", file=file)
+        if code is None:
+            return "interrupted"
+        return f"failed with exit code {code}: {failure_reason(lines)[:200]}"
 
     def _note(self, item, state, seconds):
-        row = [item.name, item.kind, state, f"{seconds:.0f}", self.estimate(item) or ""]
+        row = [item.name, item.kind, state, f"{seconds:.0f}", item.seconds or ""]
         self.rows[item.name] = dict(zip(COLUMNS, row, strict=True))
         with atomic_write(self.work / "items.csv") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -202,17 +224,28 @@ class Queue:
             writer.writerows(self.rows.values())
 
     def gather(self, out: Path):
-        """Copy what there is to take home: no more than seven small files."""
-        for name in ("items.csv", "tests.txt", *(path.name for path in self._tables())):
+        """Copy what there is to take home: eight small files."""
+        measured = [pd.read_csv(path) for path in sorted(self.work.glob("throughput_*.csv"))]
+        if measured:
+            pd.concat(measured).to_csv(out / "throughput.csv", index=False)
+        for name in ("items.csv", "tests.txt", "failures.txt"):
             if (self.work / name).exists():
                 shutil.copy(self.work / name, out / name)
-        if any((self.work / "runs").rglob("summary.json")):
+        begun, finished = [], False
+        for path in sorted((self.work / "runs").rglob("metrics.csv")):
+            if read_summary(path.parent).get("finished"):
+                finished = True
+            else:
+                begun.append(pd.read_csv(path).assign(run=path.parent.relative_to(self.work)))
+        (out / "unfinished.csv").unlink(missing_ok=True)
+        if begun:
+            pd.concat(begun).to_csv(out / "unfinished.csv", index=False)
+        if finished:
             command = [sys.executable, "-m", "utils.report", self.work / "runs"]
             command += ["--log", out / "runs"]
-            subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
-
-    def _tables(self):
-        return sorted(self.work.glob("throughput_*.csv"))
+            done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+            if done.returncode:
+                print(done.stderr, file=sys.stderr)
 
 
 def main(arguments: list[str]):

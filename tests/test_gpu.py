@@ -55,7 +55,7 @@ def rows_of(path):
         return {row["item"]: row for row in csv.DictReader(file)}
 
 
-def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path, monkeypatch):
+def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path):
     items = make_items("data", tmp_path / "work", toy=True)
     kept = [item for item in items if item.kind in ("throughput lenet true", "mnist")]
     kept.append(kept[1]._replace(name="the same again"))
@@ -66,13 +66,18 @@ def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path, monkeypat
         "left: no time"
     }
     broken = kept[1]._replace(command=["-c", "raise SystemExit('no such thing')"])
-    Queue([broken, kept[0]], tmp_path / "work", minutes=5).run(tmp_path / "out")
+    alike = broken._replace(name="another")
+    Queue([broken, alike, kept[0]], tmp_path / "work", minutes=5).run(tmp_path / "out")
     rows = rows_of(tmp_path / "out/items.csv")
     assert rows[broken.name]["state"] == "failed with exit code 1: no such thing"
+    assert "no such thing" in (tmp_path / "out/failures.txt").read_text()
+    assert "another" not in rows  # of a kind that has just failed
     assert rows[kept[0].name]["state"] == "done" and float(rows[kept[0].name]["seconds"]) > 0
-    assert (tmp_path / "out/throughput_lenet.csv").stat().st_size > 100
-    queue = Queue(kept, tmp_path / "work", minutes=5)
-    monkeypatch.setattr(queue, "items", kept[:2])
+    assert (tmp_path / "out/throughput.csv").stat().st_size > 100
+    (tmp_path / "elsewhere").mkdir()
+    queue = Queue(kept[:2], tmp_path / "work", minutes=5)
+    queue.run(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere/throughput.csv").exists()  # which an earlier call has made
     queue.run(tmp_path / "out")
     rows = rows_of(tmp_path / "out/items.csv")
     assert rows[kept[1].name]["state"] == "done"
@@ -89,10 +94,14 @@ def test_what_outlasts_the_queue_is_saved_and_goes_on(tmp_path, monkeypatch):
     assert item.seconds is None and f"run_dir={directory}" in item.command
     endless = item._replace(command=[*item.command, "epochs=100000"])
     queue = Queue([endless], tmp_path / "work", minutes=1.1)
-    monkeypatch.setattr(queue, "_call", lambda item, left: Queue._call(queue, item, 12))
+    monkeypatch.setattr(queue, "_call", lambda item, limit: Queue._call(queue, item, 12))
     queue.run(tmp_path / "out")
-    assert rows_of(tmp_path / "out/items.csv")[item.name]["state"] == "interrupted"
+    row = rows_of(tmp_path / "out/items.csv")[item.name]
+    assert row["state"] == "interrupted" and float(row["seconds"]) > 10
     assert not read_summary(directory)["finished"]
+    assert len((tmp_path / "out/unfinished.csv").read_text().splitlines()) > 3
+    # what there is to come of an item that has begun
+    assert queue.estimate(item._replace(seconds=60.0)) == 60 - float(row["seconds"])
 
 
 def test_every_item_runs_at_toy_size(tmp_path):
