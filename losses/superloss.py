@@ -141,5 +141,5 @@ def _solve(z: Tensor) -> Tensor:
 
 
 def confidence(excess: Tensor) -> Tensor:
-    """sigma = exp(-W(z)), in (0, e], of excess = (l - tau) / lam in float64."""
+    """sigma = exp(-W(z)), in (0, e], of excess = (l - tau) / lam in float64; for tests."""
     return log_confidence(excess, 1.0, make_table().to(excess.device)).exp()

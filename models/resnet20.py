@@ -49,6 +49,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         past = x[..., :: self.stride, :: self.stride]
-        before = self.new_channels // 2
-        past = F.pad(past, (0, 0, 0, 0, before, self.new_channels - before))
+        if self.new_channels:
+            before = self.new_channels // 2
+            past = F.pad(past, (0, 0, 0, 0, before, self.new_channels - before))
         return F.relu(self.layers(x) + past)

@@ -410,6 +410,7 @@ def test_differences_ignore_where_a_run_is_executed():
     del older["record_losses"], older["augment_recording"]
     older["validation"] = {"fraction": 0.0}
     assert differences(older, first) == []
+    assert differences(first, first | {"label": "another name"}) == []
     recording = config("record_losses=true")
     assert differences(older, recording) == ["record_losses: False before, True now"]
 

@@ -355,6 +355,12 @@ def test_a_configuration_with_a_label_is_called_by_it(tmp_path):
     assert set(collect([tmp_path / "usual", tmp_path / "one"]).table.label) == {"Plain", "slow"}
     table = collect([tmp_path]).table
     assert set(table.label) == {"Plain", "slow, batch_size=128", "slow, batch_size=9"}
+    make_run(tmp_path / "again", [97.0] * 3, **MNIST, label="usual", seed=7)
+    table = collect([tmp_path]).table
+    assert table.config.nunique() == 3  # what a run is called makes no other experiment
+    make_run(tmp_path / "nameless", [97.0] * 3, **MNIST, label="", seed=8)
+    assert set(collect([tmp_path / "nameless"]).table.label) == {"Plain"}
+    table = table[table.seed < 7]
     assert set(table.method) == {"Plain"}  # which published numbers are of
 
 
@@ -379,8 +385,14 @@ def test_another_number_takes_the_place_of_the_noise_fraction(run_report, tmp_pa
     assert names == {f"trusted.count-mnist-permute.{form}" for form in ("png", "svg")}
     assert "--over goes with --grid RULE" in run_report(*asked, code=2)[1]
     _, complaint = run_report(tmp_path / "runs", "--over", "loss.name", "--grid", "last", code=2)
-    assert "of GCE" in complaint and "'GCE' and no number; there are" in complaint
-    assert "trusted.count" in complaint
+    assert "no run has such a number; there are" in complaint and "trusted.count" in complaint
+    make_run(tmp_path / "runs/q", [95.0], **MNIST | {"loss": {"name": "GCE", "q": 0.5}})
+    only = ["--grid", "last", "--where", "noise_fraction == 0.4"]
+    printed, complaint = run_report(tmp_path / "runs", "--over", "loss.q", *only)
+    assert printed.splitlines()[1].split() == ["method", "loss.q=0.5"]
+    assert "its configuration has no number loss.q" in complaint
+    complaint = run_report("--summary", "a.csv", "--over", "loss.q", code=2)[1]
+    assert "--over is of runs" in complaint
 
 
 def test_a_hash_is_shared_by_the_seeds_and_by_nothing_else():
@@ -972,6 +984,11 @@ def test_the_page_fits_its_window_and_has_no_empty_columns(browser, run_report, 
         "select.dispatchEvent(new Event('change'))"
     )
     assert set(texts("h3", "it.offsetParent")) == {"other, none"}
+    browser.execute_script(
+        "const [dataset, noise, method] = document.querySelectorAll('[data-filter]');"
+        "dataset.value = ''; method.value = 'RSL'; method.dispatchEvent(new Event('change'))"
+    )
+    assert set(texts("h3", "it.offsetParent")) == {"mnist, permute"}  # others have no such row
 
 
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # so long are the names

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+import losses
 import main
+from experiment import SCHEMAS
+from losses.task import cross_entropy
+from models.several import build_several
 from tests.fixtures import make_run
-from utils.config import resolve
+from utils.build import build
+from utils.config import load, resolve, without_own_rate
 from utils.errors import UserError
 from utils.sweep import search
 from utils.sweep.figure import draw_trials
@@ -37,6 +43,29 @@ def test_trials_are_drawn_in_their_ranges_and_stay_as_they_are(method):
     if method == "discrimloss":
         switches = [int(value["loss.q"]) for value in values]
         assert 2 <= min(switches) < 6 and 14 < max(switches) <= 18
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10_features"])
+@pytest.mark.parametrize("method", search.SPACES)
+def test_every_trial_can_be_built(dataset, method):
+    """A trial that cannot is never over, and so nothing of its method is ever chosen."""
+    for trial in range(40):
+        overrides = ["noise.fraction=0.8", *search.draw(dataset, method, trial)]
+        config = load(str(ROOT / f"params/{dataset}/{method}.yaml"), overrides, SCHEMAS)
+        networks = getattr(getattr(losses, config["loss"]["name"]), "networks", 1)
+        build(
+            losses,
+            without_own_rate(losses, config["loss"]),
+            task_loss=cross_entropy,
+            num_samples=50,
+            num_outputs=10,
+            given=torch.arange(50) % 10,
+            noise_rate=0.8,
+            noise_transition=torch.eye(10).double(),
+            model=build_several(lambda: torch.nn.Linear(3, 10), networks),
+            epochs=config["epochs"],
+            steps_per_epoch=7,
+        )
 
 
 def test_methods_with_different_protocols_are_not_compared():

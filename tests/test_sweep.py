@@ -456,6 +456,12 @@ def test_what_prepares_a_run_is_run_before_it_and_its_failure_is_the_run_s(custo
         path.unlink()
 
 
+def test_a_command_that_prepares_no_run_is_refused(custom, tmp_path):
+    for line in ("params/digits/plain.yaml && -m utils.mentor a b.npz", "-m utils.mentor a b.npz"):
+        code, _, complaint = launch(custom(line), "--dry-run")
+        assert code == 2 and "-m utils.mentor a b.npz prepares no run" in complaint
+
+
 @pytest.mark.parametrize("processes, number", [("1", signal.SIGUSR1), ("2", signal.SIGTERM)])
 def test_a_signal_to_the_loop_reaches_the_run(custom, tmp_path, processes, number):
     launcher = custom(

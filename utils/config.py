@@ -28,7 +28,7 @@ from utils.build import (
 from utils.errors import UserError
 from utils.escapes import in_a_line, printable
 from utils.files import read_text
-from utils.settings import DEFAULTS, EXECUTION, NAMED, SECTIONS, Settings
+from utils.settings import DEFAULTS, DISPLAY, EXECUTION, NAMED, SECTIONS, Settings
 
 PARAMS = Path(__file__).parents[1] / "params"
 LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
@@ -496,7 +496,7 @@ def differences(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     return [
         f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
         for key in {**old, **new}
-        if key not in (*EXECUTION, *free) and old.get(key) != new.get(key)
+        if key not in (*EXECUTION, *DISPLAY, *free) and old.get(key) != new.get(key)
     ]
 
 

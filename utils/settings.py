@@ -91,6 +91,7 @@ DEFAULTS = dataclasses.asdict(Settings())
 SECTIONS = ("dataset", "noise", "model", "loss", "optimizer", "schedule")
 NAMED = (*SECTIONS, "features")  # a text is the name of what they build
 PLACES = ("dataset.root", "dataset.file", "dataset.test_file")  # of data whose content is compared
+DISPLAY = ("label",)  # says nothing of what is run
 EXECUTION = (  # where and on what a run goes on: free to change when it is resumed
     "data_root",
     "run_dir",

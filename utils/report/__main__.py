@@ -25,6 +25,7 @@ import argparse
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from utils.epoch_rules import RULES
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> int:
             for path in options.update:
                 print(f"{path}: {'rewritten' if update(path, markdown_table) else 'unchanged'}")
         elif options.summary:
+            if options.over:
+                raise UserError("--over is of runs, and not of a file to summarise")
             print(printable(summary_table(options, Path(), options.format)), end="")
         else:
             report(options)
@@ -69,6 +72,7 @@ def report(options: argparse.Namespace):
         raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
     results = chosen(everything, options)
     print(printable(result_tables(results, options, options.format)), end="")
+    everything = replace(everything, skipped=results.skipped)
     if options.log:
         paths = write_log(options.log, results.measured, results.epochs, results.configs)
         print("written:", *paths, file=sys.stderr)
@@ -186,7 +190,8 @@ def parser() -> argparse.ArgumentParser:
         "--over",
         metavar="KEY",
         help="with --grid: a column for each value of this key of the configuration, e.g. "
-        "trusted.count, in the place of the noise fraction; --figures draws it",
+        "trusted.count, in the place of the noise fraction, which --where then knows as "
+        "noise_fraction; --figures draws it",
     )
     add("--figures", type=Path, metavar="FOLDER", help="draw all into this folder, .png and .svg")
     add("--html", type=Path, metavar="FILE", help="all of it in one page that needs no network")

@@ -198,29 +198,33 @@ def choose(results: Results, name: str | None, condition: str | None = None) -> 
 def over(results: Results, key: str) -> Results:
     """The same with a number of the configurations in the place of the noise fraction.
 
+    That is then in the column noise_fraction. Runs without such a number are skipped.
+
     Raises:
-        UserError: a configuration has no such key, or no number there.
+        UserError: none has one.
     """
     table = results.table
     flat = {name: flatten(results.configs[name]) for name in dict.fromkeys(table.config)}
-    values = {name: keys.get(key) for name, keys in flat.items()}
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            label, numbers = table.label[table.config == name].iloc[0], _with_numbers(flat[name])
-            raise UserError(
-                f"--over {key}: of {label} that is {value!r} and no number; there are {numbers}"
-            )
-    table = table.assign(fraction=table.config.map(values).astype(float))
-    table["label"] = labels(table, results.configs, key).map(in_a_line)
-    return replace(results, table=table.sort_values(ORDER, ignore_index=True), axis=key)
-
-
-def _with_numbers(keys: dict) -> str:
-    return ", ".join(
-        key
-        for key, value in keys.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+    known = {name: keys[key] for name, keys in flat.items() if _is_number(keys.get(key))}
+    if not known:
+        numbers = {name for keys in flat.values() for name in keys if _is_number(keys[name])}
+        raise UserError(
+            f"--over {key}: no run has such a number; there are {', '.join(sorted(numbers))}"
+        )
+    kept = table.config.isin(known)
+    reason = f"its configuration has no number {key}"
+    skipped = results.skipped | dict.fromkeys(table.path[~kept], reason)
+    table = table[kept]
+    table = table.assign(
+        noise_fraction=table.fraction, fraction=table.config.map(known).astype(float)
     )
+    table["label"] = labels(table, results.configs, key).map(in_a_line)
+    table = table.sort_values(ORDER, ignore_index=True)
+    return replace(results, table=table, axis=key, skipped=skipped)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def where(table: pd.DataFrame, condition: str | None) -> pd.DataFrame:

@@ -236,11 +236,11 @@ def _panels(count: int) -> list:
     return list(every[:count])
 
 
-def _error_bars(axes, points: pd.DataFrame, style: tuple[str, str], shift: float = 0, **more):
+def _error_bars(axes, points: pd.DataFrame, style: tuple[str, str], **more):
     """Means with standard deviations, in the colour and marker of a method."""
     colour, marker = style
     axes.errorbar(
-        points.index + shift,
+        points.index,
         points["mean"],
         points["std"].fillna(0),
         color=colour,
@@ -443,8 +443,8 @@ def _samples(directories: dict[str, Path], skipped: dict[str, str]) -> dict[str,
     return samples
 
 
-def _axes(height: float = 4):
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _axes():
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     return figure, figure.subplots()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.config import DEFAULTS, EXECUTION, SECTIONS, flatten
+from utils.config import DEFAULTS, DISPLAY, EXECUTION, SECTIONS, flatten
 
 KEY = ["config", "seed"]  # what identifies a run
 CELL = ["dataset", "noise", "fraction", "config"]  # what runs share that differ only in their seed
@@ -152,7 +152,7 @@ def shared_variants(runs: list[tuple[dict, int]]) -> list[dict]:
 
 
 def config_hash(config: dict) -> str:
-    """Ten digits that all runs share which differ only in their seed and where they are executed.
+    """Ten digits that all runs share which differ only in seed, label and where they are executed.
 
     A top-level key with its default counts as absent, so that a key new in a later version changes
     no hash.
@@ -160,7 +160,7 @@ def config_hash(config: dict) -> str:
     flat = {
         key: value
         for key, value in flatten(without_execution(config)).items()
-        if key not in DEFAULT_KEYS or DEFAULT_KEYS[key] != value
+        if key not in DISPLAY and (key not in DEFAULT_KEYS or DEFAULT_KEYS[key] != value)
     }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -212,7 +212,7 @@ def labels(table: pd.DataFrame, configs: dict[str, dict], axis: str = NOISE_RATE
     flat = {name: flatten(config) for name, config in configs.items()}
     for keys in flat.values():
         keys.pop(axis, None)
-    named = {name: keys.pop("label", None) for name, keys in flat.items()}
+    named = {name: keys.pop("label", None) or None for name, keys in flat.items()}
     bases = table.config.map(named).fillna(table.method)
     suffixes = dict.fromkeys(flat, "")
     for _, group in table.groupby(["dataset", "noise", bases], sort=False):

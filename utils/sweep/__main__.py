@@ -129,8 +129,9 @@ def choose_cells(
 def print_commands(cells: list[Cell], python: list[str]):
     for cell in cells:
         commands = [
-            shlex.join([*(python if arguments[0] == "main.py" else [sys.executable]), *arguments])
-            for arguments in cell.commands()
+            shlex.join(command)
+            for position in range(len(cell.runs))
+            for command in cell.commands(position, python)
         ]
         print(f"{cell.number}: {' && '.join(commands)}")
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,12 +30,10 @@ class Cell:
     configs: list[dict] = field(default_factory=list)
     before: dict[int, list[list[str]]] = field(default_factory=dict)
 
-    def commands(self) -> list[list[str]]:
-        """The arguments of python, of one command after another."""
-        found = []
-        for position, arguments in enumerate(self.runs):
-            found += [*self.before.get(position, []), ["main.py", *arguments]]
-        return found
+    def commands(self, position: int, python: list[str]) -> list[list[str]]:
+        """The commands of a run: what prepares it, and itself, which ``python`` starts."""
+        prepared = [[sys.executable, *arguments] for arguments in self.before.get(position, [])]
+        return [*prepared, [*python, "main.py", *self.runs[position]]]
 
     def changed(self, position: int) -> list[str]:
         """The keys in which the run that a directory holds differs from the one of the cell."""
@@ -94,6 +93,9 @@ def read_cells(lines: list[str], overrides: list[str]) -> list[Cell]:
                 before.setdefault(len(runs), []).append(command)
             else:
                 runs.append([*command, *overrides])
+        if len(runs) in before:
+            last = shlex.join(before[len(runs)][-1])
+            raise UserError(f"cell {number}: {last} prepares no run, for none comes after it")
         configs = [_config(number, arguments) for arguments in runs]
         directories = [Path(config["run_dir"]) for config in configs]
         for directory in directories:

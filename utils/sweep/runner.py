@@ -103,7 +103,7 @@ class CellRunner:
         sent Ctrl-C itself. But srun would kill its tasks on SIGTERM: it passes on SIGUSR1.
         """
         with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGUSR1 if self.command[0] == "srun" else signal.SIGTERM)
+            child.send_signal(signal.SIGUSR1 if child.args[0] == "srun" else signal.SIGTERM)
 
     def run(self, cell: Cell, output, slot: int = 0) -> tuple[str, str]:
         """Run what is not done of a cell; its state then, and the reason or progress.
@@ -119,7 +119,7 @@ class CellRunner:
         return state, detail
 
     def _run(self, cell, position, output, slot):
-        arguments, directory = cell.runs[position], cell.directories[position]
+        directory = cell.directories[position]
         state, detail = self._state_when_unlocked(cell, position)
         if state == "done":
             return state, detail
@@ -128,8 +128,9 @@ class CellRunner:
         if state == "running":
             return state, f"{directory} is being written by {detail}: left alone"
         before = summary_time(directory)
-        commands = [[sys.executable, *command] for command in cell.before.get(position, [])]
-        for command in [*commands, [*self.command, "main.py", *arguments]]:
+        commands = cell.commands(position, self.command)
+        # what has begun has been prepared
+        for command in commands[-1:] if state == "interrupted" else commands:
             code, reason = self._call(command, output, slot)
             if code:
                 break

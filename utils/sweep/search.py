@@ -67,7 +67,7 @@ COMMON = {
     "optimizer.lr": log_uniform(0.001, 0.3),
     "optimizer.weight_decay": log_uniform(1e-5, 1e-2),
 }
-SMALL_LOSSES = {"loss.forget_rate_scale": uniform(0.5, 1.2), "loss.num_gradual": epoch(0.1, 0.6)}
+SMALL_LOSSES = {"loss.forget_rate_scale": uniform(0.5, 1.1), "loss.num_gradual": epoch(0.1, 0.6)}
 # by the name of the params file; DiscrimLoss's are the ranges that its authors searched, widened
 SPACES = {
     "plain": {},
@@ -105,8 +105,8 @@ SPACES = {
     "jocor": SMALL_LOSSES | {"loss.lam": uniform(0.1, 0.95)},
     "decoupling": {"loss.floor": uniform(0, 0.5)},
     "selfie": {
-        "loss.warm_up": epoch(0.2, 0.6),
-        "loss.q": choice(2, 3, 5),
+        "loss.warm_up": epoch(0.3, 0.6),
+        "loss.q": choice(2, 3),
         "loss.eps": uniform(0, 0.5),
     },
     "joint_optimization": {
