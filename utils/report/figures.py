@@ -203,16 +203,25 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
 
 
 def metric_over(rows: pd.DataFrame, axis: str, styles: dict) -> Figure:
-    """Last test metric by a number of the configuration, which stands in the column fraction."""
+    """Last test metric by a number of the configuration, which stands in the column fraction.
+
+    A metric in percent is shown as 100 less it, on a logarithmic scale.
+    """
     figure, axes = _axes()
-    values = sorted(rows.fraction.unique())
+    metric, values = _metric(rows), sorted(rows.fraction.unique())
+    percent = metric.unit == "%"
+    if percent:
+        rows = rows.assign(last=100 - rows["last"])
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     for label, own in rows.groupby("label", sort=False):
         _error_bars(axes, _by_noise(own, "last"), styles[label], label=label)
     if values[0] > 0 and values[-1] >= 20 * values[0]:
         axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
-    axes.minorticks_off()
-    axes.set(xlabel=axis, ylabel=f"test {_metric(rows).heading}")
+    axes.xaxis.minorticks_off()
+    axes.set(xlabel=axis, ylabel="test error (%)" if percent else f"test {metric.heading}")
     _legend(axes, "last epoch")
     return figure
 
