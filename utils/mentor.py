@@ -24,7 +24,7 @@ from torch import nn
 from losses.mentor import Mentor
 from utils.errors import UserError
 from utils.escapes import printable
-from utils.files import atomic_write, map_array, read_arrays
+from utils.files import map_array, read_arrays, write_arrays
 
 PERCENTILES = (40, 50, 60, 75, 80, 90)  # of the losses, each in its turn for m
 STEPS, BATCH = 2000, 256
@@ -120,8 +120,7 @@ def read_record(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def write_mentor(path: Path, mentor: Mentor):
     """Write a mentor into a .npz file."""
     state = {name: value.numpy(force=True) for name, value in mentor.state_dict().items()}
-    with atomic_write(path, "wb") as file:
-        np.savez(file, **state)
+    write_arrays(path, **state)
 
 
 def main(arguments: list[str]) -> int:

@@ -159,11 +159,7 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
     """
     numbers, metric = published.load(), _metric(rows)
     percent = metric.unit == "%"
-
-    def error(values):
-        return 100 - values if percent else values
-
-    rows = rows.assign(last=error(rows["last"]), best=error(rows.best))
+    rows = rows.assign(last=_error(rows["last"], metric), best=_error(rows.best, metric))
     values = pd.concat([rows["last"], rows.best]).dropna()
     if percent:
         low, high = np.exp(_fences(np.log(values.clip(lower=0.01)), span=1.5))
@@ -183,17 +179,15 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
         _error_bars(axes, best, styles[label], linestyle=":", markerfacecolor="white")
         for cell in own.drop_duplicates("fraction").to_dict("records"):
             for value, cross in _published(cell, configs, numbers):
-                axes.plot(cell["fraction"], error(value), cross, **_cross(7), zorder=3)
+                error = _error(value, metric)
+                axes.plot(cell["fraction"], error, cross, **_cross(7), zorder=3)
         title = "\n".join(textwrap.wrap(label + outside, 26))
         axes.set_title(title, fontsize="medium", color=styles[label][0], fontweight="bold")
-        axes.set(yscale="log" if percent else "linear", ylim=(low, high))
-        axes.set_xticks(sorted(rows.fraction.unique()))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        if percent:
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        name = _error_axis(axes, metric)
+        axes.set_ylim(low, high)
+        _noise_axis(axes, rows)
     figure = panels[0].figure
-    figure.supylabel("test error (%)" if percent else f"test {metric.heading}")
+    figure.supylabel(name)
     figure.supxlabel(
         "noise fraction\nfilled: last; hollow: best; +: published last, x: best or another rule; "
         "grey: last of the others",
@@ -209,21 +203,38 @@ def metric_over(rows: pd.DataFrame, axis: str, styles: dict) -> Figure:
     """
     figure, axes = _axes()
     metric, values = _metric(rows), sorted(rows.fraction.unique())
-    percent = metric.unit == "%"
-    if percent:
-        rows = rows.assign(last=100 - rows["last"])
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    rows = rows.assign(last=_error(rows["last"], metric))
+    name = _error_axis(axes, metric)
     for label, own in rows.groupby("label", sort=False):
         _error_bars(axes, _by_noise(own, "last"), styles[label], label=label)
     if values[0] > 0 and values[-1] >= 20 * values[0]:
         axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
     axes.xaxis.minorticks_off()
-    axes.set(xlabel=axis, ylabel="test error (%)" if percent else f"test {metric.heading}")
+    axes.set(xlabel=axis, ylabel=name)
     _legend(axes, "last epoch")
     return figure
+
+
+def _error(values, metric: Metric):
+    """What is drawn of a metric: of one in percent, 100 less it."""
+    return 100 - values if metric.unit == "%" else values
+
+
+def _error_axis(axes, metric: Metric) -> str:
+    """Make the vertical axis logarithmic, if the metric is in percent; its name."""
+    if metric.unit != "%":
+        return f"test {metric.heading}"
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    return "test error (%)"
+
+
+def _noise_axis(axes, rows: pd.DataFrame):
+    """A tick for each noise fraction, in percent."""
+    axes.set_xticks(sorted(rows.fraction.unique()))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _by_noise(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -281,8 +292,7 @@ def detection_by_noise(rows: pd.DataFrame, styles: dict) -> Figure:
         points = own.groupby("fraction")[DETECTED].agg(["mean", "std"])
         _error_bars(axes, points, styles[label], label=label)
     axes.set(xlabel="noise fraction", ylabel="AUROC among the large losses")
-    axes.set_xticks(sorted(known.fraction.unique()))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _noise_axis(axes, known)
     _legend(axes, "by the method's own score")
     return figure
 
