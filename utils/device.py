@@ -43,6 +43,7 @@ def choose_device(
         if device.type == "cuda":
             _check_gpu(device)
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # older versions of PyTorch want a number
         torch.cuda.set_device(device)
         # Try the algorithms of convolutions: all batches but the last have one size.
         torch.backends.cudnn.benchmark = True
