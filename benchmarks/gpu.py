@@ -12,25 +12,30 @@ save and ends; called again, with the same --work, the queue goes on where it st
 tried again then, and no other of its kind before. Folders are relative to the repository.
 
 1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit
-2. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and the usual loop; compiled and
-   not; with the utilisation of the device
-3. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, DiscrimLoss, SuperLoss, GCE, one
-   seed each, and then more
-4. MNIST, five seeds: the table of the paper
+2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, DiscrimLoss, SuperLoss, GCE, one
+   seed each
+3. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and, not compiled, the usual
+   loop; with the utilisation of the device
+4. CIFAR-10N, two more seeds; MNIST, five seeds: the table of the paper
 5. CIFAR-10, 40 % permuted, WRN-28-10, as many epochs as the time allows
 
-benchmarks/README.md says how the data get to a machine that takes them in pieces.
+Runs of 2 and 4 share the GPU, --jobs of them at a time: one of them keeps an H200 busy for a third
+of the time. What is timed has it alone. benchmarks/README.md says how the data get to a machine
+that takes them in pieces.
 """
 
 import argparse
 import contextlib
 import csv
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +54,7 @@ TINY_NETWORKS = {
     "wrn28_10": ["model={name: cnn, width: 4}"],
     "resnet18": ["model={name: cnn, width: 2}"],
 }
+TOGETHER = ("cifar10n", "mnist")  # kinds of items that share the GPU
 COLUMNS = ["item", "kind", "state", "seconds", "estimate"]
 
 
@@ -68,10 +74,10 @@ def make_items(data: str, work: Path, toy: bool) -> list[Item]:
     """The queue, in order; at toy size, one item of each kind."""
     items = [
         *_sanity(toy),
-        *_throughput(work, toy),
         *_human_labels(data, work, toy, seeds=[1]),
-        *_mnist(data, work, toy),
+        *_throughput(work, toy),
         *_human_labels(data, work, toy, seeds=[2, 3]),
+        *_mnist(data, work, toy),
         *_wide_resnet(data, work, toy),
     ]
     return list({item.kind: item for item in reversed(items)}.values())[::-1] if toy else items
@@ -87,19 +93,20 @@ def _sanity(toy):
 def _throughput(work, toy):
     size = ["--synthetic", "256", "--steps", "2", "--rounds", "1"]
     size = size if toy else ["--synthetic", "50000", "--steps", "60", "--rounds", "3"]
-    for name, params, own in (
-        ("wrn28_10", "cifar10/discrimloss", ["noise.fraction=0.4"]),
-        ("resnet18", "cifar10/plain", ["model=resnet18"]),
-        ("lenet", "mnist/discrimloss", ["noise.fraction=0.4"]),
-    ):
-        for compiled in ("true", "false"):
+    for compiled in ("false", "true"):
+        for name, params, own in (
+            ("resnet18", "cifar10/plain", ["model=resnet18"]),
+            ("wrn28_10", "cifar10/discrimloss", ["noise.fraction=0.4"]),
+            ("lenet", "mnist/discrimloss", ["noise.fraction=0.4"]),
+        ):
             options = ["precision=bf16", f"compile={compiled}", "device=cuda"]
             if toy:
                 options = [*TINY_NETWORKS.get(name, []), "threads=1", "device=cpu"]
             command = ["-m", "benchmarks.throughput", f"params/{params}.yaml", *size]
-            command += ["--only", "bare", "ours", *["usual"] * (compiled == "true")]
-            command += ["--usual-precision", "fp32", "--out", str(work / f"throughput_{name}.csv")]
-            seconds = 45 if name == "wrn28_10" else 25
+            command += ["--only", "bare", "ours", *["usual"] * (compiled == "false")]
+            out = work / f"throughput_{name}_{compiled}.csv"
+            command += ["--usual-precision", "fp32", "--out", str(out)]
+            seconds = 30 if compiled == "false" else 90
             kind = f"throughput {name} {compiled}"
             yield Item(f"{name}, compile={compiled}", kind, seconds, [*command, *own, *options])
 
@@ -120,7 +127,7 @@ def _human_labels(data, work, toy, seeds):
             directory = work / f"runs/cifar10n/{method}/seed{seed}"
             name = f"CIFAR-10N, {method}, seed {seed}"
             params = f"cifar10/{method}"
-            yield _run(name, "cifar10n", 110, params, directory, options, data, toy)
+            yield _run(name, "cifar10n", 290, params, directory, options, data, toy)
 
 
 def _mnist(data, work, toy):
@@ -131,7 +138,7 @@ def _mnist(data, work, toy):
                 directory = work / f"runs/mnist/{method}/{fraction}/seed{seed}"
                 options = [f"noise.fraction={fraction}", f"seed={seed}"]
                 name = f"MNIST, {method}, {fraction}, seed {seed}"
-                yield _run(name, "mnist", 30, f"mnist/{method}", directory, options, data, toy)
+                yield _run(name, "mnist", 90, f"mnist/{method}", directory, options, data, toy)
 
 
 def _wide_resnet(data, work, toy):
@@ -144,8 +151,9 @@ def _wide_resnet(data, work, toy):
 class Queue:
     """The items of a working folder, and what has become of them."""
 
-    def __init__(self, items: list[Item], work: Path, minutes: float):
+    def __init__(self, items: list[Item], work: Path, minutes: float, jobs: int = 1):
         self.items, self.work, self.end = items, work, time.monotonic() + 60 * minutes
+        self.jobs, self.lock = jobs, threading.RLock()
         self.rows, self.bad_kinds = {}, set()  # by item; what has failed in this call
         with contextlib.suppress(FileNotFoundError), open(work / "items.csv") as file:
             self.rows = {row["item"]: row for row in csv.DictReader(file)}
@@ -163,29 +171,36 @@ class Queue:
 
     def run(self, out: Path):
         """Run what fits, and write what it found into ``out`` after each item."""
-        for item in self.items:
-            if self.rows.get(item.name, {}).get("state") == "done" or item.kind in self.bad_kinds:
-                continue
+        for together, items in itertools.groupby(self.items, lambda item: item.kind in TOGETHER):
+            with ThreadPoolExecutor(self.jobs if together else 1) as pool:
+                list(pool.map(lambda item: self._run(item, out), items))  # raises what one raises
+        self.gather(out)
+
+    def _run(self, item, out):
+        with self.lock:
+            done = self.rows.get(item.name, {}).get("state") == "done"
+            if done or item.kind in self.bad_kinds:
+                return
             left, estimate = self.end - time.monotonic() - GRACE, self.estimate(item)
             if left < max(estimate or 0, 2 * GRACE):
                 if item.name not in self.rows:
                     self._note(item, "left: no time", 0)
-                continue
-            print(f"{item.name}: {left:.0f} s left", flush=True)
-            begun = time.monotonic()
-            state = self._call(item, left if estimate is None else min(left, 4 * estimate + 60))
+                return
+        print(f"{item.name}: {left:.0f} s left", flush=True)
+        begun = time.monotonic()
+        state = self._call(item, left if estimate is None else min(left, 4 * estimate + 60))
+        print(f"{item.name}: {state}", flush=True)
+        with self.lock:
             self._note(item, state, self._seconds(item) + time.monotonic() - begun)
-            print(f"{item.name}: {state}", flush=True)
             if state.startswith("failed"):
                 self.bad_kinds.add(item.kind)  # the next of its kind would, too
             self.gather(out)
-        self.gather(out)
 
     def _seconds(self, item):
         return float(self.rows.get(item.name, {}).get("seconds", 0))
 
     def _call(self, item, limit) -> str:
-        path = self.work / "output.txt"
+        path = self.work / f"output{self.items.index(item)}.txt"
         with open(path, "w") as output:
             child = subprocess.Popen(
                 [sys.executable, *item.command],
@@ -207,9 +222,10 @@ class Queue:
         lines = path.read_text(errors="replace").splitlines()
         if item.kind == "sanity":
             shutil.copy(path, self.work / "tests.txt")
+        path.unlink()
         if code == 0:
             return "done"
-        with open(self.work / "failures.txt", "a") as file:
+        with self.lock, open(self.work / "failures.txt", "a") as file:
             print(f"{item.name}: {code}", *lines[-60:], sep="\n", file=file)
         if code is None:
             return "interrupted"
@@ -258,12 +274,18 @@ def main(arguments: list[str]):
     parser.add_argument("--data", default="data", help="where MNIST and CIFAR-10 are")
     parser.add_argument("--out", type=Path, required=True, help="folder of what is taken home")
     parser.add_argument("--work", type=Path, help="what a later call goes on from: runs/gpu")
+    kinds = "sanity, throughput, cifar10n, mnist or wide"
+    parser.add_argument("--only", nargs="+", metavar="KIND", help=f"items of these kinds: {kinds}")
+    parser.add_argument("--jobs", type=int, default=4, help="runs that share the GPU; default: 4")
     parser.add_argument("--dry-cpu", action="store_true", help="each item at toy size, on the CPU")
     options = parser.parse_args(arguments)
     work = (options.work or ROOT / f"runs/gpu{'_dry' * options.dry_cpu}").resolve()
     for folder in (work, options.out):
         folder.mkdir(parents=True, exist_ok=True)
-    queue = Queue(make_items(options.data, work, options.dry_cpu), work, options.minutes)
+    items = make_items(options.data, work, options.dry_cpu)
+    if options.only:
+        items = [item for item in items if item.kind.split()[0] in options.only]
+    queue = Queue(items, work, options.minutes, options.jobs)
     queue.run(options.out.resolve())
     states = [row["state"].split()[0] for row in queue.rows.values()]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${PYTHON:-} ]]; then
-  PYTHON=python
+  PYTHON=$(command -v python || echo python3)
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 fi
 exec "$PYTHON" -m benchmarks.gpu "$@"

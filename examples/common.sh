@@ -28,7 +28,7 @@ launcher=$(realpath "${BASH_SOURCE[1]}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 launcher=${launcher#"$PWD"/}
 if [[ -z ${PYTHON:-} ]]; then
-  PYTHON=python
+  PYTHON=$(command -v python || echo python3)
   if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 fi
 
