@@ -73,15 +73,14 @@ class SuperLoss(SampleLoss):
         self.register_buffer("table", make_table(), persistent=False)
 
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        losses = self.task_loss(output, target)
-        detached, tau = losses.detach().double(), self.tau
+        losses, tau = self.task_loss(output, target), self.tau
         if self.moving and self.training:
-            mean = detached.mean()
+            mean = losses.detach().double().mean()
             tau.copy_(torch.where(self.started, 0.9 * tau + 0.1 * mean, mean))
             self.started.fill_(True)
-        logs = log_confidence(detached - tau, self.lam, self.table)
-        penalty = logs.square().mul_(self.lam).to(losses.dtype)
-        return torch.addcmul(penalty, losses - tau, logs.exp_().to(losses.dtype))
+        excess = losses - tau
+        logs = log_confidence(excess.detach().double(), self.lam, self.table).to(losses.dtype)
+        return torch.addcmul(logs.square().mul_(self.lam), excess, logs.exp_())
 
 
 PER_UNIT, LAST, DEGREE = 64, 355, 3  # of the table
