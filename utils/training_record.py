@@ -29,7 +29,7 @@ class TrainingRecord:
     """
 
     check_every = 50  # steps between two reads from the device, each of which waits for it
-    most_pending = 2**25  # numbers of outputs that wait for one: a few steps of 100,000 classes
+    most_pending = 2**22  # numbers of outputs that wait for one: what a CPU allocates cheaply
 
     def __init__(self, num_samples: int, task_loss: Callable, metric: Metric, device: torch.device):
         self.task_loss, self.metric = task_loss, metric
