@@ -2,8 +2,8 @@
 
     python -m benchmarks.report --out results/report.csv
 
-The runs are made up in the format of real ones: five methods at five noise fractions with 120 seeds,
-120 epochs each. Every form is timed in a process of its own, without the start of Python.
+The runs are made up in the format of real ones: five methods at five noise fractions with 120
+seeds, 120 epochs each. Every form is timed in a process of its own, without the start of Python.
 """
 
 import argparse

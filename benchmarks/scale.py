@@ -4,7 +4,8 @@
 
 Random images of 64 pixels, one hidden layer of 16, batches of 512, 40 % symmetric noise, two
 epochs through main.py: with its records, evaluation, checkpoints, list of suspects and pictures.
-Each run has a process of its own. Seconds are of the processor, on one thread; memory is the most that the process held.
+Each run has a process of its own. Seconds are of the processor, on one thread; memory is the most
+that the process held.
 """
 
 import argparse

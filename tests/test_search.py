@@ -1,7 +1,11 @@
 """The search for hyper-parameters: drawn alike for all, judged on noisy held-out labels alone."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -221,3 +225,20 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
         complaint = capsys.readouterr().err
         assert complaint.startswith("error: ") and complaint.count("\n") == 1
         assert message in complaint
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "$PYTHON -m utils.search trials digits symmetric 0.4 plain 8",
+        "$PYTHON -m utils.report results/digits",
+        "bash examples/mnist.sbatch --dry-run",
+    ],
+)
+def test_a_reader_may_stop_reading(command):
+    environment = os.environ | {"PYTHON": sys.executable}
+    script = f"{command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr

@@ -24,6 +24,7 @@ better for an accuracy, worse for an error.
 import argparse
 import math
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -222,4 +223,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when head has seen enough
     sys.exit(main(sys.argv[1:]))

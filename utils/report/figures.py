@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
@@ -488,5 +489,8 @@ def save(figure: Figure, path: Path, forms: tuple[str, ...] = ("png", "svg")):
         axes.spines[["top", "right"]].set_visible(False)
     for form in forms:
         metadata = {"Date": None} if form == "svg" else None
-        with atomic_write(path.with_suffix(f".{form}"), "wb") as file:
+        with (
+            rc_context({"svg.hashsalt": "runs"}),  # of names that are random otherwise
+            atomic_write(path.with_suffix(f".{form}"), "wb") as file,
+        ):
             figure.savefig(file, dpi=150, format=form, metadata=metadata)

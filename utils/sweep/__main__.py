@@ -61,6 +61,7 @@ def run(options: argparse.Namespace, others: list[str]) -> int:
     if options.status or options.dry_run or options.submit:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which common.sh has switched off
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when head has seen enough
     else:
         runner = CellRunner(environment)
     check_jobs(options, environment)
