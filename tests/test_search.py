@@ -118,6 +118,10 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert all(text in lines[0] for text in search.draw("digits", "plain", best))
     last = json.loads(Path("runs/chosen/digits/rsl/symmetric-0.4/seed12/summary.json").read_text())
     assert last["validation"] is None and last["seed"] == 12
+    fixed = ("chosen", "digits", "pair", ["0.2"], ["plain"], 2, [11])
+    (line,) = search.cells_of_stage(*fixed, under="symmetric-0.4")
+    assert all(text in line for text in search.draw("digits", "plain", best))
+    assert "noise.kind=pair" in line and "plain/pair-0.2/seed11" in line
     assert last["selection"]["noise_rate"] != "known"
 
 

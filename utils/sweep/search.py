@@ -4,6 +4,8 @@
         the cells of a sweep: 8 trials of each method
     python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"
         the best of each, on all training samples, 2 seeds
+    python -m utils.search chosen mnist pair 0.4 "plain gce" 8 "11 12" --under permute-0.4
+        those that are the best under another noise
     python -m utils.search table runs/search/mnist --out trials.csv --figure trials.png
         every trial
 
@@ -337,8 +339,12 @@ def cells_of_stage(
     methods: list[str],
     trials: int,
     seeds: list[int] = (),
+    under: str | None = None,
 ) -> list[str]:
     """The lines of a sweep of one stage, "trials" or "chosen".
+
+    Args:
+        under: the folder of the trials to choose from, if they were of another noise.
 
     Raises:
         UserError: the methods do not share one protocol; or, of "chosen", a trial is not over.
@@ -358,7 +364,7 @@ def cells_of_stage(
                 for method in methods
             ]
             continue
-        best = {method: best_trial(searched, method, folder, trials) for method in methods}
+        best = {method: best_trial(searched, method, under or folder, trials) for method in methods}
         for seed in seeds:
             common = [*noise, f"seed={seed}", "validation.fraction=0"]
             for method in methods:
@@ -397,6 +403,7 @@ def main(arguments: list[str]) -> int:
         command.add_argument("trials", type=int)
         if stage == "chosen":
             command.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
+            command.add_argument("--under", metavar="NOISE", help="of the trials: permute-0.4")
     command = commands.add_parser("table")
     command.add_argument(
         "root", type=Path, help="runs/search/<dataset>, or a file that --out wrote"
