@@ -9,19 +9,19 @@ the folder of --out: items.csv (what was done, how long it took, what was left),
 failures.txt, throughput.csv, the compact log of the finished runs, and unfinished.csv, the epochs
 of the others. What runs when the minutes are over, or four times as long as expected, is asked to
 save and ends; called again, with the same --work, the queue goes on where it stood. What failed is
-tried again then, and no other of its kind before. Folders are relative to the repository.
+tried again then, and none of its kind is begun before. Folders are relative to the repository.
 
 1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit
 2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, DiscrimLoss, SuperLoss, GCE, one
    seed each
-3. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and, not compiled, the usual
-   loop; with the utilisation of the device
+3. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and, without compilation only,
+   the usual loop; with the utilisation of the device
 4. CIFAR-10N, two more seeds; MNIST, five seeds: the table of the paper
 5. CIFAR-10, 40 % permuted, WRN-28-10, as many epochs as the time allows
 
-Runs of 2 and 4 share the GPU, --jobs of them at a time: one of them keeps an H200 busy for a third
-of the time. What is timed has it alone. benchmarks/README.md says how the data get to a machine
-that takes them in pieces.
+Runs of 2 and 4 share the GPU, --jobs of them at a time: a single one keeps an H200 busy for a third
+of the time. Items that are timed have the GPU to themselves. benchmarks/README.md says how the data
+get to a machine that takes them in pieces.
 """
 
 import argparse
@@ -80,7 +80,10 @@ def make_items(data: str, work: Path, toy: bool) -> list[Item]:
         *_mnist(data, work, toy),
         *_wide_resnet(data, work, toy),
     ]
-    return list({item.kind: item for item in reversed(items)}.values())[::-1] if toy else items
+    first = {}
+    for item in items:
+        first.setdefault(item.kind, item)
+    return list(first.values()) if toy else items
 
 
 def _sanity(toy):
@@ -153,7 +156,8 @@ class Queue:
 
     def __init__(self, items: list[Item], work: Path, minutes: float, jobs: int = 1):
         self.items, self.work, self.end = items, work, time.monotonic() + 60 * minutes
-        self.jobs, self.lock = jobs, threading.RLock()
+        self.jobs, self.lock, self.gathering = jobs, threading.Lock(), threading.Lock()
+        self.children = set()
         self.rows, self.bad_kinds = {}, set()  # by item; what has failed in this call
         with contextlib.suppress(FileNotFoundError), open(work / "items.csv") as file:
             self.rows = {row["item"]: row for row in csv.DictReader(file)}
@@ -173,7 +177,13 @@ class Queue:
         """Run what fits, and write what it found into ``out`` after each item."""
         for together, items in itertools.groupby(self.items, lambda item: item.kind in TOGETHER):
             with ThreadPoolExecutor(self.jobs if together else 1) as pool:
-                list(pool.map(lambda item: self._run(item, out), items))  # raises what one raises
+                try:
+                    list(pool.map(lambda item: self._run(item, out), items))  # raises what one does
+                except BaseException:  # Ctrl-C: the pool waits for its threads
+                    self.end = 0
+                    for child in list(self.children):
+                        child.terminate()
+                    raise
         self.gather(out)
 
     def _run(self, item, out):
@@ -189,12 +199,15 @@ class Queue:
         print(f"{item.name}: {left:.0f} s left", flush=True)
         begun = time.monotonic()
         state = self._call(item, left if estimate is None else min(left, 4 * estimate + 60))
+        seconds = time.monotonic() - begun
         print(f"{item.name}: {state}", flush=True)
         with self.lock:
-            self._note(item, state, self._seconds(item) + time.monotonic() - begun)
+            self._note(item, state, self._seconds(item) + seconds)
             if state.startswith("failed"):
                 self.bad_kinds.add(item.kind)  # the next of its kind would, too
-            self.gather(out)
+        with self.gathering:
+            if time.monotonic() < self.end:  # else once, by the caller
+                self.gather(out)
 
     def _seconds(self, item):
         return float(self.rows.get(item.name, {}).get("seconds", 0))
@@ -209,6 +222,7 @@ class Queue:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self.children.add(child)
             try:
                 code = child.wait(timeout=limit)
             except subprocess.TimeoutExpired:
@@ -219,6 +233,7 @@ class Queue:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # its workers, and itself if it hangs
             child.wait()
+            self.children.discard(child)
         lines = path.read_text(errors="replace").splitlines()
         if item.kind == "sanity":
             shutil.copy(path, self.work / "tests.txt")
@@ -272,13 +287,15 @@ def main(arguments: list[str]):
     )
     parser.add_argument("--minutes", type=float, default=11, help="of this call, all in all")
     parser.add_argument("--data", default="data", help="where MNIST and CIFAR-10 are")
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is taken home")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--work", type=Path, help="what a later call goes on from: runs/gpu")
-    kinds = "sanity, throughput, cifar10n, mnist or wide"
-    parser.add_argument("--only", nargs="+", metavar="KIND", help=f"items of these kinds: {kinds}")
-    parser.add_argument("--jobs", type=int, default=4, help="runs that share the GPU; default: 4")
+    kinds = ("sanity", "cifar10n", "throughput", "mnist", "wide")
+    parser.add_argument("--only", nargs="+", choices=kinds, help="items of these kinds")
+    jobs = {"type": int, "choices": range(1, 33), "default": 4, "metavar": "N"}
+    parser.add_argument("--jobs", **jobs, help="runs that share the GPU; default: 4")
     parser.add_argument("--dry-cpu", action="store_true", help="each item at toy size, on the CPU")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: not without its children
     work = (options.work or ROOT / f"runs/gpu{'_dry' * options.dry_cpu}").resolve()
     for folder in (work, options.out):
         folder.mkdir(parents=True, exist_ok=True)

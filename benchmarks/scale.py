@@ -4,8 +4,8 @@
 
 Random images of 64 pixels, one hidden layer of 16, batches of 512, 40 % symmetric noise, two
 epochs through main.py: with its records, evaluation, checkpoints, list of suspects and pictures.
-Each run has a process of its own. Seconds are of the processor, on one thread; memory is the most
-that the process held.
+Each run has a process of its own. Seconds are of CPU time, on one thread; memory is the most that
+the process held.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure(method: str, num_samples: int, num_classes: int, epochs: int) -> dic
         if done.returncode:
             sys.exit(done.stderr)
         seconds, megabytes = map(float, done.stderr.split()[-2:])
-        size = sum(path.stat().st_size for path in Path(folder, "run").iterdir())
+        size = sum(path.stat().st_size for path in Path(folder, "run").rglob("*"))
     return {
         "method": method,
         "N": num_samples,
@@ -61,7 +61,7 @@ def measure(method: str, num_samples: int, num_classes: int, epochs: int) -> dic
 
 
 def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """With what a sample more costs, beside the smallest N of its method and number of classes."""
+    """With what each further sample costs, relative to the smallest N with as many classes."""
     first = table.groupby(["method", "classes"])[["N", "seconds", "MiB", "MiB on disk"]]
     more = table[["N", "seconds", "MiB", "MiB on disk"]] - first.transform("first")
     return table.assign(

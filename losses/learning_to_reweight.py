@@ -144,14 +144,15 @@ class LearningToReweight(Objective):
         return gradients
 
     def _forward_mode(self, network, batch, direction):
-        # as torch.func.jvp does it, in nine tenths of its time on a small network
+        # like torch.func.jvp, but 10 % faster on a small network
         with torch.no_grad(), forward_ad.dual_level():
             parameters = {
                 name: forward_ad.make_dual(parameter.detach(), direction[name])
                 for name, parameter in trained(network).items()
             }
             output = functional_call(network, parameters, batch.input)
-            return forward_ad.unpack_dual(self.task_loss(output, batch.target)).tangent
+            losses, tangent = forward_ad.unpack_dual(self.task_loss(output, batch.target))
+            return torch.zeros_like(losses) if tangent is None else tangent
 
     def _backward_mode(self, network, batch, direction):
         parameters = trained(network)
@@ -165,7 +166,7 @@ class LearningToReweight(Objective):
                 (gradient * direction[name]).sum()
                 for name, gradient in zip(parameters, gradients, strict=True)
             )
-        return torch.autograd.grad(product, eps)[0]
+        return torch.autograd.grad(product, eps, materialize_grads=True)[0]
 
     def sample_score(self) -> Tensor:
         """Minus the moving average of B w_b, [N]; -1 of a sample that was never drawn."""

@@ -35,7 +35,8 @@ class SuperLoss(SampleLoss):
     State: with tau="ema", the average and whether it has begun; nothing per sample.
 
     Deviations from public implementations:
-        1. W is computed on the device of the loss, in float64, from a table of polynomials.
+        1. W is computed on the device of the loss, in float64, from a table of polynomials; what
+           follows from it, in the precision of the loss.
         2. The losses are returned as a vector, and their mean is left to the caller.
         3. The "ema" moves in training mode only.
 

@@ -186,10 +186,10 @@ def test_an_epoch_reads_from_the_device_only_when_it_looks_at_the_losses(
 def no_waiting(device):
     """While entered, nothing may wait for the GPU; on a CPU, nothing that would on a GPU."""
     if device == "cuda":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that the mode is a prototype
-            torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+                torch.cuda.set_sync_debug_mode("error")
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import main
-from benchmarks.gpu import Queue, make_items
+from benchmarks.gpu import Item, Queue, make_items
 from tests.test_run import equal, interrupt_at, weights
 from utils.run_state import read_summary
 
@@ -57,7 +57,7 @@ def rows_of(path):
 
 def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path):
     items = make_items("data", tmp_path / "work", toy=True)
-    kept = [item for item in items if item.kind in ("throughput lenet true", "mnist")]
+    kept = [item for item in items if item.kind in ("throughput lenet false", "mnist")]
     kept.append(kept[1]._replace(name="the same again"))
     for folder in ("work", "out"):
         (tmp_path / folder).mkdir()
@@ -86,6 +86,28 @@ def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path):
     assert queue.estimate(kept[2]) == float(rows[kept[1].name]["seconds"]) != kept[2].seconds
 
 
+def test_runs_share_the_device_and_what_is_timed_has_it_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    meet = (
+        "import pathlib, time\n"
+        "own, other = (pathlib.Path('{folder}', name) for name in ('{name}', '{other}'))\n"
+        "own.with_suffix('.begun').touch(), own.with_suffix('.on').touch()\n"
+        "while not other.with_suffix('.begun').exists(): time.sleep(0.01)\n"
+        "time.sleep(0.2)\n"
+        "own.with_suffix('.on').unlink()\n"
+    )
+    alone = "import pathlib\nassert not list(pathlib.Path('{folder}').glob('*.on'))"
+    runs = [
+        Item(name, kind, 1, ["-c", meet.format(folder=tmp_path, name=name, other=other)])
+        for name, other, kind in (("a", "b", "mnist"), ("b", "a", "cifar10n"))
+    ]
+    timed = Item("timed", "throughput", 1, ["-c", alone.format(folder=tmp_path)])
+    queue = Queue([*runs, timed], tmp_path, minutes=1.5, jobs=2)
+    queue.run(tmp_path / "out")
+    assert {row["state"] for row in queue.rows.values()} == {"done"}
+    assert not queue.children
+
+
 def test_what_outlasts_the_queue_is_saved_and_goes_on(tmp_path, monkeypatch):
     for folder in ("work", "out"):
         (tmp_path / folder).mkdir()
@@ -105,9 +127,9 @@ def test_what_outlasts_the_queue_is_saved_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_every_item_runs_at_toy_size(tmp_path):
-    """But for the tests, which would call this one again, and the same once more, not compiled."""
+    """But for the tests, which would call this one again, and the same once more, compiled."""
     items = make_items("data", tmp_path, toy=True)
-    items = [item for item in items if item.kind != "sanity" and "false" not in item.kind]
+    items = [item for item in items if item.kind != "sanity" and "true" not in item.kind]
     assert len(items) == 6
     for folder in ("work", "out"):
         (tmp_path / folder).mkdir()

@@ -165,9 +165,9 @@ def test_an_evaluation_keeps_no_outputs_of_batches_that_are_over():
     assert len(alive) == 12 and max(alive) <= 1
 
 
-def test_the_record_is_checked_sooner_if_outputs_are_large(monkeypatch):
-    monkeypatch.setattr(TrainingRecord, "most_pending", 1000)
+def test_the_record_is_checked_sooner_if_outputs_are_large():
     record = TrainingRecord(8, cross_entropy, METRICS["accuracy"], torch.device("cpu"))
+    record.most_pending = 1000
     record.start(0, lr=0.1)
     for step, due in enumerate([False, False, True]):
         output = torch.zeros(4, 100)

@@ -78,7 +78,7 @@ def test_methods_with_different_protocols_are_not_compared():
         search.cells_of_stage("trials", "cifar10", "pair", ["0.4"], ["plain", "rsl"], 1)
 
 
-def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, monkeypatch):
+def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, monkeypatch, capsys):
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.chdir(tmp_path)
     quick = ["model=mlp", "model.hidden=[8]", "epochs=2", "threads=1", "device=cpu"]
@@ -118,10 +118,12 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert all(text in lines[0] for text in search.draw("digits", "plain", best))
     last = json.loads(Path("runs/chosen/digits/rsl/symmetric-0.4/seed12/summary.json").read_text())
     assert last["validation"] is None and last["seed"] == 12
-    fixed = ("chosen", "digits", "pair", ["0.2"], ["plain"], 2, [11])
-    (line,) = search.cells_of_stage(*fixed, under="symmetric-0.4")
+    arguments = ["chosen", "digits", "pair", "0.2", "plain", "2", "11", "--under", "symmetric-0.4"]
+    capsys.readouterr()
+    assert search.main(arguments) == 0
+    (line,) = capsys.readouterr().out.splitlines()
     assert all(text in line for text in search.draw("digits", "plain", best))
-    assert "noise.kind=pair" in line and "plain/pair-0.2/seed11" in line
+    assert "noise.kind=pair" in line and "plain/pair-0.2-of-symmetric-0.4/seed11" in line
     assert last["selection"]["noise_rate"] != "known"
 
 
@@ -234,15 +236,24 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        "$PYTHON -m utils.search trials digits symmetric 0.4 plain 8",
-        "$PYTHON -m utils.report results/digits",
+        "python -m utils.search trials digits symmetric 0.4 plain 8",
+        "python -m utils.report results/digits",
+        "bash examples/mnist.sbatch --status",
+        "python main.py params/mnist",
         "bash examples/mnist.sbatch --dry-run",
     ],
 )
 def test_a_reader_may_stop_reading(command):
-    environment = os.environ | {"PYTHON": sys.executable}
-    script = f"{command} | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
+    words = [sys.executable if word == "python" else word for word in command.split()]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as output:
+        done = subprocess.run(
+            words,
+            env=os.environ | {"PYTHON": sys.executable},
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode in (-signal.SIGPIPE, 128 + signal.SIGPIPE) and not done.stderr

@@ -66,6 +66,12 @@ def launch(*arguments, cwd=ROOT, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_what_a_launcher_reads_is_repeated_by_commands_that_launch_it_again():
+    for launcher in sorted((ROOT / "examples").glob("*.sbatch")):
+        names = re.findall(r"\$\{([A-Z_]+):?[-+]", launcher.read_text())
+        assert set(names) <= {*LAUNCHER_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
+
+
 def test_every_launcher_is_here():
     assert {name.removesuffix(".sbatch") for name in LAUNCHERS} == set(COUNTS)
 

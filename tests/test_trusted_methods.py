@@ -244,6 +244,24 @@ def test_frozen_parameters_have_no_part_in_the_weights():
     torch.testing.assert_close(reweight().weights(model, batch), expected)
 
 
+@pytest.mark.parametrize("meta", ["forward", "backward"])
+def test_losses_that_no_parameter_takes_part_in_have_no_weight(meta):
+    class Gate(nn.Module):  # lets trusted samples through, and cuts the others off
+        def forward(self, inputs):
+            return inputs if len(inputs) == M else inputs.detach()
+
+    model, batch = nn.Sequential(nn.Linear(FEATURES, C), Gate()), batch_of()
+    assert M != B
+    assert torch.equal(reweight(meta=meta).weights(model, batch), torch.zeros(B))
+
+
+def test_weights_under_autocast_are_near_those_without():
+    model, batch = network(), batch_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = reweight().weights(model, batch)
+    torch.testing.assert_close(weights.float(), reweight().weights(model, batch), rtol=0, atol=0.05)
+
+
 def test_numbers_to_predict_are_reweighted_too():
     model, batch = nn.Linear(FEATURES, 1), batch_of()
     extra = batch.extra._replace(target=batch.extra.target - 2.0)

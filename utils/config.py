@@ -25,7 +25,7 @@ from utils.build import (
     public_names,
     type_hints,
 )
-from utils.errors import UserError
+from utils.errors import UserError, end_with_the_reader
 from utils.escapes import in_a_line, printable
 from utils.files import read_text
 from utils.settings import DEFAULTS, DISPLAY, EXECUTION, NAMED, SECTIONS, Settings
@@ -106,6 +106,8 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
     """
     wants_help = bool({"-h", "--help"} & set(arguments))
     arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if wants_help or (arguments and Path(arguments[0]).is_dir()):
+        end_with_the_reader()
     if not arguments and wants_help:
         print(manual(manual_text, DEFAULTS, schemas))
         print(f"\n{_folders()}")

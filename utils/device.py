@@ -43,7 +43,7 @@ def choose_device(
         if device.type == "cuda":
             _check_gpu(device)
     if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)  # older versions of PyTorch want a number
+        device = torch.device("cuda", device.index or 0)  # set_device of 2.11 wants an index
         torch.cuda.set_device(device)
         # Try the algorithms of convolutions: all batches but the last have one size.
         torch.backends.cudnn.benchmark = True

@@ -1,5 +1,7 @@
 """What a user can mend: the errors and checks of losses.errors, which installs without utils."""
 
+import signal
+
 from losses.errors import (
     UserError,
     check_interval,
@@ -11,7 +13,13 @@ from losses.errors import (
 __all__ = [
     "UserError",
     "check_interval",
+    "end_with_the_reader",
     "is_extreme",
     "shorten",
     "unknown",
 ]
+
+
+def end_with_the_reader():
+    """Let a command that only prints end without a message if e.g. ``head`` closes the pipe."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -29,7 +29,6 @@ class TrainingRecord:
     """
 
     check_every = 50  # steps between two reads from the device, each of which waits for it
-    most_pending = 2**22  # numbers of outputs that wait for one: what a CPU allocates cheaply
 
     def __init__(self, num_samples: int, task_loss: Callable, metric: Metric, device: torch.device):
         self.task_loss, self.metric = task_loss, metric
@@ -41,6 +40,9 @@ class TrainingRecord:
             self.dynamics = TrainingDynamics(num_samples, device)
         self.loss_sum, self.seconds, self.images, self.lr = 0.0, 0.0, 0, math.nan
         self.recent: list[tuple] = []  # steps that are not in the sums yet
+        # Numbers of outputs that wait for a read. On a CPU 16 MiB: glibc maps tensors of more than
+        # 32 MiB anew each time, which takes longer than what is computed from them.
+        self.most_pending = 2**22 if torch.device(device).type == "cpu" else 2**25
         self.observed = False  # whether the objective shows what the model says of each sample
 
     def start(self, step: int, lr: float):

@@ -24,13 +24,12 @@ better for an accuracy, worse for an error.
 import argparse
 import math
 import re
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from utils.epoch_rules import RULES
-from utils.errors import UserError
+from utils.errors import UserError, end_with_the_reader
 from utils.escapes import printable
 from utils.metrics import METRICS
 from utils.report.collect import Results, choose, collect, left_out, over
@@ -72,7 +71,6 @@ def report(options: argparse.Namespace):
         print(left_out(everything), end="", file=sys.stderr)
         raise UserError(f"there is no finished run in {', '.join(map(str, options.runs))}")
     results = chosen(everything, options)
-    print(printable(result_tables(results, options, options.format)), end="")
     everything = replace(everything, skipped=results.skipped)
     if options.log:
         paths = write_log(options.log, results.measured, results.epochs, results.configs)
@@ -87,6 +85,8 @@ def report(options: argparse.Namespace):
 
         page.write(results, options.html, dict(options.margin))
         print(f"written: {options.html}", file=sys.stderr)
+    # last: whoever reads the tables may stop reading
+    print(printable(result_tables(results, options, options.format)), end="")
     print(left_out(everything), end="", file=sys.stderr)
 
 
@@ -223,5 +223,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when head has seen enough
+    end_with_the_reader()
     sys.exit(main(sys.argv[1:]))

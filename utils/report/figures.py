@@ -490,7 +490,7 @@ def save(figure: Figure, path: Path, forms: tuple[str, ...] = ("png", "svg")):
     for form in forms:
         metadata = {"Date": None} if form == "svg" else None
         with (
-            rc_context({"svg.hashsalt": "runs"}),  # of names that are random otherwise
+            rc_context({"svg.hashsalt": "runs"}),  # else its ids are random
             atomic_write(path.with_suffix(f".{form}"), "wb") as file,
         ):
             figure.savefig(file, dpi=150, format=form, metadata=metadata)

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, end_with_the_reader
 from utils.escapes import printable
 from utils.sweep.cells import ONLY, Cell, choose, read_cells
 from utils.sweep.runner import CellRunner, python_command, relay, run_here, run_job, run_task
@@ -28,7 +28,10 @@ def main(arguments: list[str]) -> int:
         return relay(arguments[1:])
     options, others = make_parser().parse_known_args(arguments)
     try:
-        return run(options, others) if options.command == "run" else status_of(options.path)
+        if options.command == "run":
+            return run(options, others)
+        end_with_the_reader()
+        return status_of(options.path)
     except (UserError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace, others: list[str]) -> int:
     if options.status or options.dry_run or options.submit:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which common.sh has switched off
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when head has seen enough
+        end_with_the_reader()
     else:
         runner = CellRunner(environment)
     check_jobs(options, environment)

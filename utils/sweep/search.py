@@ -5,7 +5,7 @@
     python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"
         the best of each, on all training samples, 2 seeds
     python -m utils.search chosen mnist pair 0.4 "plain gce" 8 "11 12" --under permute-0.4
-        those that are the best under another noise
+        the best of a search under another noise
     python -m utils.search table runs/search/mnist --out trials.csv --figure trials.png
         every trial
 
@@ -365,6 +365,7 @@ def cells_of_stage(
             ]
             continue
         best = {method: best_trial(searched, method, under or folder, trials) for method in methods}
+        folder += f"-of-{under}" if under else ""
         for seed in seeds:
             common = [*noise, f"seed={seed}", "validation.fraction=0"]
             for method in methods:
@@ -403,7 +404,7 @@ def main(arguments: list[str]) -> int:
         command.add_argument("trials", type=int)
         if stage == "chosen":
             command.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
-            command.add_argument("--under", metavar="NOISE", help="of the trials: permute-0.4")
+            command.add_argument("--under", metavar="NOISE", help="of the search: permute-0.4")
     command = commands.add_parser("table")
     command.add_argument(
         "root", type=Path, help="runs/search/<dataset>, or a file that --out wrote"
@@ -432,11 +433,11 @@ def write_table(root: Path, out: Path | None, figure: Path | None, first: int | 
         table = with_chosen(table[table.trial < first].reset_index(drop=True))
     searches = {noise: resample(trials) for noise, trials in table.groupby("noise")}
     table = with_shares(table, searches)
-    print(printable(table.to_string(index=False)))
-    print(printable(describe_resamples(table, searches)))
     if out:
         table.to_csv(out, index=False, float_format="%.6g")
     if figure:
         from utils.sweep.figure import draw_trials  # matplotlib takes its time
 
         draw_trials(table, figure)
+    print(printable(table.to_string(index=False)))
+    print(printable(describe_resamples(table, searches)))

@@ -21,12 +21,18 @@ LAUNCHER_VARIABLES = (
     "NOISES",
     "SEEDS",
     "TASKS",
+    "COUNTS",
+    "FOURS",
+    "PARAMS",
+    "FOLDS",
+    "RUN",
     "SELECTION",
     "RESTARTS",
     "RESTART_TAU",
     "SELECT_EPOCHS",
     "TRIALS",
     "STAGE",
+    "UNDER",
     "PROCESSES",
 )
 AT_A_TIME = 8  # tasks of an array, unless it says otherwise
