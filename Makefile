@@ -33,6 +33,7 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/digits --where "fraction == 0.4" --figures runs/pictures/digits > /dev/null
 	$(PY) -m utils.report results/digitsum --where "fraction == 0" --figures runs/pictures/digitsum > /dev/null
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
+	$(PY) -m utils.search table results/cifar10_features_search/trials.csv --figure results/pictures/features_trials.png > /dev/null
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	$(PY) -m utils.report results/mnist_trusted --grid last --over trusted.count --where "label in ['MentorNet DD', 'CleanNet', 'fine-tuned on the trusted', 'trusted among the others', 'trusted alone', 'Plain']" --figures runs/pictures/trusted > /dev/null
 	cp runs/pictures/trusted/trusted.count-mnist-permute.png results/pictures/trusted.png
