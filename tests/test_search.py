@@ -49,8 +49,21 @@ def test_trials_are_drawn_in_their_ranges_and_stay_as_they_are(method):
         assert 2 <= min(switches) < 6 and 14 < max(switches) <= 18
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10_features"])
-@pytest.mark.parametrize("method", search.SPACES)
+MLP_METHODS = [path.stem for path in ROOT.glob("params/mnist_mlp/*.yaml") if path.stem != "base"]
+
+
+def test_the_learning_rate_that_a_protocol_is_published_with_stays():
+    for method in MLP_METHODS:
+        values = as_dict(search.draw("mnist_mlp", method, 0))
+        assert set(values) == set(search.SPACES[method])
+        assert not any(key.startswith("optimizer.") for key in values)
+
+
+@pytest.mark.parametrize(
+    "dataset, method",
+    [(dataset, method) for dataset in ("mnist", "cifar10_features") for method in search.SPACES]
+    + [("mnist_mlp", method) for method in sorted(MLP_METHODS)],
+)
 def test_every_trial_can_be_built(dataset, method):
     """A trial that cannot is never over, and so nothing of its method is ever chosen."""
     for trial in range(40):
