@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.csv_file import read as read_images
 from datasets.folder import find_parts
-from datasets.noise import read_columns
+from datasets.label_files import read_columns
 from datasets.scan import is_hidden, scan
 from datasets.text import read as read_texts
 from datasets.utkface import image_files

@@ -12,7 +12,9 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 
-from datasets.noise import KINDS, inject, permutation_order, permute, read_labels
+from datasets.label_files import read_labels
+from datasets.noise import inject
+from datasets.noise_kinds import KINDS, permutation_order, permute
 from tests.test_loaders import generator_states
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,7 +7,7 @@ import pytest
 
 import losses
 import models
-from datasets import noise
+from datasets.noise_kinds import KINDS
 from experiment import SCHEMAS
 from utils.config import DEFAULTS, load, merge
 from utils.report import published
@@ -24,7 +24,7 @@ def test_every_number_says_what_it_is_and_where_it_is_from():
     assert len(table) == 674 and not table.duplicated(key).any()
     assert set(table.dataset) <= {path.name for path in (ROOT / "params").iterdir()}
     assert set(table["rule"]) <= RULES and set(published.COMPARED) <= RULES
-    assert {kind for kind in table.noise if not kind.startswith("human:")} <= {*noise.KINDS, "none"}
+    assert {kind for kind in table.noise if not kind.startswith("human:")} <= {*KINDS, "none"}
     assert set(table.method) <= {*losses.__all__, "RSL", "RSL + MixMatch"}
     assert table.model.isin(models.__all__).mean() > 0.3
     address = r"https://(github\.com/[\w-]+/[\w-]+|arxiv\.org/abs/\d{4}\.\d{5})"

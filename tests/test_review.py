@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from datasets import digits
-from datasets.noise import read_labels
+from datasets.label_files import read_labels
 from tests.fixtures import write_digits
 from tests.review_runs import CLASSES, make_judged
 from utils.errors import UserError

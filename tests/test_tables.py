@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets import csv, text, wikihow
-from datasets.noise import read_labels
+from datasets.label_files import read_labels
 from datasets.tables import read_table, visible
 from utils.errors import UserError
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from datasets.noise import CIFAR10_MAP, Noise
+from datasets.noise import Noise
+from datasets.noise_kinds import CIFAR10_MAP
 from utils.detection import flag
 from utils.errors import UserError
 
