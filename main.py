@@ -19,7 +19,7 @@ import sys
 from experiment import SCHEMAS, Experiment, say_finished
 from utils import optimizers, schedules
 from utils.checkpoint import StopRequest
-from utils.config import parse
+from utils.command_line import parse
 from utils.distributed import end_process, fail_together, process_group, rank_seed
 from utils.errors import UserError
 from utils.escapes import printable

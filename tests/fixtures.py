@@ -15,9 +15,10 @@ from torchvision.io import write_png
 from datasets import digits
 from losses import DataParameters, DiscrimLoss
 from losses.task import cross_entropy, mse, smooth_l1
-from utils.config import DEFAULTS, merge
 from utils.epoch_rules import apply_rules
 from utils.metrics import METRIC_OF_TASK
+from utils.params_file import merge
+from utils.settings import DEFAULTS
 
 GOLDEN = Path(__file__).parent / "golden"
 # for images of 8x8: a small network from scratch, and crops that leave most of a digit

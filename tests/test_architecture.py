@@ -26,8 +26,9 @@ from models.several import build_several
 from tests.toy_methods import ALL
 from utils import optimizers, schedules
 from utils.build import build
-from utils.config import Loader, load, without_own_rate
+from utils.config import load, without_own_rate
 from utils.mentor import write_mentor
+from utils.params_file import Loader
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"datasets", "losses", "models", "utils"}

@@ -8,17 +8,10 @@ import yaml
 
 from experiment import SCHEMAS
 from utils.build import fits
-from utils.config import (
-    Loader,
-    complete,
-    differences,
-    load,
-    merge,
-    parse,
-    parse_override,
-    resolve,
-)
+from utils.command_line import parse
+from utils.config import complete, differences, load, resolve
 from utils.errors import UserError, unknown
+from utils.params_file import Loader, merge, parse_override
 
 DIGITS, MNIST = "params/digits/discrimloss.yaml", "params/mnist/discrimloss.yaml"
 

@@ -9,9 +9,11 @@ import losses
 import models
 from datasets.noise_kinds import KINDS
 from experiment import SCHEMAS
-from utils.config import DEFAULTS, load, merge
+from utils.config import load
+from utils.params_file import merge
 from utils.report import published
 from utils.report.identity import identity, method_name
+from utils.settings import DEFAULTS
 
 ROOT = Path(__file__).parents[1]
 RULES = {"last", "best", "validated", "mean_last_5", "mean_last_10", "epoch 84", "not stated"}

@@ -10,28 +10,17 @@ import copy
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
+from utils.build import argument_problems, asks_for, fits, problems, public_names, type_hints
+from utils.errors import UserError
+from utils.params_file import flatten, merge, parse_overrides, read
+from utils.settings import DEFAULTS, DISPLAY, EXECUTION, SECTIONS, Settings
 
-from utils.build import (
-    argument_problems,
-    asks_for,
-    defaults,
-    fits,
-    problems,
-    public_names,
-    type_hints,
-)
-from utils.errors import UserError, end_with_the_reader
-from utils.escapes import in_a_line, printable
-from utils.files import read_text
-from utils.settings import DEFAULTS, DISPLAY, EXECUTION, NAMED, SECTIONS, Settings
-
-PARAMS = Path(__file__).parents[1] / "params"
 LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
+SHARE_OF_EPOCHS = re.compile(r"(\d+(\.\d*)?|\.\d+) ?% of epochs")
 
 
 class Schema(NamedTuple):
@@ -45,135 +34,6 @@ class Schema(NamedTuple):
 
     package: Any
     facts: Mapping[str, Callable]
-
-
-class Loader(yaml.SafeLoader):
-    """YAML without its surprises.
-
-    Numbers are decimal, 1e-3 too; true and false are the only truth values; 010, 12:30, on and
-    2024-01-01 are texts. A key that is given twice is an error.
-    """
-
-    # filled below: the resolvers of YAML 1.1 read octal numbers, dates and "on"
-    yaml_implicit_resolvers: ClassVar = {}
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = repr(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands here twice", node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node):
-        digits = self.construct_scalar(node)
-        return int(digits) if len(digits) < 400 else math.inf  # no number that can be used
-
-
-SCALARS = {
-    "null": (r"~|null|Null|NULL|", "~nN"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
-    "float": (
-        r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    "merge": (r"<<", "<"),
-}
-for kind, (pattern, first) in SCALARS.items():
-    letters = [*first, ""] if kind == "null" else list(first)
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^({pattern})$"), letters)
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
-NO_TEXT = re.compile(f"({'|'.join(pattern for pattern, _ in SCALARS.values())})")
-MOST_VALUES, DEEPEST, LARGEST_FILE = 10_000, 20, 1_000_000  # of a params file; bytes
-SHARE_OF_EPOCHS = re.compile(r"(\d+(\.\d*)?|\.\d+) ?% of epochs")
-
-
-def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) -> dict:
-    """The configuration that a command line asks for: a params file, then key=value.
-
-    Exits after printing --help.
-
-    Raises:
-        UserError, FileNotFoundError: as ``load``; and if there is no history to select from, naming
-            the command that makes it.
-    """
-    wants_help = bool({"-h", "--help"} & set(arguments))
-    arguments = [argument for argument in arguments if argument not in ("-h", "--help")]
-    if wants_help or (arguments and Path(arguments[0]).is_dir()):
-        end_with_the_reader()
-    if not arguments and wants_help:
-        print(manual(manual_text, DEFAULTS, schemas))
-        print(f"\n{_folders()}")
-        raise SystemExit(0)
-    if arguments and Path(arguments[0]).is_dir():
-        print(_listing(Path(arguments[0])))
-        raise SystemExit(0)
-    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        raise UserError(
-            "the first argument is a params file, e.g. params/digits/discrimloss.yaml; "
-            f"--help prints the manual. {_folders()}"
-        )
-    config = load(arguments[0], arguments[1:], schemas)
-    for note in left_to_defaults(arguments[0], arguments[1:]):
-        print(note)
-    if wants_help:
-        print(manual(manual_text, config, schemas))
-        raise SystemExit(0)
-    selection = config["dataset"].get("selection")
-    # samples.npz is written at the end of a run, which then needs no history any more
-    finished = Path(config["run_dir"], "samples.npz").exists()
-    if selection is not None and not finished and not Path(selection["history"]).is_file():
-        raise FileNotFoundError(_no_history(config, recorder(arguments[0])))
-    return config
-
-
-def _folders():
-    """What to name next, for whoever does not know the params files."""
-    names = ", ".join(sorted(path.parent.name for path in PARAMS.glob("*/base.yaml")))
-    return f"python main.py params/<folder> lists the files for a dataset: {names}"
-
-
-def _listing(folder):
-    """The params files of a folder, each with the first sentence of its header.
-
-    Raises UserError if there are none.
-    """
-    paths = [path for path in sorted(folder.glob("*.yaml")) if path.name != "base.yaml"]
-    if not paths:
-        raise UserError(f"{folder} is a folder without params files. {_folders()}")
-    width = max(len(str(path)) for path in paths)
-    lines = []
-    for path in paths:
-        first, *_ = read_text(path).split("\n", 1)
-        sentence = first.removeprefix("#").strip().split(". ")[0].rstrip(".")
-        lines.append(f"{path!s:{width}}  {in_a_line(sentence)}")
-    return printable("\n".join(lines))
-
-
-def _no_history(config, params_file):
-    """The message that says how to record the losses that a selection needs."""
-    noise, validation = config["noise"], config["validation"]
-    held_out = [
-        f" validation.{key}={_show(value)}"
-        for key, value in validation.items()
-        if value != DEFAULTS["validation"][key]
-    ]
-    return (
-        f"there is no history of losses {config['dataset']['selection']['history']} to select "
-        "from. Record it with the same dataset and labels, e.g.\n"
-        f"  python main.py {params_file} record_losses=true seed={config['seed']} "
-        f"noise.seed={noise['seed']} noise.kind={noise['kind']} noise.fraction={noise['fraction']}"
-        f"{''.join(held_out)}\n"
-        "and name it with dataset.selection.history=<its run directory>/losses.npy, if that is "
-        "elsewhere"
-    )
 
 
 def recorder(path: str) -> Path:
@@ -324,123 +184,6 @@ def _hint(sections, key, config, schemas):
     return type_hints(getattr(package, section["name"])).get(key)
 
 
-def read(path: Path, descendants: tuple[Path, ...] = ()) -> dict:
-    """A params file merged over its ``base``, which is named relative to it.
-
-    ``descendants`` are the files that are based on this one.
-    """
-    descendants = (*descendants, path.resolve())
-    if not path.is_file():
-        folder = path.parent
-        near = sorted(map(str, folder.glob("*.yaml"))) if folder.is_dir() else []
-        neighbours = f"; in that folder: {', '.join(near)}" if near else ""
-        raise FileNotFoundError(f"there is no params file {path}{neighbours}")
-    if path.stat().st_size > LARGEST_FILE:
-        raise UserError(f"{path} is no params file: it has more than {LARGEST_FILE:,} bytes")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)  # a SafeLoader
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not encoded in UTF-8: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path} has sections in more than {DEEPEST} others") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what an explicit tag may raise
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        raise UserError(f"{path} is empty: it must hold keys and values, or name a base")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")
-    _check_size(content, path)
-    base = content.pop("base", None)
-    if base is None:
-        return merge({}, content)
-    if not isinstance(base, str):
-        raise UserError(f"base of {path} must name a params file, got {base!r}")
-    base = path.parent / os.path.expanduser(base)
-    if base.resolve() in descendants:
-        raise UserError(f"{path} names itself as its base, or one that is based on it")
-    return merge(read(base, descendants), content)
-
-
-def _check_size(content, path):
-    """Raise UserError if what a file holds is too much: YAML's aliases can be repeated at will."""
-    waiting, count = [(content, 1)], 0
-    while waiting:
-        value, depth = waiting.pop()
-        count += 1
-        if depth > DEEPEST:
-            raise UserError(f"{path} has sections in more than {DEEPEST} others")
-        if count > MOST_VALUES:
-            raise UserError(f"{path} has more than {MOST_VALUES:,} values, counting aliases")
-        if isinstance(value, dict):
-            waiting += [(inner, depth + 1) for inner in value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            waiting += [(inner, depth + 1) for inner in value]
-
-
-def merge(old: dict, new: dict, *, inside: bool = False) -> dict:
-    """A copy of ``old`` with ``new`` on top, section by section.
-
-    ``section: name`` is short for ``section: {name: ...}``, but not inside another section: there
-    it is an argument, as loss.schedule is.
-    """
-    result = copy.deepcopy(old)
-    for key, value in new.items():
-        if key in NAMED and isinstance(value, str) and not inside:
-            value = {"kind" if key == "noise" else "name": value}
-        if isinstance(value, dict):
-            value = _merge_section(result.get(key), value, inside or key in NAMED)
-        result[key] = value
-    return result
-
-
-def _merge_section(before, value, inside):
-    if not isinstance(before, dict):
-        return merge({}, value, inside=inside)
-    if "name" not in value or before.get("name") in (None, value["name"]):
-        return merge(before, value, inside=inside)
-    if "selection" in before:  # no argument of the dataset: it goes with any
-        value = {"selection": before["selection"]} | value
-    return merge({}, value, inside=inside)
-
-
-def parse_overrides(texts: Iterable[str]) -> dict:
-    """What ``a.b=c`` say together; later wins."""
-    tree = {}
-    for text in texts:
-        tree = merge(tree, parse_override(text))
-    return tree
-
-
-def parse_override(text: str) -> dict:
-    """``a.b=c`` as {"a": {"b": c}}.
-
-    c is a list or section in brackets, a text in quotes, a number, true, false or null as in YAML;
-    anything else is a text, as it stands.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
-    tree, parts = _value(value), key.split(".")
-    if not all(parts) or len(parts) > DEEPEST:
-        raise UserError(f"{key!r} is no key; one is noise.fraction")
-    _check_size(tree, key)
-    hint = type_hints(Settings).get(key)
-    if hint is not None and not fits(tree, hint) and fits(value, hint):
-        tree = value  # e.g. a run_dir that is called 2024
-    for part in reversed(parts):
-        tree = {part: tree}
-    return tree
-
-
-def _value(text):
-    if text.strip()[:1] not in tuple("[{'\"") and not NO_TEXT.fullmatch(text.strip()):
-        return text
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text  # e.g. a path that begins with a bracket
-
-
 def check(config: dict, schemas: dict[str, Schema]) -> list[str]:
     """All that is wrong with a configuration before anything is built from it."""
     mistakes = argument_problems(Settings, config, section="")
@@ -522,37 +265,6 @@ def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
     return changed
 
 
-def flatten(config: dict, prefix: str = "") -> dict:
-    """{"a.b": c} for every value of a nested configuration."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def manual(text: str, config: dict, schemas: dict[str, Schema]) -> str:
-    """The manual, and each key that the command line may set with its value here."""
-    values = flatten(config)
-    if config["dataset"].get("selection") is None:
-        values = {"dataset.selection": None} | values
-    for section, (package, facts) in schemas.items():
-        prefix, given = section, config.get(section)
-        if section == "selection":
-            prefix, given = "dataset.selection", config["dataset"].get("selection")
-        if given is None:
-            continue
-        constructor = package if section == "selection" else getattr(package, given["name"])
-        inner = defaults(constructor, given, facts)
-        values |= {f"{prefix}.{key}": value for key, value in inner.items()}
-    order = {key: position for position, key in enumerate(config)}
-    sections_together = sorted(values.items(), key=lambda item: order[item[0].split(".")[0]])
-    lines = [f"  {key}={_show(value)}" for key, value in sections_together]
-    return "\n".join([text.strip(), "", "keys, with their values here:", *lines])
-
-
 def default_run_dir(config: dict, params: Path) -> str:
     """runs/<dataset>/<method>/<noise>/seed<k>, with the kind and fraction of the noise.
 
@@ -614,7 +326,3 @@ def _find_row(rows, fraction):
         if fits(key, float) and math.isclose(key, fraction, abs_tol=1e-9):
             return row
     return None
-
-
-def _show(value):
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")

@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from utils.config import differences, extension, flatten
+from utils.config import differences, extension
 from utils.distributed import (
     OtherProcessFailed,
     all_gather_objects,
@@ -20,6 +20,7 @@ from utils.distributed import (
 from utils.errors import UserError
 from utils.escapes import printable
 from utils.files import atomic_write, check_regular
+from utils.params_file import flatten
 from utils.run_state import (
     DATA,
     FAILED,

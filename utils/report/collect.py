@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.config import flatten
 from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.escapes import in_a_line
+from utils.params_file import flatten
 from utils.report.compact_log import read_log
 from utils.report.condition import evaluate
 from utils.report.hardness import add_hardness, add_mass

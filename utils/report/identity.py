@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.config import DEFAULTS, DISPLAY, EXECUTION, SECTIONS, flatten
+from utils.params_file import flatten
+from utils.settings import DEFAULTS, DISPLAY, EXECUTION, SECTIONS
 
 KEY = ["config", "seed"]  # what identifies a run
 CELL = ["dataset", "noise", "fraction", "config"]  # what runs share that differ only in their seed

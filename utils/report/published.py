@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from utils.config import flatten
 from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.metrics import METRICS
+from utils.params_file import flatten
 
 PATH = Path(__file__).parents[2] / "results/published.csv"
 NOT_STATED = "not stated"

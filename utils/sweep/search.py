@@ -32,10 +32,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.config import flatten, parse_overrides, resolve
+from utils.config import resolve
 from utils.errors import UserError
 from utils.escapes import printable
 from utils.files import read_bytes
+from utils.params_file import flatten, parse_overrides
 from utils.run_state import FAILED, OTHER, read_config, read_failed, read_summary
 
 # Of all trials: labels, split and initialisation are the same. It is not one of the reported seeds.
