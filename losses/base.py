@@ -1,5 +1,6 @@
 """The two nouns of this project: a SampleLoss scores samples, an Objective runs the model."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -44,6 +45,7 @@ class SampleLoss(nn.Module):
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
+        check_unreduced(task_loss)
         self.task_loss = task_loss
 
     def set_epoch(self, epoch: int):
@@ -168,13 +170,37 @@ def as_objective(method: SampleLoss | Objective) -> Objective:
 
 
 def check_classification(name: str, task_loss: Callable):
-    """Raise UserError if a method that needs class probabilities is given a regression loss."""
+    """Raise UserError if a method that needs class probabilities is given another loss."""
     if task_loss is not cross_entropy:
-        given = getattr(task_loss, "__name__", task_loss)
         raise UserError(
-            f"{name} works on class probabilities and needs task_loss cross_entropy, got {given}; "
-            "for regression use Plain, SuperLoss or DiscrimLoss"
+            f"{name} works on class probabilities and needs task_loss cross_entropy, that of "
+            f"{cross_entropy.__module__}, got {_described(task_loss)}; for regression use Plain, "
+            "SuperLoss or DiscrimLoss"
         )
+
+
+def check_unreduced(task_loss: Callable):
+    """Raise UserError if a task loss returns one number for a batch, as PyTorch's do by default."""
+    shapes = []
+    for output, target in ((torch.zeros(2, 2), torch.zeros(2).long()), (torch.zeros(2),) * 2):
+        # of a task of the other kind it may raise, or warn, whatever it likes
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            shapes.append(task_loss(output, target).shape)
+    if torch.Size() in shapes and torch.Size([2]) not in shapes:
+        raise UserError(
+            "the task loss must return one loss for each sample, [B], and "
+            f"{_described(task_loss)} returns one number: pass cross_entropy of "
+            f"{cross_entropy.__module__}, or one with reduction='none'"
+        )
+
+
+def _described(task_loss):
+    """With its module, since PyTorch's has the same name as ours."""
+    if isinstance(task_loss, nn.Module):
+        return repr(task_loss)
+    name = getattr(task_loss, "__qualname__", repr(task_loss))
+    return f"{getattr(task_loss, '__module__', '')}.{name}"
 
 
 def check_index(method: nn.Module, index: Tensor, target: Tensor, num_samples: int):

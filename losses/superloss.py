@@ -63,8 +63,8 @@ class SuperLoss(SampleLoss):
         if tau is None:
             if task_loss is not cross_entropy or not num_outputs or num_outputs < 2:
                 raise UserError(
-                    "tau=None means ln(num_outputs) and needs a classification task; "
-                    'give a number or "ema"'
+                    "tau=None means ln(num_outputs) and needs num_outputs and task_loss "
+                    f'cross_entropy, that of {cross_entropy.__module__}; give a number or "ema"'
                 )
             tau = math.log(num_outputs)
         self.lam, self.moving = lam, tau == "ema"

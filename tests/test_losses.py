@@ -270,8 +270,33 @@ class TestContract:
 
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - REGRESSION))
 def test_a_loss_that_cannot_serve_regression_says_so_at_construction(name):
-    with pytest.raises(ValueError, match=rf"{name} works on class probabilities.*got smooth_l1"):
+    with pytest.raises(
+        ValueError, match=rf"{name} works on class probabilities.*got losses.task.smooth_l1"
+    ):
         make(name, REQUIRED.get(name, [{}])[0], smooth_l1)
+
+
+@pytest.mark.parametrize("name", ["Plain", "DiscrimLoss", "SuperLoss"])
+@pytest.mark.parametrize(
+    "task_loss",
+    [
+        torch.nn.functional.cross_entropy,
+        torch.nn.CrossEntropyLoss(),
+        torch.nn.functional.mse_loss,
+        lambda output, target: cross_entropy(output, target).sum(),
+    ],
+)
+def test_a_task_loss_that_is_reduced_already_is_refused(name, task_loss):
+    """In silence DiscrimLoss would give every sample the mean of its batch."""
+    with pytest.raises(UserError, match=r"one loss for each sample, \[B\].*losses\.task"):
+        getattr(losses, name)(task_loss, **({"num_samples": N} if name == "DiscrimLoss" else {}))
+
+
+def test_a_task_loss_of_ones_own_may_be_of_any_kind():
+    for task_loss in (torch.nn.CrossEntropyLoss(reduction="none"), lambda output, target: output.x):
+        DiscrimLoss(task_loss, N)
+    with pytest.raises(UserError, match=r"that of losses\.task, got CrossEntropyLoss\(\)"):
+        losses.GCE(torch.nn.CrossEntropyLoss(reduction="none"))
 
 
 @pytest.mark.parametrize(
