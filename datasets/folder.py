@@ -111,10 +111,21 @@ def find_parts(data_root: str, root: str | None) -> dict[str, Path]:
         return parts
     if not parts and root is not None and base.is_dir() and _folders(base):
         return {"train": base}
+    reads = (
+        "the dataset 'folder' reads root/train/<class>/<image> and, if it is there, "
+        "root/test/<class>/<image>, or, with neither of these folders, root/<class>/<image>"
+    )
+    if root is None:
+        raise FileNotFoundError(
+            f"{base / 'train'} is not a folder: {reads}; set dataset.root=<your folder>"
+        )
+    if not base.is_dir():
+        raise FileNotFoundError(f"there is no folder {base}; {reads}")
+    if parts:
+        raise FileNotFoundError(f"{base} holds test/ without train/: {reads}")
     raise FileNotFoundError(
-        f"{base / 'train'} is not a folder: the dataset 'folder' reads "
-        f"root/train/<class>/<image> and, if it is there, root/test/<class>/<image>, or, with "
-        f"neither of these folders, root/<class>/<image>; set dataset.root=<your folder>"
+        f"{base} holds no folders of classes: {reads}. Is it one of the classes? Then set "
+        f"dataset.root={base.resolve().parent}"
     )
 
 

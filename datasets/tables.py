@@ -67,6 +67,8 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
         ) from None
     head = _without_empty_end([name.strip() for name in rows.pop(0)], 0) if rows else []
     lines = lines[1:]
+    if len(head) == 1 and "\t" in head[0]:
+        raise UserError(f"{path} is separated by tabs: write it with commas or semicolons")
     twice = [name for name, count in Counter(head).items() if name and count > 1]
     if twice:
         raise UserError(f"{path} has the column {twice[0]!r} more than once")

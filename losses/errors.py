@@ -58,4 +58,5 @@ def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str
     hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
     more = f" and {len(options) - MOST_LISTED} more" if len(options) > MOST_LISTED else ""
     listed = f"{', '.join(options[:MOST_LISTED])}{more}"
-    return f"{what}: {got!r} is not known{owner}; {hint}(choose from {listed})"
+    separator = "; " if hint else " "
+    return f"{what}: {got!r} is not known{owner}{separator}{hint}(choose from {listed})"

@@ -1,6 +1,7 @@
 """Configurations: what wins over what, how values are read, how mistakes are reported."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -406,6 +407,25 @@ def test_differences_ignore_where_a_run_is_executed():
     assert differences(first, first | {"label": "another name"}) == []
     recording = config("record_losses=true")
     assert differences(older, recording) == ["record_losses: False before, True now"]
+
+
+def test_a_wrong_number_of_epochs_is_one_mistake():
+    """Not also one of each key that is given as a share of them."""
+    with pytest.raises(UserError) as caught:
+        config("epochs=three", path="params/folder/discrimloss.yaml")
+    assert str(caught.value) == "epochs must be a whole number, got 'three'"
+
+
+def test_the_command_that_records_a_history_is_of_the_same_data(tmp_path):
+    options = [f"dataset.root={tmp_path}/my photos", "noise.kind=none", "loss=Plain", "seed=3"]
+    with pytest.raises(FileNotFoundError) as caught:
+        parse(["params/folder/rsl.yaml", *options, "dataset.selection.beta=0.1"], "", SCHEMAS)
+    (command,) = (line for line in str(caught.value).splitlines() if "python main.py" in line)
+    words = shlex.split(command)
+    assert words[:3] == ["python", "main.py", "params/folder/plain.yaml"]
+    assert words[-1] == options[0] and not any("selection" in word for word in words)
+    recorded = load(words[2], words[3:], SCHEMAS)
+    assert recorded["dataset"]["root"] == f"{tmp_path}/my photos" and recorded["seed"] == 3
 
 
 def test_types_and_suggestions():

@@ -319,8 +319,15 @@ def test_folder_reads_classes_and_paths(tree):
 
 def test_folder_without_train_says_what_it_reads(tmp_path):
     (write_tree(tmp_path) / "train").rename(tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} is not a folder")):
+    with pytest.raises(FileNotFoundError, match=r"holds test/ without train/: .*<class>/<image>"):
         folder(root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'train'} is not a folder")):
+        folder(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder phtos; .*<class>/<image>"):
+        folder(root="phtos")
+    cats = tmp_path / "other" / "cat"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"set dataset.root={cats.parent}")):
+        folder(root=str(cats))
 
 
 def test_folder_without_test_splits_a_part_off(tmp_path):

@@ -394,7 +394,9 @@ def test_damaged_images_of_more_than_one_percent_are_an_error_that_names_them(
     contents = {"empty": b"", "text": b"<html>404</html>", "cut": path.read_bytes()[:150]}
     path.write_bytes(contents[damage])
     loaders = loaders_of(folder(str(tmp_path), image_size=8, num_workers=0), batch_size=8)
-    message = re.escape("1 of 8 image files cannot be read, more than 1%")
+    assert len(next(iter(loaders.train)).index) == 7  # a single one is left out, however few
+    (path.parent / "2.png").write_bytes(b"")
+    message = re.escape("2 of 8 image files cannot be read, more than 1%")
     for loader in (loaders.train, loaders.train_plain):
         with pytest.raises(OSError, match=message) as caught:
             list(loader)
@@ -402,7 +404,7 @@ def test_damaged_images_of_more_than_one_percent_are_an_error_that_names_them(
     assert len(list(loaders.evaluation["test"])) == 1
 
 
-def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
+def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path, capsys):
     path = write_tree(tmp_path) / "train" / "cat" / "0.png"
     content = bytearray(path.read_bytes())
     start = content.index(b"IDAT") + 4  # the pixels, on which a decoder in C may run astray
@@ -410,8 +412,8 @@ def test_bytes_flipped_within_a_png_name_it_and_crash_nothing(tmp_path):
         content[position] ^= 0xFF
     path.write_bytes(content)
     loaders = loaders_of(folder(str(tmp_path), image_size=8, num_workers=0), batch_size=8)
-    with pytest.raises(OSError, match=re.escape(str(path))):
-        list(loaders.train)
+    list(loaders.train)
+    assert f"{path} cannot be read as an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

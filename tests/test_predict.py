@@ -86,6 +86,10 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(trained, tmp_path, cap
 
     assert predict.main([str(tmp_path), "x.png"]) == 2
     assert "is not the directory of a run" in capsys.readouterr().err
+    (tmp_path / "folds" / "fold0").mkdir(parents=True)
+    (tmp_path / "folds" / "fold0" / "config.yaml").write_text("seed: 1\n")
+    assert predict.main([str(tmp_path / "folds"), "x.png"]) == 2
+    assert "of folds: take one of them, e.g. fold0" in capsys.readouterr().err
     shutil.copytree(trained / "run", tmp_path / "run")
     (tmp_path / "run/network.pt").write_bytes(b"PK\x03\x04 damaged")
     assert predict.main([str(tmp_path / "run"), str(trained / "photos/test")]) == 2

@@ -94,6 +94,8 @@ def test_semicolons_separate_where_the_head_has_no_comma(images, tmp_path):
     ]
     with pytest.raises(UserError, match=r"3 fields in line 2 .*with a semicolon in it needs quot"):
         read_table(write(tmp_path, ["a;b;c"], "path;label"))
+    with pytest.raises(UserError, match="separated by tabs: write it with commas or semicolons"):
+        read_table(write(tmp_path, ["a\tb"], "path\tlabel"))
     lines = [f"im/{number}.png;{'ab'[number % 2]}" for number in range(40)]
     data = csv(write(images, lines, "path;label"), root=str(images))
     assert data.classes == ["a", "b"] and len(data.train) == 32

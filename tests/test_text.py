@@ -131,7 +131,7 @@ def test_a_model_that_is_nowhere_is_said(monkeypatch, tmp_path):
         raise OSError("cannot connect")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", offline)
-    message = r"model.path=bert-base-cased is neither a folder .*cannot connect"
+    message = r"encoder bert-base-cased is neither a folder .*cannot connect"
     with pytest.raises(FileNotFoundError, match=message):
         load_pretrained("AutoModel", "bert-base-cased")
 

@@ -1,5 +1,6 @@
 """The command line of main.py: a params file, then key=value; what it prints for a newcomer."""
 
+import shlex
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,8 @@ from utils.files import read_text
 from utils.params_file import flatten
 from utils.settings import DEFAULTS
 
+# what a recording run must have in common with the run that selects by it
+OF_THE_DATA = ("dataset", "data_root", "features", "model", "task", "task_loss", "trusted")
 PARAMS = Path(__file__).parents[1] / "params"
 
 
@@ -50,7 +53,7 @@ def parse(arguments: list[str], manual_text: str, schemas: dict[str, Schema]) ->
     # samples.npz is written at the end of a run, which then needs no history any more
     finished = Path(config["run_dir"], "samples.npz").exists()
     if selection is not None and not finished and not Path(selection["history"]).is_file():
-        raise FileNotFoundError(_no_history(config, recorder(arguments[0])))
+        raise FileNotFoundError(_no_history(config, recorder(arguments[0]), arguments[1:]))
     return config
 
 
@@ -77,8 +80,10 @@ def _listing(folder):
     return printable("\n".join(lines))
 
 
-def _no_history(config, params_file):
+def _no_history(config, params_file, overrides):
     """The message that says how to record the losses that a selection needs."""
+    data = [text for text in overrides if text.split("=")[0].split(".")[0] in OF_THE_DATA]
+    data = [text for text in data if not text.startswith("dataset.selection")]
     noise, validation = config["noise"], config["validation"]
     held_out = [
         f" validation.{key}={_show(value)}"
@@ -90,7 +95,7 @@ def _no_history(config, params_file):
         "from. Record it with the same dataset and labels, e.g.\n"
         f"  python main.py {params_file} record_losses=true seed={config['seed']} "
         f"noise.seed={noise['seed']} noise.kind={noise['kind']} noise.fraction={noise['fraction']}"
-        f"{''.join(held_out)}\n"
+        f"{''.join(held_out)}{''.join(f' {shlex.quote(text)}' for text in data)}\n"
         "and name it with dataset.selection.history=<its run directory>/losses.npy, if that is "
         "elsewhere"
     )

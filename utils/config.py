@@ -80,7 +80,9 @@ def resolve(path: str, overrides: list[str]) -> dict:
     """As ``load``, but unchecked."""
     config, row, _, command_line = _parts(path, overrides)
     config = expand_home(merge(merge(config, row), command_line))
-    return _resolve_shares(config, config.get("epochs"))
+    epochs = config.get("epochs")
+    # of a number that check() refuses, so that it names that mistake alone
+    return _resolve_shares(config, epochs if fits(epochs, int) else DEFAULTS["epochs"])
 
 
 def _parts(path, overrides):
@@ -147,7 +149,7 @@ def _resolve_shares(value, epochs):
     if isinstance(value, list):
         return [_resolve_shares(inner, epochs) for inner in value]
     share = SHARE_OF_EPOCHS.fullmatch(value) if isinstance(value, str) else None
-    if share is None or not fits(epochs, int):
+    if share is None:
         return value
     return math.floor(float(share[1]) / 100 * epochs + 0.5)
 

@@ -49,7 +49,8 @@ def decode(path: str) -> Tensor:
             image.load()  # which turns a TIFF
             return _turned(pil_to_tensor(_as_rgb(image)), _orientation(image))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from None
+        reason = "no image of a format that is known" if "BytesIO" in str(error) else str(error)
+        raise OSError(reason) from None
 
 
 def check_regular(path: str):

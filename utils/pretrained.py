@@ -33,15 +33,15 @@ def load_pretrained(kind: str, path: str):
     except Exception as error:  # of transformers, safetensors or torch, depending on the damage
         if Path(path).is_dir():
             raise UserError(
-                f"model.path={path} cannot be read as a model with its tokenizer ({error})"
+                f"the encoder {path} cannot be read as a model with its tokenizer ({error})"
             ) from None
     try:
         return load(path)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model.path={path} is neither a folder with a model and its tokenizer, nor in the "
-            "cache of Hugging Face, nor to be downloaded: name a folder with "
-            f"model.path=<folder> ({error})"
+            f"the encoder {path} is neither a folder with a model and its tokenizer, nor in the "
+            "cache of Hugging Face, nor to be downloaded: set model.path, or dataset.encoder if "
+            f"it is not trained, to a folder ({error})"
         ) from None
 
 

@@ -103,7 +103,11 @@ def finished_config(directory: Path) -> dict:
     """
     config = read_config(directory)
     if config is None:
-        raise UserError(f"{directory} is not the directory of a run: there is no config.yaml")
+        folds = sorted(path.name for path in Path(directory).glob("fold*/config.yaml"))
+        of_folds = ", but of folds: take one of them, e.g. fold0" if folds else ""
+        raise UserError(
+            f"{directory} is not the directory of a run: there is no config.yaml{of_folds}"
+        )
     if not read_summary(directory).get("finished"):
         raise UserError(f"{directory} is not finished: run its command again, and it goes on")
     return config
