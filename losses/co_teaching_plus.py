@@ -27,7 +27,8 @@ class CoTeachingPlus(TwoNetworks):
         loss   = mean of l1 over S2 + mean of l2 over S1
 
     A batch without disagreement has loss 0 and no gradient; weight decay and momentum still move
-    the networks. Two networks that begin equal never disagree and learn nothing. F is that of
+    the networks. Two networks that come to predict the same for all samples, or begin equal, would
+    stay so: ``agreement_epochs`` leads out of that. F is that of
     Co-teaching, see ``losses.small_loss.ForgetRate``.
 
     Classification only.
@@ -42,6 +43,8 @@ class CoTeachingPlus(TwoNetworks):
         double_softmax: after the warm-up, take for l1, l2 the cross-entropy of the class
             *probabilities* as if they were logits, which is what the authors' code does: a bounded
             loss, between log(1 + (C - 1)/e) and log(e + C - 1).
+        agreement_epochs: in so many first epochs a batch without disagreement is learned as a
+            whole: the mean of l1 + l2 over it.
         forget_rate, forget_rate_scale, schedule, num_gradual, exponent, epoch_offset: as those of
             CoTeaching. The paper has c = 1.
 
@@ -50,7 +53,9 @@ class CoTeachingPlus(TwoNetworks):
     Deviations from the authors' code (github.com/xingruiyu/coteaching_plus; read, not run): 1.
     Cross-entropy of the logits, as in the paper, unless ``double_softmax``. 2. If int() leaves none
     of D, the code takes all of D; here it is one. 3. Without disagreement the code takes the mean
-    loss over the whole batch as long as epoch times step of the epoch is below 5,000. 4. It divides
+    loss over the whole batch as long as epoch times step of the epoch is below 5,000, which with
+    468 batches are the first 11 epochs, and the first batches of the later ones; here whole epochs,
+    none by default. 4. It divides
     the mean by n once more, where there is disagreement. 5. If sample 0 of the training set is in
     D, the code leaves out the last sample of D. 6. Its loop begins with epoch 1, see
     ``epoch_offset``.
@@ -61,7 +66,7 @@ class CoTeachingPlus(TwoNetworks):
     not here.
 
     Raises:
-        UserError: as CoTeaching, or a negative ``warmup_epochs``.
+        UserError: as CoTeaching, or a negative number of epochs.
         IndexError: on the CPU, an index outside [0, num_samples).
     """
 
@@ -76,6 +81,7 @@ class CoTeachingPlus(TwoNetworks):
         *,
         warmup_epochs: int = 0,
         double_softmax: bool = False,
+        agreement_epochs: int = 0,
         forget_rate: float | None = None,
         forget_rate_scale: float = 1.0,
         schedule: Literal["code", "paper"] = "code",
@@ -86,7 +92,10 @@ class CoTeachingPlus(TwoNetworks):
         super().__init__(task_loss, num_samples, model)
         if warmup_epochs < 0:
             raise UserError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
-        self.warmup_epochs, self.double_softmax = warmup_epochs, double_softmax
+        if agreement_epochs < 0:
+            raise UserError(f"agreement_epochs must be at least 0, got {agreement_epochs}")
+        self.warmup_epochs, self.agreement_epochs = warmup_epochs, agreement_epochs
+        self.double_softmax = double_softmax
         self.forget_rate = ForgetRate(
             noise_rate,
             forget_rate,
@@ -114,4 +123,7 @@ class CoTeachingPlus(TwoNetworks):
         count = share.floor().clamp(min=1)
         of_first, of_second = (smallest_among(losses, apart, count) for losses in (first, second))
         total = first.where(of_second, 0).sum() + second.where(of_first, 0).sum()
-        return total / count.to(total.dtype)
+        total = total / count.to(total.dtype)
+        if self.epoch >= self.agreement_epochs:
+            return total
+        return total.where(apart.any(), (first + second).mean())

@@ -226,6 +226,13 @@ def naive_plus(rows, target, rate, loss=entropy):
     return naive_exchange(rows, target, rate, apart, loss) if apart else 0.0
 
 
+def naive_whole(rows, target, loss):
+    pairs = zip(rows, target, strict=True)
+    return sum(loss(first, label) + loss(second, label) for (first, second), label in pairs) / len(
+        rows
+    )
+
+
 def double(row, label):
     return entropy([math.exp(value) for value in log_softmax(row)], label)
 
@@ -273,6 +280,14 @@ CASES = [
         lambda rows, target, rate, epoch: naive_plus(rows, target, rate, double),
     ),
     (
+        CoTeachingPlus,
+        {"num_gradual": 2, "double_softmax": True, "agreement_epochs": 11},
+        lambda rows, target, rate, epoch: (
+            naive_plus(rows, target, rate, double)
+            or (epoch < 11 and naive_whole(rows, target, double))
+        ),
+    ),
+    (
         JoCoR,
         {"num_gradual": 4, "lam": 0.7},
         lambda rows, target, rate, epoch: naive_jocor(rows, target, rate, 0.7),
@@ -310,7 +325,8 @@ def test_a_naive_loop(method, arguments, naive):
                 slope = (naive(changed, target, rate, epoch) - expected) / 1e-6
                 got = gradient[position, network, label].item()
                 assert got == pytest.approx(slope, abs=1e-5)
-    assert seen == ({True, False} if method in (CoTeachingPlus, Decoupling) else {True})
+    idle = method in (CoTeachingPlus, Decoupling) and "agreement_epochs" not in arguments
+    assert seen == ({True, False} if idle else {True})  # the batch of epoch 10 agrees
 
 
 def test_jocor_by_hand():
@@ -419,6 +435,15 @@ def test_decoupling_gives_every_class_the_same_weight_in_sum():
     objective = make(Decoupling, balance=True, init_steps=1)
     weights = objective.weights(*batch.input.unbind(1), target)
     assert [weights[target == label].sum().item() for label in range(3)] == pytest.approx([0.2] * 3)
+
+
+def test_networks_that_agree_about_everything_learn_in_the_first_epochs_alone():
+    batch = outputs_batch()
+    batch = batch._replace(input=batch.input.detach()[:, :1].repeat(1, 2, 1).requires_grad_())
+    objective = make(CoTeachingPlus, agreement_epochs=1)
+    assert step(objective, batch)[0] > 0
+    objective.set_epoch(1)
+    assert step(objective, batch)[0] == 0
 
 
 def test_cross_entropy_of_probabilities_is_bounded():
