@@ -14,7 +14,11 @@ usual    the loop that most code has, with the same method: one image at a time 
 workers  the same with as many workers as there are cores
 plain    the loop without workers under cross-entropy alone
 lightning  the same data path and method, without workers, in a Trainer of Lightning (pip install
-         lightning); only if --only asks for it
+         lightning)
+loaded   bare, on the batches that main.py loads: what the data path costs
+unrecorded  ours without the record of every sample
+
+The last three only if --only asks for them.
 
 utilisation: the arithmetic of a training step (torch.utils.flop_counter) at ours' images per
 second, over what the device does on the largest matrices in the same precision, measured here too.
@@ -61,7 +65,7 @@ SHAPES = {  # channels, height = width, classes
     "cifar100": (3, 32, 100),
 }
 WAYS = ("bare", "ours", "usual", "workers", "plain")
-OTHERS = ("lightning",)
+OTHERS = ("lightning", "loaded", "unrecorded")
 
 
 class OneByOne(torch.utils.data.Dataset):
@@ -131,20 +135,42 @@ def seconds_of(device: torch.device, work) -> float:
     return time.perf_counter() - start
 
 
-def bare(run: Experiment, steps: int) -> float:
+def bare(run: Experiment, batches) -> float:
     """Images per second of the model alone."""
     run.forward.train()
-    batch = next(iter(run.loaders.train))
+    images = 0
 
     def work():
-        for _ in range(steps):
+        nonlocal images
+        for batch in batches:
+            images += len(batch.target)
             with run.autocast():
                 loss = torch.nn.functional.cross_entropy(run.forward(batch.input), batch.target)
             run.optimizer.zero_grad()
             loss.backward()
             run.optimizer.step()
 
-    return steps * len(batch.target) / seconds_of(run.device, work)
+    spent = seconds_of(run.device, work)
+    return images / spent
+
+
+def unrecorded(run: Experiment) -> float:
+    """Images per second of an epoch of the method on the batches of main.py, and no more."""
+    run.forward.train()
+    run.objective.set_epoch(run.epoch)
+    run.loaders.set_epoch(run.epoch, 0)
+
+    def work():
+        for batch in run.loaders.train:
+            with run.autocast():
+                loss = run.objective(run.forward, batch)
+            run.optimizer.zero_grad()
+            loss.backward()
+            run.optimizer.step()
+
+    spent = seconds_of(run.device, work)
+    run.epoch += 1
+    return len(run.loaders.train.rows) / spent
 
 
 def ours(run: Experiment) -> float:
@@ -319,7 +345,9 @@ def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str 
         for number in (0, os.cpu_count())
     )
     return {
-        "bare": lambda: bare(run, steps),
+        "bare": lambda: bare(run, [next(iter(run.loaders.train))] * steps),
+        "loaded": lambda: bare(run, run.loaders.train),
+        "unrecorded": lambda: unrecorded(run),
         "ours": lambda: ours(run),
         "usual": lambda: usual(run, alone, steps, dense, autocast),
         "workers": lambda: usual(run, workers, steps, dense, autocast),
