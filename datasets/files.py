@@ -142,7 +142,7 @@ class FileLoader:
 
 def check_unreadable(missing: list[str], count: int):
     """Raise OSError if these paths of so many images that cannot be read are too many."""
-    if len(missing) > max(1, MAX_UNREADABLE * count) or len(missing) == count:
+    if len(missing) > max(1, MAX_UNREADABLE * count) or (missing and len(missing) == count):
         raise OSError(
             f"{len(missing)} of {count} image files cannot be read, more than "
             f"{MAX_UNREADABLE:.0%}: mend or remove {', '.join(missing[:10])}"

@@ -28,7 +28,7 @@ class CoTeachingPlus(TwoNetworks):
 
     A batch without disagreement has loss 0 and no gradient; weight decay and momentum still move
     the networks. Two networks that come to predict the same for all samples, or begin equal, would
-    stay so: ``agreement_epochs`` leads out of that. F is that of
+    stay so, unless ``agreement_epochs`` gives such batches a loss. F is that of
     Co-teaching, see ``losses.small_loss.ForgetRate``.
 
     Classification only.
@@ -53,12 +53,11 @@ class CoTeachingPlus(TwoNetworks):
     Deviations from the authors' code (github.com/xingruiyu/coteaching_plus; read, not run): 1.
     Cross-entropy of the logits, as in the paper, unless ``double_softmax``. 2. If int() leaves none
     of D, the code takes all of D; here it is one. 3. Without disagreement the code takes the mean
-    loss over the whole batch as long as epoch times step of the epoch is below 5,000, which with
-    468 batches are the first 11 epochs, and the first batches of the later ones; here whole epochs,
-    none by default. 4. It divides
-    the mean by n once more, where there is disagreement. 5. If sample 0 of the training set is in
-    D, the code leaves out the last sample of D. 6. Its loop begins with epoch 1, see
-    ``epoch_offset``.
+    loss over the whole batch as long as epoch times step of the epoch is below 5,000, which of 468
+    batches are the first 10 epochs, most of the eleventh, and the first batches of later ones; here
+    whole epochs, none by default. 4. It divides the mean by n once more, where there is
+    disagreement. 5. If sample 0 of the training set is in D, the code leaves out the last sample of
+    D. 6. Its loop begins with epoch 1, see ``epoch_offset``.
 
     Not confirmed: the step is from the abstract and the code; the text of the paper was not read.
     So whether the paper has a warm-up, what it does without disagreement, and its second schedule,

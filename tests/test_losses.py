@@ -293,7 +293,12 @@ def test_a_task_loss_that_is_reduced_already_is_refused(name, task_loss):
 
 
 def test_a_task_loss_of_ones_own_may_be_of_any_kind():
-    for task_loss in (torch.nn.CrossEntropyLoss(reduction="none"), lambda output, target: output.x):
+    def several_labels(output, target):
+        binary = torch.nn.functional.binary_cross_entropy_with_logits
+        return binary(output, target, reduction="none").mean(-1)
+
+    none = torch.nn.CrossEntropyLoss(reduction="none")
+    for task_loss in (none, several_labels, lambda output, target: output.x):
         DiscrimLoss(task_loss, N)
     with pytest.raises(UserError, match=r"that of losses\.task, got CrossEntropyLoss\(\)"):
         losses.GCE(torch.nn.CrossEntropyLoss(reduction="none"))

@@ -57,6 +57,13 @@ def test_the_learning_rate_that_a_protocol_is_published_with_stays():
         values = as_dict(search.draw("mnist_mlp", method, 0))
         assert set(values) == set(search.SPACES[method])
         assert not any(key.startswith("optimizer.") for key in values)
+    for method, key, low, high in (
+        ("discrimloss", "loss.q", 5, 100),
+        ("selfie", "loss.warm_up", 5, 40),
+        ("joint_optimization", "loss.begin", 10, 40),
+    ):
+        drawn = [int(as_dict(search.draw("mnist_mlp", method, trial))[key]) for trial in range(40)]
+        assert low <= min(drawn) < high / 3 and high / 2 < max(drawn) <= high
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,16 @@ from utils.params_file import flatten
 from utils.settings import DEFAULTS
 
 # what a recording run must have in common with the run that selects by it
-OF_THE_DATA = ("dataset", "data_root", "features", "model", "task", "task_loss", "trusted")
+OF_THE_DATA = (
+    "dataset",
+    "data_root",
+    "features",
+    "model",
+    "task",
+    "task_loss",
+    "trusted",
+    "targets",
+)
 PARAMS = Path(__file__).parents[1] / "params"
 
 
@@ -94,7 +103,8 @@ def _no_history(config, params_file, overrides):
         f"there is no history of losses {config['dataset']['selection']['history']} to select "
         "from. Record it with the same dataset and labels, e.g.\n"
         f"  python main.py {params_file} record_losses=true seed={config['seed']} "
-        f"noise.seed={noise['seed']} noise.kind={noise['kind']} noise.fraction={noise['fraction']}"
+        f"noise.seed={noise['seed']} {shlex.quote('noise.kind=' + noise['kind'])} "
+        f"noise.fraction={noise['fraction']}"
         f"{''.join(held_out)}{''.join(f' {shlex.quote(text)}' for text in data)}\n"
         "and name it with dataset.selection.history=<its run directory>/losses.npy, if that is "
         "elsewhere"

@@ -268,7 +268,7 @@ def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
 
 
 def default_run_dir(config: dict, params: Path) -> str:
-    """runs/<dataset>/<method>/<noise>/seed<k>, with the kind and fraction of the noise.
+    """runs/<dataset>/<params file>/<noise>/seed<k>, with the kind and fraction of the noise.
 
     Of the user's own data, the dataset is e.g. csv-<name of the file>; of one with several tasks,
     e.g. wikihow-goal; of one with several protocols, e.g. mnist_mlp, the folder of the params file.

@@ -79,7 +79,7 @@ class Settings:
     label: str | None = None  # what tables and pictures call it; null: the method
     tensorboard: bool = False
     data_root: str = "data"
-    run_dir: str | None = None  # null: runs/<dataset>/<method>/<noise>/seed<seed>
+    run_dir: str | None = None  # null: runs/<dataset>/<params file>/<noise>/seed<k>
     device: Annotated[str, DEVICE] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
