@@ -274,10 +274,10 @@ def test_a_share_that_cannot_be_read_is_empty(monkeypatch, tmp_path):
     bad.write_bytes(b"")
     pretend_rank_1(monkeypatch, world_size=2)
     file_loader = files.FileLoader(
-        [str(good), str(bad)],
-        torch.zeros(2, dtype=torch.int64),
-        torch.arange(2),
-        batch_size=2,
+        [str(good), str(bad), str(good), str(bad)],
+        torch.zeros(4, dtype=torch.int64),
+        torch.arange(4),
+        batch_size=4,
         device="cpu",
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
@@ -287,7 +287,7 @@ def test_a_share_that_cannot_be_read_is_empty(monkeypatch, tmp_path):
     (batch,) = file_loader
     assert batch.input.shape == (0, 3, 16, 16)
     assert len(batch.index) == 0
-    with pytest.raises(OSError, match="1 of 2 image files cannot be read"):
+    with pytest.raises(OSError, match="2 of 4 image files cannot be read"):
         file_loader.check()  # where the processes meet
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import digits, noise
+from datasets import digits, noise_kinds
 from tests.test_run import arrays
 from utils.errors import UserError
 
@@ -65,4 +65,4 @@ def test_a_run_with_a_class_that_is_rare(run):
 
 def test_a_map_between_ten_classes_is_not_for_two():
     with pytest.raises(UserError, match="asymmetric is a map between the 10 classes of digits"):
-        noise.asymmetric(np.zeros(5, np.int64), 0.4, seed=0, num_classes=2, dataset="digits")
+        noise_kinds.asymmetric(np.zeros(5, np.int64), 0.4, seed=0, num_classes=2, dataset="digits")

@@ -562,7 +562,7 @@ def test_a_new_rule_is_one_function_and_all_logs_have_it(monkeypatch):
     tails = epochs.sort_values("epoch").groupby(["config", "seed"]).tail(3)
     by_hand = tails.groupby(["config", "seed"]).test_metric.mean()
     computed = table.set_index(["config", "seed"]).mean_last_3
-    assert len(table) == 119
+    assert len(table) == 175
     pd.testing.assert_series_equal(computed.sort_index(), by_hand, check_names=False)
     comparison = table_of(ROOT / "results/mnist")
     assert (comparison["rule"] == "mean_last_3").sum() == comparison.config.nunique()

@@ -156,7 +156,7 @@ def test_folders_beside_train_and_test_are_named_and_not_read(tree, capsys):
     warning = f"{tree} holds train/, which is read; its other folders are not: cat\n"
     assert capsys.readouterr().err == f"warning: {warning}"
     (tree / "train").rename(tree / "dog")
-    with pytest.raises(FileNotFoundError, match=r"train is not a folder: .* neither of these"):
+    with pytest.raises(FileNotFoundError, match=r"test/ without train/: .* neither of these"):
         folder("elsewhere", root=str(tree))
     shutil.rmtree(tree / "test")
     assert folder("elsewhere", root=str(tree)).classes == ["cat", "dog"]
