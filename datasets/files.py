@@ -14,7 +14,7 @@ from datasets.streams import ORDER, Draw, batch_slices
 from utils.distributed import is_distributed, rank_slice
 from utils.escapes import printable
 from utils.seed import derive
-from utils.workers import leave_signals_to_the_main_process
+from utils.workers import leave_signals_to_the_main_process, signals_held
 
 MAX_UNREADABLE = 0.01  # of the image files of a part; one may always be
 
@@ -117,7 +117,8 @@ class FileLoader:
         try:
             if self.num_workers:  # PyTorch would leave a traceback of its own besides
                 multiprocessing.get_context(self.start_method).Event()
-            return iter(loader)
+            with signals_held():
+                return iter(loader)
         except OSError as error:  # no memory, no process, or no room for a semaphore
             raise OSError(
                 f"the processes that read images cannot be started ({error}): lower "

@@ -330,7 +330,7 @@ def test_a_signal_to_every_process_of_a_job_saves(tmp_path):
             os.kill(process, signal.SIGTERM)
     assert job.wait(timeout=120) == 1
     summary = read_summary(tmp_path / "run")
-    assert summary["interrupted"] == "SIGTERM"
+    assert summary["interrupted"] == "SIGTERM", summary
     assert summary["error"] is None
 
 

@@ -14,7 +14,7 @@ import datasets.files
 from datasets.images import decode
 from tests.test_datasets import write_tree
 from utils.run_state import read_summary
-from utils.workers import leave_signals_to_the_main_process, workers_end_too
+from utils.workers import leave_signals_to_the_main_process, signals_held, workers_end_too
 
 
 @pytest.fixture
@@ -85,3 +85,23 @@ def test_no_worker_outlives_a_run_that_fails(error):
         raise error
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
+
+
+def signalled_as_it_starts():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as PyTorch's own handler: the end
+    os.kill(os.getpid(), signal.SIGTERM)
+    leave_signals_to_the_main_process(0)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_signal_while_a_worker_starts_does_not_end_it(held):
+    worker = multiprocessing.get_context("fork").Process(target=signalled_as_it_starts)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    if held:
+        with signals_held():
+            worker.start()
+    else:
+        worker.start()
+    worker.join(30)
+    assert worker.exitcode == (0 if held else -signal.SIGTERM)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

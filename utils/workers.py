@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 def leave_signals_to_the_main_process(worker: int):
     """Keep a worker alive when a cluster signals every process of a job.
@@ -20,6 +22,20 @@ def leave_signals_to_the_main_process(worker: int):
     signal.signal(signal.SIGTERM, first_sigterm)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
+def signals_held():
+    """Hold signals back while workers are started, which inherit that.
+
+    Before its own handlers are set, PyTorch's would let a SIGTERM end a worker.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 @contextlib.contextmanager
