@@ -135,9 +135,15 @@ def seconds_of(device: torch.device, work) -> float:
     return time.perf_counter() - start
 
 
-def bare(run: Experiment, batches) -> float:
-    """Images per second of the model alone."""
+def plain_loss(model, batch) -> torch.Tensor:
+    """Cross-entropy, called as an Objective is."""
+    return torch.nn.functional.cross_entropy(model(batch.input), batch.target)
+
+
+def steps_alone(run: Experiment, batches, loss_of) -> float:
+    """Images per second of forward and backward passes and steps, and nothing else."""
     run.forward.train()
+    run.objective.set_epoch(run.epoch)
     images = 0
 
     def work():
@@ -145,32 +151,13 @@ def bare(run: Experiment, batches) -> float:
         for batch in batches:
             images += len(batch.target)
             with run.autocast():
-                loss = torch.nn.functional.cross_entropy(run.forward(batch.input), batch.target)
+                loss = loss_of(run.forward, batch)
             run.optimizer.zero_grad()
             loss.backward()
             run.optimizer.step()
 
     spent = seconds_of(run.device, work)
     return images / spent
-
-
-def unrecorded(run: Experiment) -> float:
-    """Images per second of an epoch of the method on the batches of main.py, and no more."""
-    run.forward.train()
-    run.objective.set_epoch(run.epoch)
-    run.loaders.set_epoch(run.epoch, 0)
-
-    def work():
-        for batch in run.loaders.train:
-            with run.autocast():
-                loss = run.objective(run.forward, batch)
-            run.optimizer.zero_grad()
-            loss.backward()
-            run.optimizer.step()
-
-    spent = seconds_of(run.device, work)
-    run.epoch += 1
-    return len(run.loaders.train.rows) / spent
 
 
 def ours(run: Experiment) -> float:
@@ -345,9 +332,9 @@ def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str 
         for number in (0, os.cpu_count())
     )
     return {
-        "bare": lambda: bare(run, [next(iter(run.loaders.train))] * steps),
-        "loaded": lambda: bare(run, run.loaders.train),
-        "unrecorded": lambda: unrecorded(run),
+        "bare": lambda: steps_alone(run, [next(iter(run.loaders.train))] * steps, plain_loss),
+        "loaded": lambda: steps_alone(run, run.loaders.train, plain_loss),
+        "unrecorded": lambda: steps_alone(run, run.loaders.train, run.objective),
         "ours": lambda: ours(run),
         "usual": lambda: usual(run, alone, steps, dense, autocast),
         "workers": lambda: usual(run, workers, steps, dense, autocast),

@@ -16,7 +16,7 @@ from utils.escapes import printable
 from utils.seed import derive
 from utils.workers import leave_signals_to_the_main_process, signals_held
 
-MAX_UNREADABLE = 0.01  # of the image files of a part; one may always be
+MAX_UNREADABLE = 0.01  # of the image files of a part; of several, one may always be
 
 
 class FileLoader:
@@ -143,7 +143,7 @@ class FileLoader:
 
 def check_unreadable(missing: list[str], count: int):
     """Raise OSError if these paths of so many images that cannot be read are too many."""
-    if len(missing) > max(1, MAX_UNREADABLE * count) or (missing and len(missing) == count):
+    if len(missing) > max(count > 1, MAX_UNREADABLE * count):
         raise OSError(
             f"{len(missing)} of {count} image files cannot be read, more than "
             f"{MAX_UNREADABLE:.0%}: mend or remove {', '.join(missing[:10])}"

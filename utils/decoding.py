@@ -32,7 +32,7 @@ def decode(path: str) -> Tensor:
     by 255; other pixels of more than 8 bits are an error, since nobody says what white is.
     """
     # these take seconds to import: only where images are decoded
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -49,8 +49,8 @@ def decode(path: str) -> Tensor:
             image.load()  # which turns a TIFF
             return _turned(pil_to_tensor(_as_rgb(image)), _orientation(image))
     except (*UNREADABLE, Image.DecompressionBombError) as error:
-        reason = "no image of a format that is known" if "BytesIO" in str(error) else str(error)
-        raise OSError(reason) from None
+        unknown = isinstance(error, UnidentifiedImageError)  # its message names a buffer
+        raise OSError("no image of a format that is known" if unknown else str(error)) from None
 
 
 def check_regular(path: str):

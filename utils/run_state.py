@@ -103,7 +103,7 @@ def finished_config(directory: Path) -> dict:
     """
     config = read_config(directory)
     if config is None:
-        folds = sorted(path.name for path in Path(directory).glob("fold*/config.yaml"))
+        folds = any(Path(directory).glob("fold*/config.yaml"))
         of_folds = ", but of folds: take one of them, e.g. fold0" if folds else ""
         raise UserError(
             f"{directory} is not the directory of a run: there is no config.yaml{of_folds}"
