@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Objective, check_index
+from .base import Objective, check_index, check_unreduced
 from .distributed import (
     gather,
     main_process_only,
@@ -82,6 +82,7 @@ class LearningToReweight(Objective):
         trusted_decay: float = 0.0,
     ):
         super().__init__()
+        check_unreduced(task_loss)
         check_interval("trusted_batch_size", trusted_batch_size, "[1, inf)")
         check_interval("trusted_decay", trusted_decay, "[0, inf)")
         if meta not in ("forward", "backward"):

@@ -276,7 +276,7 @@ def test_a_loss_that_cannot_serve_regression_says_so_at_construction(name):
         make(name, REQUIRED.get(name, [{}])[0], smooth_l1)
 
 
-@pytest.mark.parametrize("name", ["Plain", "DiscrimLoss", "SuperLoss"])
+@pytest.mark.parametrize("name", ["Plain", "DiscrimLoss", "SuperLoss", "LearningToReweight"])
 @pytest.mark.parametrize(
     "task_loss",
     [
@@ -288,8 +288,9 @@ def test_a_loss_that_cannot_serve_regression_says_so_at_construction(name):
 )
 def test_a_task_loss_that_is_reduced_already_is_refused(name, task_loss):
     """In silence DiscrimLoss would give every sample the mean of its batch."""
+    facts = {"num_samples": N} if name in ("DiscrimLoss", "LearningToReweight") else {}
     with pytest.raises(UserError, match=r"one loss for each sample, \[B\].*losses\.task"):
-        getattr(losses, name)(task_loss, **({"num_samples": N} if name == "DiscrimLoss" else {}))
+        getattr(losses, name)(task_loss, **facts)
 
 
 def test_a_task_loss_of_ones_own_may_be_of_any_kind():
