@@ -11,9 +11,10 @@ of the others. What runs when the minutes are over, or four times as long as exp
 save and ends; called again, with the same --work, the queue goes on where it stood. What failed is
 tried again then, and none of its kind is begun before. Folders are relative to the repository.
 
-1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit
-2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, DiscrimLoss, SuperLoss, GCE, one
-   seed each
+1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit;
+   beside them, warm: what 2 and 3 compile, which is kept for them
+2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, also at a tenth of the rate,
+   DiscrimLoss, SuperLoss, GCE, one seed each
 3. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and, without compilation only,
    the usual loop; with the utilisation of the device
 4. CIFAR-10N, two more seeds; MNIST, five seeds: the table of the paper
@@ -47,6 +48,8 @@ from utils.sweep.runner import failure_reason
 
 ROOT = Path(__file__).parents[1]
 GRACE = 20  # seconds that what is asked to save may take, of the minutes
+HUMAN_LABELS = ["noise.kind=human:worse", "model=preact_resnet18", "epochs=30"]
+HUMAN_LABELS += ["schedule={name: CosineAnnealingLR, T_max: 100% of epochs}"]
 FAST = ["precision=bf16", "compile=true", "device=cuda"]
 TOY = ["dataset={name: digits}", "noise={kind: symmetric, fraction: 0.4}", "model={name: mlp}"]
 TOY += ["epochs=2", "schedule=null", "threads=1", "device=cpu"]
@@ -54,7 +57,7 @@ TINY_NETWORKS = {
     "wrn28_10": ["model={name: cnn, width: 4}"],
     "resnet18": ["model={name: cnn, width: 2}"],
 }
-TOGETHER = ("cifar10n", "mnist")  # kinds of items that share the GPU
+TOGETHER = {"sanity": 1, "warm": 1, "cifar10n": 2, "mnist": 2}  # kinds that share the GPU, by group
 COLUMNS = ["item", "kind", "state", "seconds", "estimate"]
 
 
@@ -74,6 +77,7 @@ def make_items(data: str, work: Path, toy: bool) -> list[Item]:
     """The queue, in order; at toy size, one item of each kind."""
     items = [
         *_sanity(toy),
+        *_warm(data, work, toy),
         *_human_labels(data, work, toy, seeds=[1]),
         *_throughput(work, toy),
         *_human_labels(data, work, toy, seeds=[2, 3]),
@@ -90,18 +94,29 @@ def _sanity(toy):
     tests = ["tests/test_cost.py", "tests/test_gpu.py", "-k", "cpu" if toy else "cuda"]
     if toy:
         tests = ["tests/test_gpu.py", "-k", "cpu and plain"]
-    yield Item("sanity", "sanity", 60, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests])
+    yield Item("sanity", "sanity", 40, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests])
+
+
+def _warm(data, work, toy):
+    own = [*HUMAN_LABELS, "epochs=1"]
+    yield _run("compile: CIFAR-10N", "warm", 60, "cifar10/plain", work / "warm", own, data, toy)
+    for item in _throughput(work, toy):
+        if item.kind.endswith("true"):
+            out = work / f"warm_{item.kind.split()[1]}.csv"
+            short = ["--synthetic", "256", "--steps", "2", "--rounds", "1", "--out", str(out)]
+            yield Item(f"compile: {item.name}", "warm", 60, [*item.command, *short])
 
 
 def _throughput(work, toy):
-    size = ["--synthetic", "256", "--steps", "2", "--rounds", "1"]
-    size = size if toy else ["--synthetic", "50000", "--steps", "60", "--rounds", "3"]
     for compiled in ("false", "true"):
-        for name, params, own in (
-            ("resnet18", "cifar10/plain", ["model=resnet18"]),
-            ("wrn28_10", "cifar10/discrimloss", ["noise.fraction=0.4"]),
-            ("lenet", "mnist/discrimloss", ["noise.fraction=0.4"]),
+        for name, params, steps, own in (
+            ("resnet18", "cifar10/discrimloss", 100, ["model=resnet18", "noise.fraction=0.4"]),
+            ("wrn28_10", "cifar10/discrimloss", 50, ["noise.fraction=0.4"]),
+            ("lenet", "mnist/discrimloss", 390, ["noise.fraction=0.4"]),
         ):
+            size = ["--synthetic", str(128 * steps), "--steps", str(steps), "--rounds", "3"]
+            if toy:
+                size = ["--synthetic", "256", "--steps", "2", "--rounds", "1"]
             options = ["precision=bf16", f"compile={compiled}", "device=cuda"]
             if toy:
                 options = [*TINY_NETWORKS.get(name, []), "threads=1", "device=cpu"]
@@ -109,9 +124,8 @@ def _throughput(work, toy):
             command += ["--only", "bare", "ours", *["usual"] * (compiled == "false")]
             out = work / f"throughput_{name}_{compiled}.csv"
             command += ["--usual-precision", "fp32", "--out", str(out)]
-            seconds = 30 if compiled == "false" else 90
             kind = f"throughput {name} {compiled}"
-            yield Item(f"{name}, compile={compiled}", kind, seconds, [*command, *own, *options])
+            yield Item(f"{name}, compile={compiled}", kind, 50, [*command, *own, *options])
 
 
 def _run(name, kind, seconds, params, directory, own, data, toy):
@@ -120,11 +134,9 @@ def _run(name, kind, seconds, params, directory, own, data, toy):
 
 
 def _human_labels(data, work, toy, seeds):
-    own = ["noise.kind=human:worse", "model=preact_resnet18", "epochs=30"]
-    own += ["schedule={name: CosineAnnealingLR, T_max: 100% of epochs}"]
     for seed in seeds:
-        for method in ("plain", "discrimloss", "superloss", "gce"):
-            options = [*own, f"seed={seed}"]
+        for method in ("plain", "plain_slow", "discrimloss", "superloss", "gce"):
+            options = [*HUMAN_LABELS, f"seed={seed}"]
             if method == "discrimloss":
                 options += ["noise.fraction=0.4", "loss.q=50% of epochs"]
             directory = work / f"runs/cifar10n/{method}/seed{seed}"
@@ -175,7 +187,7 @@ class Queue:
 
     def run(self, out: Path):
         """Run what fits, and write what it found into ``out`` after each item."""
-        for together, items in itertools.groupby(self.items, lambda item: item.kind in TOGETHER):
+        for together, items in itertools.groupby(self.items, lambda item: TOGETHER.get(item.kind)):
             with ThreadPoolExecutor(self.jobs if together else 1) as pool:
                 try:
                     list(pool.map(lambda item: self._run(item, out), items))  # raises what one does
@@ -289,7 +301,7 @@ def main(arguments: list[str]):
     parser.add_argument("--data", default="data", help="where MNIST and CIFAR-10 are")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--work", type=Path, help="what a later call goes on from: runs/gpu")
-    kinds = ("sanity", "cifar10n", "throughput", "mnist", "wide")
+    kinds = ("sanity", "warm", "cifar10n", "throughput", "mnist", "wide")
     parser.add_argument("--only", nargs="+", choices=kinds, help="items of these kinds")
     jobs = {"type": int, "choices": range(1, 33), "default": 4, "metavar": "N"}
     parser.add_argument("--jobs", **jobs, help="runs that share the GPU; default: 4")
