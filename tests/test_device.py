@@ -1,5 +1,7 @@
 """Where a run computes."""
 
+import os
+
 import pytest
 import torch
 
@@ -29,3 +31,13 @@ def test_a_gpu_that_is_not_there(two_gpus):
     with pytest.raises(UserError, match="PyTorch sees 2 CUDA devices here"):
         choose_device("cuda:2")
     assert not two_gpus
+
+
+def test_the_same_bits_each_time_if_that_is_asked_for(two_gpus, monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    choose_device("cuda", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    choose_device("cuda")
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark

@@ -13,7 +13,10 @@ from utils.errors import UserError
 
 
 def choose_device(
-    name: str, precision: str = "fp32", threads: int | None = None
+    name: str,
+    precision: str = "fp32",
+    threads: int | None = None,
+    deterministic: bool = False,
 ) -> tuple[torch.device, Callable]:
     """The device called ``name``, and the context to open around each forward pass on it.
 
@@ -25,6 +28,8 @@ def choose_device(
         name: "cpu", "cuda", "cuda:<number>", or "auto" for a GPU if there is one.
         precision: "fp32" or "bf16".
         threads: of the CPU; None leaves the choice to PyTorch.
+        deterministic: on a GPU, only algorithms that give the same bits each time, where PyTorch
+            has some, and a warning where it has none; slower.
 
     Raises UserError if the GPU is not there.
     """
@@ -39,6 +44,9 @@ def choose_device(
             )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
+    if deterministic:  # cuBLAS reads this when it is used first
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     with fail_together():  # the GPUs may suffice for some of the processes only
         if device.type == "cuda":
             _check_gpu(device)
@@ -46,7 +54,8 @@ def choose_device(
         device = torch.device("cuda", device.index or 0)  # set_device of 2.11 wants an index
         torch.cuda.set_device(device)
         # Try the algorithms of convolutions: all batches but the last have one size.
-        torch.backends.cudnn.benchmark = True
+        # By their speed, which differs from run to run, and with it the last bits.
+        torch.backends.cudnn.benchmark = not deterministic
     else:
         _keep_freed_memory()
     if precision == "fp32":

@@ -83,6 +83,7 @@ class Settings:
     device: Annotated[str, DEVICE] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    deterministic: bool = False  # on a GPU: the same bits each time
     channels_last: bool = True
     threads: Annotated[int | None, AT_LEAST_1] = None  # of the CPU; null: PyTorch's choice
 
@@ -98,6 +99,7 @@ EXECUTION = (  # where and on what a run goes on: free to change when it is resu
     "device",
     "threads",
     "channels_last",
+    "deterministic",
     "tensorboard",
     "dataset.num_workers",
     "dataset.memory_limit",
