@@ -51,12 +51,29 @@ INTO_A_TABLE = {
 }
 
 
+# On a GPU each of these waits until a number, or the length of its result, is known.
+READS = {
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "bincount",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "equal",
+        "repeat_interleave",
+    )
+}
+
+
 class Watch(TorchDispatchMode):
     """While entered, counts the operations that are run, and those that are slow.
 
     Attributes:
         count: how many operations were run.
-        reads: how many of them read a number from the device.
+        reads: how many of them read a number from the device, or a length, as indexing with a mask.
         large: names of those with a result of ``size`` elements that is not a table.
     """
 
@@ -70,7 +87,11 @@ class Watch(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function._schema.name
         self.count += 1
-        self.reads += name == "aten::_local_scalar_dense"
+        self.reads += name in READS or (
+            name in {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+            and any(item is not None and item.dtype == torch.bool for item in args[1])
+            and not (name != "aten::index" and args[2].numel() == 1)
+        )
         results = result if isinstance(result, (tuple, list)) else [result]
         for item in results:
             is_large = isinstance(item, torch.Tensor) and item.numel() == self.size
