@@ -34,9 +34,11 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/digitsum --where "fraction == 0" --figures runs/pictures/digitsum > /dev/null
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
 	$(PY) -m utils.search table results/cifar10_features_search/trials.csv --figure results/pictures/features_trials.png > /dev/null
+	$(PY) -m utils.report results/cifar10n --figures runs/pictures/cifar10n > /dev/null
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	$(PY) -m utils.report results/mnist_trusted --grid last --over trusted.count --where "label in ['MentorNet DD', 'CleanNet', 'fine-tuned on the trusted', 'trusted among the others', 'trusted alone', 'Plain']" --figures runs/pictures/trusted > /dev/null
 	cp runs/pictures/trusted/trusted.count-mnist-permute.png results/pictures/trusted.png
+	cp runs/pictures/cifar10n/epochs-cifar10-human-worse-0.png results/pictures/cifar10n.png
 	cp runs/pictures/demo/epochs-digits-symmetric-0.4.png results/pictures/demo.png
 	cp runs/pictures/demo/weights-digits-symmetric-0.4.png results/pictures/demo_weights.png
 	cp runs/pictures/mnist/noise-mnist-permute.png results/pictures/noise.png
