@@ -125,8 +125,12 @@ class Experiment:
 
     def __init__(self, config: dict, directory: RunDirectory):
         self.config, self.path = config, directory.path
-        keys = ("device", "precision", "threads", "deterministic")
-        self.device, self.autocast = choose_device(*(config[key] for key in keys))
+        self.device, self.autocast = choose_device(
+            config["device"],
+            precision=config["precision"],
+            threads=config["threads"],
+            deterministic=config["deterministic"],
+        )
         # 1. The data, and what is to be learned from them.
         self.dataset_spec, self.selection_spec = without_selection(config["dataset"])
         encoder = config["model"].get("path")  # of texts, if the dataset names no other

@@ -20,9 +20,9 @@ tried again then, and none of its kind is begun before. Folders are relative to 
 4. CIFAR-10N, two more seeds; MNIST, five seeds: the table of the paper
 5. CIFAR-10, 40 % permuted, WRN-28-10, as many epochs as the time allows
 
-Runs of 2 and 4 share the GPU, --jobs of them at a time: a single one keeps an H200 busy for a third
-of the time. Items that are timed have the GPU to themselves. benchmarks/README.md says how the data
-get to a machine that takes them in pieces.
+Items of 1, and runs of 2 and 4, share the GPU, --jobs of them at a time: a single run keeps an H200
+busy for a third of the time. Items that are timed have the GPU to themselves. benchmarks/README.md
+says how the data get to a machine that takes them in pieces.
 """
 
 import argparse
@@ -48,8 +48,8 @@ from utils.sweep.runner import failure_reason
 
 ROOT = Path(__file__).parents[1]
 GRACE = 20  # seconds that what is asked to save may take, of the minutes
-HUMAN_LABELS = ["noise.kind=human:worse", "model=preact_resnet18", "epochs=30"]
-HUMAN_LABELS += ["schedule={name: CosineAnnealingLR, T_max: 100% of epochs}"]
+CIFAR10N = ["noise.kind=human:worse", "model=preact_resnet18", "epochs=30"]
+CIFAR10N += ["schedule={name: CosineAnnealingLR, T_max: 100% of epochs}"]
 FAST = ["precision=bf16", "compile=true", "device=cuda"]
 TOY = ["dataset={name: digits}", "noise={kind: symmetric, fraction: 0.4}", "model={name: mlp}"]
 TOY += ["epochs=2", "schedule=null", "threads=1", "device=cpu"]
@@ -57,7 +57,8 @@ TINY_NETWORKS = {
     "wrn28_10": ["model={name: cnn, width: 4}"],
     "resnet18": ["model={name: cnn, width: 2}"],
 }
-TOGETHER = {"sanity": 1, "warm": 1, "cifar10n": 2, "mnist": 2}  # kinds that share the GPU, by group
+# kinds, by the first word, that share the GPU with those of the same number
+TOGETHER = {"sanity": 1, "warm": 1, "cifar10n": 2, "mnist": 2}
 COLUMNS = ["item", "kind", "state", "seconds", "estimate"]
 
 
@@ -71,6 +72,11 @@ class Item(NamedTuple):
     kind: str
     seconds: float | None
     command: list[str]
+
+
+def group(item: Item) -> int | None:
+    """Which items run side by side: those with the same number, one after another in the queue."""
+    return TOGETHER.get(item.kind.split()[0])
 
 
 def make_items(data: str, work: Path, toy: bool) -> list[Item]:
@@ -98,34 +104,33 @@ def _sanity(toy):
 
 
 def _warm(data, work, toy):
-    own = [*HUMAN_LABELS, "epochs=1"]
-    yield _run("compile: CIFAR-10N", "warm", 60, "cifar10/plain", work / "warm", own, data, toy)
-    for item in _throughput(work, toy):
-        if item.kind.endswith("true"):
-            out = work / f"warm_{item.kind.split()[1]}.csv"
-            short = ["--synthetic", "256", "--steps", "2", "--rounds", "1", "--out", str(out)]
-            yield Item(f"compile: {item.name}", "warm", 60, [*item.command, *short])
+    own = [*CIFAR10N, "epochs=1"]
+    yield _run("warm CIFAR-10N", "warm run", 60, "cifar10/plain", work / "warm", own, data, toy)
+    yield from _throughput(work, toy, warm=True)
 
 
-def _throughput(work, toy):
-    for compiled in ("false", "true"):
+def _throughput(work, toy, warm=False):
+    """``warm``: only what is to be compiled, and only as much as it takes to compile it."""
+    kind = "warm" if warm else "throughput"
+    for compiled in ["true"] if warm else ["false", "true"]:
         for name, params, steps, own in (
             ("resnet18", "cifar10/discrimloss", 100, ["model=resnet18", "noise.fraction=0.4"]),
             ("wrn28_10", "cifar10/discrimloss", 50, ["noise.fraction=0.4"]),
             ("lenet", "mnist/discrimloss", 390, ["noise.fraction=0.4"]),
         ):
             size = ["--synthetic", str(128 * steps), "--steps", str(steps), "--rounds", "3"]
-            if toy:
+            if toy or warm:
                 size = ["--synthetic", "256", "--steps", "2", "--rounds", "1"]
             options = ["precision=bf16", f"compile={compiled}", "device=cuda"]
             if toy:
                 options = [*TINY_NETWORKS.get(name, []), "threads=1", "device=cpu"]
             command = ["-m", "benchmarks.throughput", f"params/{params}.yaml", *size]
             command += ["--only", "bare", "ours", *["usual"] * (compiled == "false")]
-            out = work / f"throughput_{name}_{compiled}.csv"
+            out = work / f"{kind}_{name}_{compiled}.csv"
             command += ["--usual-precision", "fp32", "--out", str(out)]
-            kind = f"throughput {name} {compiled}"
-            yield Item(f"{name}, compile={compiled}", kind, 50, [*command, *own, *options])
+            command += [*own, *options]
+            title = f"{kind} {name}, compile={compiled}"
+            yield Item(title, f"{kind} {name} {compiled}", 50, command)
 
 
 def _run(name, kind, seconds, params, directory, own, data, toy):
@@ -136,7 +141,7 @@ def _run(name, kind, seconds, params, directory, own, data, toy):
 def _human_labels(data, work, toy, seeds):
     for seed in seeds:
         for method in ("plain", "plain_slow", "discrimloss", "superloss", "gce"):
-            options = [*HUMAN_LABELS, f"seed={seed}"]
+            options = [*CIFAR10N, f"seed={seed}"]
             if method == "discrimloss":
                 options += ["noise.fraction=0.4", "loss.q=50% of epochs"]
             directory = work / f"runs/cifar10n/{method}/seed{seed}"
@@ -187,7 +192,7 @@ class Queue:
 
     def run(self, out: Path):
         """Run what fits, and write what it found into ``out`` after each item."""
-        for together, items in itertools.groupby(self.items, lambda item: TOGETHER.get(item.kind)):
+        for together, items in itertools.groupby(self.items, group):
             with ThreadPoolExecutor(self.jobs if together else 1) as pool:
                 try:
                     list(pool.map(lambda item: self._run(item, out), items))  # raises what one does

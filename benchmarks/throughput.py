@@ -321,7 +321,10 @@ def ways_of_training(run: Experiment, data: Dataset, steps: int, precision: str 
     """A function for each of WAYS and OTHERS that measures its images per second."""
     config = run.config
     _, autocast = choose_device(
-        config["device"], precision or config["precision"], config["threads"]
+        config["device"],
+        precision=precision or config["precision"],
+        threads=config["threads"],
+        deterministic=config["deterministic"],
     )
     method = run.objective.loss
     dense = UsualDiscrimLoss(method, run.device) if isinstance(method, DiscrimLoss) else method

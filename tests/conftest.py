@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import main
 from utils.report.__main__ import main as report
 
+# For tests of a GPU with deterministic=true: cuBLAS reads it once, when it is used first.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The tests' networks are too small to share, and on two busy cores spinning threads only wait.
 torch.set_num_threads(1)
 

@@ -68,6 +68,20 @@ READS = {
 }
 
 
+def waits_for_a_mask(name, args):
+    """Whether indexing would wait on a GPU until it is known how many elements a mask selects.
+
+    Not where one number is written through it, which PyTorch does without looking; here that goes
+    for one on the GPU, too, which would wait.
+    """
+    if name not in {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}:
+        return False
+    masks = [item for item in args[1] if item is not None]
+    if all(mask.dtype not in (torch.bool, torch.uint8) for mask in masks):
+        return False
+    return name == "aten::index" or args[2].numel() > 1
+
+
 class Watch(TorchDispatchMode):
     """While entered, counts the operations that are run, and those that are slow.
 
@@ -87,11 +101,7 @@ class Watch(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function._schema.name
         self.count += 1
-        self.reads += name in READS or (
-            name in {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
-            and any(item is not None and item.dtype == torch.bool for item in args[1])
-            and not (name != "aten::index" and args[2].numel() == 1)
-        )
+        self.reads += name in READS or waits_for_a_mask(name, args)
         results = result if isinstance(result, (tuple, list)) else [result]
         for item in results:
             is_large = isinstance(item, torch.Tensor) and item.numel() == self.size

@@ -35,9 +35,13 @@ def test_a_gpu_that_is_not_there(two_gpus):
 
 def test_the_same_bits_each_time_if_that_is_asked_for(two_gpus, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    choose_device("cuda", deterministic=True)
-    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    assert torch.is_deterministic_algorithms_warn_only_enabled()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    chosen = []
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda *a, **k: chosen.append((a, k))
+    )
     choose_device("cuda")
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark and not chosen and not os.environ
+    choose_device("cuda", deterministic=True)
+    assert not torch.backends.cudnn.benchmark
+    assert chosen == [((True,), {"warn_only": True})]
+    assert os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

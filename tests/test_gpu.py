@@ -21,6 +21,13 @@ DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 CONVOLUTIONS = ["model=cnn", "model.width=4"]
 
 
+@pytest.fixture
+def any_algorithms_afterwards():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("any_algorithms_afterwards")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", ["discrimloss", "co_teaching"])
 def test_a_resumed_run_is_the_same_bit_for_bit(run, monkeypatch, device, method):

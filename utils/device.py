@@ -29,7 +29,7 @@ def choose_device(
         precision: "fp32" or "bf16".
         threads: of the CPU; None leaves the choice to PyTorch.
         deterministic: on a GPU, only algorithms that give the same bits each time, where PyTorch
-            has some, and a warning where it has none; slower.
+            has some, and a warning where it has none; slower. It holds for the whole process.
 
     Raises UserError if the GPU is not there.
     """
@@ -44,18 +44,18 @@ def choose_device(
             )
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    if deterministic:  # cuBLAS reads this when it is used first
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     with fail_together():  # the GPUs may suffice for some of the processes only
         if device.type == "cuda":
             _check_gpu(device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)  # set_device of 2.11 wants an index
         torch.cuda.set_device(device)
-        # Try the algorithms of convolutions: all batches but the last have one size.
-        # By their speed, which differs from run to run, and with it the last bits.
+        # cuDNN tries its algorithms, since all batches but the last have one size, and takes the
+        # fastest. Which one that is differs from run to run, and so do the last bits.
         torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at its first use
+            torch.use_deterministic_algorithms(True, warn_only=True)
     else:
         _keep_freed_memory()
     if precision == "fp32":
