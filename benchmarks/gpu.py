@@ -13,8 +13,8 @@ tried again then, and none of its kind is begun before. Folders are relative to 
 
 1. sanity: tests on the GPU: no step waits for it, bf16, resumed runs are the same bit for bit;
    beside them, warm: what 2 and 3 compile, which is kept for them
-2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, also at a tenth of the rate,
-   DiscrimLoss, SuperLoss, GCE, one seed each
+2. CIFAR-10N, the worst labels, preact ResNet-18, 30 epochs: Plain, also at a tenth of the rate, and
+   at that with ten times the weight decay, DiscrimLoss, SuperLoss, GCE, one seed each
 3. throughput: WRN-28-10, ResNet-18 and LeNet, the bare model, ours and, without compilation only,
    the usual loop; with the utilisation of the device
 4. CIFAR-10N, two more seeds; MNIST, five seeds: the table of the paper
@@ -140,13 +140,15 @@ def _run(name, kind, seconds, params, directory, own, data, toy):
 
 def _human_labels(data, work, toy, seeds):
     for seed in seeds:
-        for method in ("plain", "plain_slow", "discrimloss", "superloss", "gce"):
+        for method in ("plain", "plain_slow", "control", "discrimloss", "superloss", "gce"):
             options = [*CIFAR10N, f"seed={seed}"]
             if method == "discrimloss":
                 options += ["noise.fraction=0.4", "loss.q=50% of epochs"]
+            if method == "control":
+                options += ["optimizer.weight_decay=0.005", "label=control"]
             directory = work / f"runs/cifar10n/{method}/seed{seed}"
             name = f"CIFAR-10N, {method}, seed {seed}"
-            params = f"cifar10/{method}"
+            params = "cifar10/plain_slow" if method == "control" else f"cifar10/{method}"
             yield _run(name, "cifar10n", 290, params, directory, options, data, toy)
 
 
