@@ -140,16 +140,18 @@ def _run(name, kind, seconds, params, directory, own, data, toy):
 
 def _human_labels(data, work, toy, seeds):
     for seed in seeds:
-        for method in ("plain", "plain_slow", "control", "discrimloss", "superloss", "gce"):
-            options = [*CIFAR10N, f"seed={seed}"]
-            if method == "discrimloss":
-                options += ["noise.fraction=0.4", "loss.q=50% of epochs"]
-            if method == "control":
-                options += ["optimizer.weight_decay=0.005", "label=control"]
+        for method, params, own in (
+            ("plain", "plain", []),
+            ("plain_slow", "plain_slow", []),
+            ("control", "plain_slow", ["optimizer.weight_decay=0.005", "label=control"]),
+            ("discrimloss", "discrimloss", ["noise.fraction=0.4", "loss.q=50% of epochs"]),
+            ("superloss", "superloss", []),
+            ("gce", "gce", []),
+        ):
+            options = [*CIFAR10N, f"seed={seed}", *own]
             directory = work / f"runs/cifar10n/{method}/seed{seed}"
             name = f"CIFAR-10N, {method}, seed {seed}"
-            params = "cifar10/plain_slow" if method == "control" else f"cifar10/{method}"
-            yield _run(name, "cifar10n", 290, params, directory, options, data, toy)
+            yield _run(name, "cifar10n", 290, f"cifar10/{params}", directory, options, data, toy)
 
 
 def _mnist(data, work, toy):
