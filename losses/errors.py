@@ -51,10 +51,19 @@ def shorten(value) -> str:
 
 
 def unknown(what: str, got: str, options: Iterable[str], owner: str = "") -> str:
-    """The message for a name that is none of ``options``, with the nearest one first."""
+    """The message for a name that is none of ``options``, with the nearest one first.
+
+    Nearest in spelling, or of the same initials: 'learning_rate' is meant as 'lr'.
+    """
     options = list(options)
+    if not options:
+        return f"{what}: {got!r} is not known{owner} (nothing can be set here)"
     by_lower = {option.lower(): option for option in options}
-    nearest = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.5)
+    name = str(got).lower()
+    initials = "".join(word[:1] for word in name.split("_"))
+    nearest = difflib.get_close_matches(name, by_lower, n=1, cutoff=0.5)
+    if not nearest and initials in by_lower and len(initials) > 1:
+        nearest = [initials]
     hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
     more = f" and {len(options) - MOST_LISTED} more" if len(options) > MOST_LISTED else ""
     listed = f"{', '.join(options[:MOST_LISTED])}{more}"

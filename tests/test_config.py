@@ -118,6 +118,7 @@ def test_noise_seed_and_run_directory_follow():
         (["optimizer=sgdd"], "did you mean 'SGD'"),
         (["loss.betta=1"], "loss.betta: 'betta' is not known of DiscrimLoss; did you mean 'beta'"),
         (["noise.frction=0.4"], "did you mean 'fraction'"),
+        (["optimizer.learning_rate=0.1"], "did you mean 'lr'"),
         (["loss.beta=high"], "loss.beta must be a number, got 'high'"),
         (
             ["loss.threshold=median"],
@@ -440,6 +441,7 @@ def test_types_and_suggestions():
     assert not fits("ab", list[str])
     assert "did you mean 'b1'" in unknown("key", "B1", ["a1", "b1"])
     assert "did you mean" not in unknown("key", "xyz", ["beta"])
+    assert unknown("key", "xyz", []).endswith("'xyz' is not known (nothing can be set here)")
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
