@@ -804,6 +804,38 @@ def test_the_grid_has_a_row_a_method_and_a_column_a_fraction(run_report, folder)
     assert "--grid validated: no run has it" in run_report(folder, "--grid", "validated", code=2)[1]
 
 
+def test_differences_under_all_noises_are_one_table_and_one_picture(run_report, tmp_path):
+    human = MNIST | {"noise": {"kind": "human:worse"}}
+    for noise, protocol in (("permute", MNIST), ("human", human)):
+        for name, gain, seeds in (("Plain", 0, 2), ("GCE", 1, 2), ("SuperLoss", 2, 1)):
+            own = protocol | {"loss": {"name": name}}
+            for seed in range(seeds):
+                values = [95.0 + gain, 90.0 + gain + seed]
+                make_run(tmp_path / f"runs/{noise}/{name}/{seed}", values, seed=seed, **own)
+    make_run(tmp_path / "runs/far", [10.0], **MNIST | {"loss": {"name": "DataParameters"}})
+    asked = [tmp_path / "runs", "--grid", "last", "--against", "Plain"]
+    printed, _ = run_report(*asked, "--figures", tmp_path / "pictures")
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert lines == [
+        "mnist, accuracy (%), last less that of Plain, in brackets the 90 % interval",
+        "method human:worse permute 40 %",
+        "SuperLoss +1.50 +1.50",  # one seed has no interval
+        "GCE +1.00 [+1.00, +1.00] +1.00 [+1.00, +1.00]",
+        "DataParameters - -80.50",
+    ]
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {f"against-Plain-mnist-accuracy.{form}" for form in ("png", "svg")}
+    picture = (tmp_path / "pictures/against-Plain-mnist-accuracy.svg").read_text()
+    for text in ("human:worse", "permute 40 %: -80.5", "GCE"):  # in comments beside the glyphs
+        assert f"<!-- {text} -->" in picture
+    printed, _ = run_report(*asked[:2], "best", "--against", "GCE", "--format", "markdown")
+    assert "| Plain | -1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00] |" in printed
+    _, complaint = run_report(*asked, "--where", "label == 'Plain'", code=2)
+    assert "--grid last --against Plain: nothing was run beside it" in complaint
+    _, complaint = run_report(*asked[:-1], "Plan", code=2)
+    assert "--against 'Plan': there are" in complaint
+
+
 def test_methods_are_held_against_another(run_report, folder):
     make_run(folder / "dp/1", [97.0, 96.0], seed=1, **MNIST, loss={"name": "DataParameters"})
     for seed, last in ((1, 97.5), (4, 97.9)):
@@ -820,7 +852,7 @@ def test_methods_are_held_against_another(run_report, folder):
     _, complaint = run_report(folder, "--against", "Plan", code=2)
     assert "--against 'Plan': there are DataParameters; GCE; Plain; SuperLoss" in complaint
     _, complaint = run_report(folder, "--against", "Plain", "--hard", code=2)
-    assert "not allowed with argument" in complaint
+    assert "--hard is a table of its own" in complaint
     digits = MNIST | {"dataset": {"name": "digits"}}
     for seed in (1, 2):  # another table, without that method, and a cell without this rule
         make_run(folder / f"other/{seed}", [97.0, 96.0], seed=seed, **digits, loss={"name": "GCE"})

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 BLUE, VERMILION, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#999999"
 KINDS = {"easy": BLUE, "hard": ORANGE, "incorrect": VERMILION}  # of samples
+COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 MARKERS = "os^Dv<>P"
 METHODS = {  # those of one colour have markers of their own
     "DiscrimLoss": (BLUE, "o"),
@@ -50,9 +51,8 @@ def style_of(method: str) -> tuple[str, str]:
     key = re.sub(r"[\W_]", "", method).lower()
     if key in BY_KEY:
         return BY_KEY[key]
-    colours = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
     number = zlib.crc32(key.encode(errors="replace"))
-    return colours[number % 8], MARKERS[number // 8 % 8]
+    return COLOURS[number % 8], MARKERS[number // 8 % 8]
 
 
 def styles_of(labels: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:

@@ -78,7 +78,8 @@ def report(options: argparse.Namespace):
     if options.figures:
         from utils.report import figures  # matplotlib takes its time
 
-        pictures = figures.draw(results, options.figures)
+        against = (options.grid, options.against) if options.grid and options.against else None
+        pictures = figures.draw(results, options.figures, against=against)
         print("drawn:", *(picture.path for picture in pictures), file=sys.stderr)
     if options.html:
         from utils.report import page
@@ -92,11 +93,17 @@ def report(options: argparse.Namespace):
 
 def chosen(results: Results, options: argparse.Namespace) -> Results:
     """Those of --table and --where, along what --over says."""
+    if options.hard and (options.grid or options.against):
+        raise UserError("--hard is a table of its own, without --grid and --against")
     if options.over and (not options.grid or options.html or options.log):
         raise UserError("--over goes with --grid RULE and --figures, and not with --html or --log")
     if options.over:  # so that a condition is on what is shown
         results = over(choose(results, options.table), options.over)
-    return choose(results, options.table, options.where)
+    results = choose(results, options.table, options.where)
+    if options.against and options.against not in set(results.table.label):
+        known = "; ".join(dict.fromkeys(results.table.label))
+        raise UserError(f"--against {options.against!r}: there are {known}")
+    return results
 
 
 def result_tables(results: Results, options: argparse.Namespace, form: str) -> str:
@@ -165,20 +172,17 @@ def parser() -> argparse.ArgumentParser:
         help="how far from the published number still counts as reproduced: accuracy=0.5 (points), "
         "mae=5%%",
     )
-    instead = command.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--hard", action="store_true", help="how far hard and incorrect samples are told apart"
-    )
-    instead.add_argument(
+    add("--hard", action="store_true", help="how far hard and incorrect samples are told apart")
+    add(
         "--grid",
         choices=RULES,
         help="a row a method, a column a noise fraction, by this rule for the epoch",
     )
-    instead.add_argument(
+    add(
         "--against",
         metavar="METHOD",
         help="how far the others' last epoch is from this one's, in units of the metric; "
-        "not in csv",
+        "not in csv. With --grid one table and one of --figures for all noises",
     )
     add(
         "--where",

@@ -7,9 +7,9 @@ from utils.epoch_rules import RULES
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.identity import CELL, TABLE
+from utils.report.identity import CELL, NOISE_RATE, TABLE
 from utils.report.run_files import LEARNED
-from utils.report.statistics import compare, ranks
+from utils.report.statistics import compare, difference_of_means, ranks
 
 COLUMNS = (
     "dataset",
@@ -73,6 +73,49 @@ def compare_all(
         order = ranks(means, METRICS[metric].higher_is_better)
         table.loc[group.index, "rank"] = [order[index] for index in group.index]
     return table
+
+
+def differences(
+    table: pd.DataFrame, rule: str, against: str, axis: str = NOISE_RATE
+) -> pd.DataFrame:
+    """How far the methods are from one of them at the same noise, by one rule for the epoch.
+
+    A row per dataset, metric, method and noise at which both were run: the difference of the means
+    and its interval, low to high (see ``difference_of_means``), and the test. The methods stand in
+    the order of their mean difference, the best first.
+
+    Args:
+        table: of ``compare_all``.
+        axis: the key of the configuration that stands in the column fraction.
+    """
+    rows = []
+    for key, group in table[table["rule"] == rule].groupby([*TABLE, "fraction"], sort=False):
+        _, noise, _, fraction = key
+        base = group[group.method == against].by_seed
+        for cell in group[group.method != against].itertuples() if len(base) else ():
+            difference, half, test = difference_of_means(cell.by_seed, base.iloc[0])
+            span = (difference, difference - half, difference + half, test)
+            rows.append((*key, _condition(noise, fraction, axis), cell.method, *span))
+    numbers = ["difference", "low", "high", "test"]
+    shown = pd.DataFrame(rows, columns=[*TABLE, "fraction", "condition", "method", *numbers])
+    gain = shown.difference * shown.metric.map(lambda name: METRICS[name].sign)
+    mean = gain.groupby([shown.dataset, shown.metric, shown.method]).transform("mean")
+    shown = shown.assign(mean=-mean).sort_values(["dataset", "metric", "mean"], kind="stable")
+    return shown.drop(columns="mean").reset_index(drop=True)
+
+
+def conditions(found: pd.DataFrame) -> list[str]:
+    """The noises of ``differences``, in words and in order."""
+    return list(found.sort_values(["noise", "fraction"]).condition.unique())
+
+
+def _condition(noise: str, fraction: float, axis: str) -> str:
+    """What noise, in words: "permute 40 %"; labels that people gave, or of a file, have no rate."""
+    if axis != NOISE_RATE:
+        return f"{noise} {axis}={fraction:g}"
+    if noise == "none" or noise.startswith(("human:", "file:")):
+        return noise
+    return f"{noise} {100 * fraction:g} %"
 
 
 def cell_of(runs: pd.DataFrame) -> dict:

@@ -17,15 +17,17 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from utils.colours import KINDS, styles_of
+from utils.colours import COLOURS, KINDS, MARKERS, styles_of
 from utils.detection import wrong_labels
 from utils.errors import UserError
 from utils.files import atomic_write, read_bytes
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
+from utils.report.comparison import compare_all, conditions, differences
 from utils.report.identity import KEY, NOISE_RATE, TABLE
 from utils.report.run_files import read_arrays
+from utils.report.statistics import ALPHA
 
 DETECTED = "hard_vs_incorrect_auroc"
 WIDTH = 9  # inches: what README shows at about 900 pixels
@@ -46,9 +48,19 @@ class Picture(NamedTuple):
     title: str
 
 
-def draw(results: Results, folder: Path, forms: tuple[str, ...] = ("png", "svg")) -> list[Picture]:
-    """All pictures that these runs have the files for."""
+def draw(
+    results: Results,
+    folder: Path,
+    forms: tuple[str, ...] = ("png", "svg"),
+    against: tuple[str, str] | None = None,
+) -> list[Picture]:
+    """All pictures that these runs have the files for.
+
+    ``against``: a rule for the epoch and a method; then only the differences to it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if against is not None:
+        return _draw_against(results, folder, forms, *against)
     # between two $ matplotlib would read a formula
     table = results.table.assign(label=results.table.label.str.replace("$", r"\$"))
     styles = styles_of(zip(table.label, table.method, strict=True))
@@ -65,6 +77,18 @@ def draw(results: Results, folder: Path, forms: tuple[str, ...] = ("png", "svg")
             path = folder / f"{name.format(condition)}.png"
             save(figure, path, forms)
             pictures.append(Picture(path, dataset, noise, title))
+    return pictures
+
+
+def _draw_against(results: Results, folder: Path, forms: tuple, rule: str, method: str):
+    table = compare_all(results, published.load()[:0])
+    pictures = []
+    found = differences(table, rule, method, results.axis)
+    for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
+        name = re.sub(r"[^\w.-]+", "-", f"against-{method}-{dataset}-{metric}")[:150]
+        save(differences_by_noise(rows, rule, method), folder / f"{name}.png", forms)
+        title = f"{rule} less that of {method}"
+        pictures.append(Picture(folder / f"{name}.png", dataset, "", title))
     return pictures
 
 
@@ -329,6 +353,49 @@ def methods(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -> Figur
     )
     axes.grid(axis="x", **GRID)
     axes.set_axisbelow(True)
+    return figure
+
+
+def differences_by_noise(found: pd.DataFrame, rule: str, against: str) -> Figure:
+    """A line a method, the best on top: how far it is from another one under each noise.
+
+    ``found``: of ``comparison.differences``.
+    """
+    names, order, metric = conditions(found), list(found.method.unique()), _metric(found)
+    height = 1.2 + len(order) * (0.18 + 0.1 * len(names))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    low, high = _fences(pd.concat([found.difference, found.low, found.high]).dropna())
+    inside = found.difference.between(low, high)
+    for number, name in enumerate(names):
+        own = found[inside & (found.condition == name)]
+        shift = 0.7 * ((number + 0.5) / len(names) - 0.5)
+        axes.errorbar(
+            own.difference,
+            [order.index(method) + shift for method in own.method],
+            xerr=(own.high - own.difference).fillna(0),
+            linestyle="",
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            capsize=2,
+            label=name.replace("$", r"\$"),
+        )
+    labels = {method: [method] for method in order}
+    for row in found[~inside].itertuples():
+        labels[row.method].append(f"{row.condition}: {row.difference:+.1f}")
+    axes.set_yticks(
+        range(len(order)), ["\n".join(labels[method]).replace("$", r"\$") for method in order]
+    )
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(low, high)
+    unit = "points" if metric.unit == "%" else metric.heading
+    axes.set_xlabel(
+        f"{rule} less that of {against}, {unit}; bars: {100 - 200 * ALPHA:g} % interval"
+    )
+    axes.grid(axis="x", **GRID)
+    axes.set_axisbelow(True)
+    _legend(axes, "noise")
     return figure
 
 

@@ -18,12 +18,13 @@ TEX = {
 
 
 class Block(NamedTuple):
-    """A table with what stands above and below it."""
+    """A table with what stands above and below it; ``noise``: "" if the columns name it."""
 
     title: str
     noise: str
     table: pd.DataFrame
     notes: list[str]
+    numbers: str = "mean +- standard deviation over n seeds (ddof 1)"
 
 
 def render_blocks(blocks: list[Block], form: str) -> str:
@@ -35,8 +36,8 @@ def render_blocks(blocks: list[Block], form: str) -> str:
 
 
 def _block(block: Block, form: str) -> str:
-    seeds = "mean +- standard deviation over n seeds (ddof 1)"
-    title, table = f"{block.title}, noise {block.noise}, {seeds}", render(block.table, form)
+    noise = f", noise {block.noise}" if block.noise else ""
+    title, table = f"{block.title}{noise}, {block.numbers}", render(block.table, form)
     if form == "text":
         return f"{title}\n{table}" + "".join(f"{note}\n" for note in block.notes)
     if form == "markdown":

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.comparison import compare_all
+from utils.report.comparison import compare_all, conditions, differences
 from utils.report.identity import CELL, NOISE_RATE, TABLE
 from utils.report.render import Block, render, render_blocks
 from utils.report.statistics import ALPHA, difference_of_means, ranks, reversals
@@ -45,7 +45,8 @@ def tables(
     """Everything that is printed of some runs.
 
     ``margins``: see ``compare_all``; ``hard``: hard against incorrect samples; ``grid_rule``: a
-    column per noise fraction, by this rule; ``against``: see ``side_by_side``.
+    column per noise fraction, by this rule; ``against``: see ``side_by_side``, and with both a
+    column per noise, of differences.
     """
     if hard:
         return render_blocks(_hard_blocks(results), form)
@@ -56,10 +57,11 @@ def tables(
     if form == "csv":
         table = table.rename(columns={"fraction": results.axis.removeprefix("noise.")})
         return render(table.drop(columns="by_seed"), form)
-    if against is not None and against not in set(table.method):
-        raise UserError(
-            f"--against {against!r}: there are {'; '.join(dict.fromkeys(table.method))}"
-        )
+    if grid_rule and against:
+        found = differences(table, grid_rule, against, results.axis)
+        if found.empty:
+            raise UserError(f"--grid {grid_rule} --against {against}: nothing was run beside it")
+        return render_blocks(_grids_against(found, grid_rule, against), form)
     blocks = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         title = f"{dataset}, {METRICS[metric].heading}"
@@ -165,6 +167,19 @@ def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame
             row[f"{100 * fraction:g} %" if axis == NOISE_RATE else f"{axis}={fraction:g}"] = text
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _grids_against(found: pd.DataFrame, rule: str, against: str) -> list[Block]:
+    """A row per method, a column per noise: the difference to one of them, with its interval."""
+    blocks = []
+    for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
+        cells = rows.assign(text=list(map(interval, rows.difference, rows.low, rows.high)))
+        cells = cells.pivot(index="method", columns="condition", values="text").fillna("-")
+        shown = cells.loc[rows.method.unique(), conditions(rows)].reset_index()
+        title = f"{dataset}, {METRICS[metric].heading}, {rule} less that of {against}"
+        numbers = f"in brackets the {100 - 200 * ALPHA:g} % interval"
+        blocks.append(Block(title, "", shown, [], numbers))
+    return blocks
 
 
 def spread(mean: float, std: float, digits: int = 2) -> str:
