@@ -16,13 +16,14 @@ highest of the rounds; ratios are taken within a round.
 
 times whole steps instead: forward and backward pass of a small network on 28x28 images, optimiser
 and method. The methods that train two networks, those that keep predictions of every sample and
-those that learn from trusted samples are compared with Plain, by the lowest time of the rounds,
-which other work on the machine disturbs least.
+those that learn from trusted samples are compared with Plain: the median of the rounds, of ratios
+within a round. Many short rounds say more than a few long ones.
 """
 
 import argparse
 import functools
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ PER_SAMPLE = {
     "DataParameters": functools.partial(losses.DataParameters, num_outputs=NUM_OUTPUTS),
     "truncated GCE": functools.partial(losses.GCE, k=0.5),
     "MentorNet": functools.partial(
-        losses.MentorNet, noise_rate=0.4, epochs=1, steps_per_epoch=10, curriculum="self_paced"
+        losses.MentorNet, noise_rate=0.4, epochs=100, steps_per_epoch=10, curriculum="predefined"
     ),
     "ForwardCorrection": functools.partial(
         losses.ForwardCorrection,
@@ -67,6 +68,7 @@ NUM_SAMPLES = 50_000
 GIVEN = {"num_outputs": NUM_OUTPUTS, "given": torch.zeros(NUM_SAMPLES, dtype=torch.int64)}
 IN_TRAINING = {
     "Plain": losses.Plain,
+    **{name: functools.partial(make, num_samples=NUM_SAMPLES) for name, make in PER_SAMPLE.items()},
     "CoTeaching": functools.partial(losses.CoTeaching, num_samples=NUM_SAMPLES, noise_rate=0.4),
     "CoTeachingPlus": functools.partial(
         losses.CoTeachingPlus, num_samples=NUM_SAMPLES, noise_rate=0.4
@@ -132,7 +134,7 @@ class Training:
     """Steps of SGD on random images under a method that is past its first phase."""
 
     def __init__(self, name: str, device: torch.device):
-        make, networks = IN_TRAINING[name], getattr(getattr(losses, name), "networks", 1)
+        make, networks = IN_TRAINING[name], getattr(getattr(losses, name, None), "networks", 1)
         self.model = build_several(lambda: lenet(NUM_OUTPUTS), networks).to(device)
         facts = {"model": self.model} if networks > 1 else {}
         self.objective = as_objective(make(cross_entropy, **facts)).to(device)
@@ -164,19 +166,26 @@ class Training:
 def compare_training(
     batch_sizes: list[int], rounds: int, steps: int, device: torch.device
 ) -> pd.DataFrame:
-    """Microseconds of a step by method, the lowest of the rounds, and how many times Plain's."""
-    trainings = {name: Training(name, device) for name in IN_TRAINING}
-    rows = []
+    """Microseconds of a step by method, and how many times Plain's: medians of the rounds.
+
+    All networks of one kind are one and the same, and each round has an order of its own, so that
+    only the methods differ.
+    """
+    trainings, networks = {}, {}
+    for name in IN_TRAINING:
+        own = trainings[name] = Training(name, device)
+        own.model, own.optimizer = networks.setdefault(type(own.model), (own.model, own.optimizer))
+    rows, names = [], list(trainings)
     for batch_size in batch_sizes:
-        lowest = dict.fromkeys(trainings, math.inf)
-        for _ in range(rounds):
-            for name, training in trainings.items():
-                spent = training.microseconds(batch_size, steps)
-                lowest[name] = min(lowest[name], spent)
-        for name, spent in lowest.items():
-            row = {"batch_size": batch_size, "method": name, "microseconds": spent}
-            rows.append(row | {"over Plain": spent / lowest["Plain"]})
-    return pd.DataFrame(rows).round(2)
+        for number in range(rounds + 1):
+            random.Random(number).shuffle(names)
+            spent = {name: trainings[name].microseconds(batch_size, steps) for name in names}
+            if number:  # the first round warms up
+                for name in trainings:
+                    row = {"batch_size": batch_size, "method": name, "microseconds": spent[name]}
+                    rows.append(row | {"over Plain": spent[name] / spent["Plain"]})
+    by_method = pd.DataFrame(rows).groupby(["batch_size", "method"], sort=False)
+    return by_method.median().round(2).reset_index()
 
 
 def compare(spent: dict[tuple[str, int | None], float], batch_size: int) -> list[dict]:

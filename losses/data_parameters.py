@@ -119,7 +119,9 @@ class DataParameters(SampleLoss):
         given = scaled.gather(1, target.unsqueeze(1)).squeeze(1)
         grad = (given - expected) / (len(scaled) * temperature)
         if instance is not None:
-            self.instance.step(index, grad * instance.exp() + self.instance_decay * instance)
+            self.instance.step(
+                index, grad * instance.exp() + self.instance_decay * instance, instance
+            )
         if classes is not None:
             total = torch.zeros_like(self.classes.value)
             per_sample = grad * classes.exp() + self.class_decay * classes

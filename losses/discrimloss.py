@@ -150,7 +150,8 @@ class DiscrimLoss(SampleLoss):
             if self.training:
                 self._update_threshold(average)
             gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
-            log_sigma = self.log_sigma(index).to(losses.dtype)
+            own = self.log_sigma(index)
+            log_sigma = own.to(losses.dtype)
             weight = log_sigma.neg().exp_()
             factor = suppression_factor(self.suppression, self.epoch, self.suppression_epochs)
             if factor != 1:
@@ -160,7 +161,7 @@ class DiscrimLoss(SampleLoss):
                 grad = value * (-1 / len(value))
                 if self.sigma_decay:
                     grad = grad + self.sigma_decay * log_sigma
-                self.log_sigma.step(index, grad)
+                self.log_sigma.step(index, grad, own)
         # This adds 0, and the gradient: in the average, only the new loss has one.
         return torch.addcmul(value, weight * share, losses - losses.detach())
 

@@ -93,7 +93,8 @@ class JointOptimization(SampleLoss):
         if begin < window:
             raise UserError(
                 f"begin must be at least window, because an epoch adds one prediction and window "
-                f"of them are averaged, got begin={begin} and window={window}"
+                f"of them are averaged, got begin={begin} and window={window}: raise begin or "
+                "lower window"
             )
         if epochs is not None and begin > epochs:
             raise UserError(
@@ -121,7 +122,7 @@ class JointOptimization(SampleLoss):
         check_index(self, index, target, self.num_samples)
         output = full_precision(output)
         if self.epoch >= self.begin:
-            target = self.soft_target[index].to(output.dtype)
+            target = self.soft_target.index_select(0, index).to(output.dtype)
         match = self.task_loss(output, target)
         log_p = output.log_softmax(1)
         p = log_p.exp()
@@ -131,8 +132,9 @@ class JointOptimization(SampleLoss):
         return match + self.alpha * imbalance(log_p, self.prior) + self.beta * entropy
 
     def _remember(self, prediction, index):
-        number = self.num_predictions[index]
-        self.ring[index, (number % self.window).long()] = prediction.to(self.ring.dtype)
+        number = self.num_predictions.index_select(0, index)
+        oldest = index * self.window + number % self.window
+        self.ring.view(-1, self.num_outputs).index_copy_(0, oldest, prediction.to(self.ring.dtype))
         self.num_predictions.index_copy_(0, index, number + 1)
 
     @torch.no_grad()

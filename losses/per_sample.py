@@ -48,9 +48,12 @@ class PerSampleParameter(nn.Module):
         return self.value.index_select(0, index)  # on a CPU in half the time of [index]
 
     @torch.no_grad()
-    def step(self, index: Tensor, grad: Tensor):
-        """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``."""
-        value = self.value.index_select(0, index)
+    def step(self, index: Tensor, grad: Tensor, value: Tensor | None = None):
+        """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``.
+
+        ``value [B]``: what ``forward`` has said of them, to save looking again.
+        """
+        value = self(index) if value is None else value
         velocity = self.velocity.index_select(0, index)
         grad = grad.to(self.velocity.dtype)
         moved = grad != 0

@@ -104,7 +104,7 @@ class SELFIE(SampleLoss):
         if warm_up < q:
             raise UserError(
                 f"warm_up must be at least q, since a sample has a vote an epoch and needs q of "
-                f"them, got warm_up={warm_up} and q={q}"
+                f"them, got warm_up={warm_up} and q={q}: raise warm_up or lower q"
             )
         if epochs is not None and warm_up >= epochs:
             raise UserError(
@@ -127,13 +127,14 @@ class SELFIE(SampleLoss):
     def forward(self, output: Tensor, target: Tensor, index: Tensor) -> Tensor:
         check_index(self, index, target, self.num_samples)
         output = full_precision(output)
-        given, corrected, number = self.given[index], self.corrected[index], self.num_votes[index]
+        kept = (self.given, self.corrected, self.num_votes)
+        given, corrected, number = (state.index_select(0, index) for state in kept)
         # a target that differs from the given label is a correction of an earlier run
         corrected = torch.where((corrected < 0) & (target != given), target, corrected)
         given_loss = self.task_loss(output.detach(), given)
         selecting = self.epoch >= self.warm_up
         if selecting:
-            uncertainty, agreed = vote(self.votes[index].long(), self.num_outputs)
+            uncertainty, agreed = vote(self.votes.index_select(0, index).long(), self.num_outputs)
             certain = (uncertainty <= self.eps) & (number >= self.q)
             corrected = torch.where(certain, agreed, corrected)
         refurbished = corrected >= 0
@@ -143,7 +144,8 @@ class SELFIE(SampleLoss):
             losses = torch.where(selected, losses, 0) / selected.mean(dtype=losses.dtype)
         if self.training:
             newest = output.detach().argmax(1).to(self.votes.dtype)
-            self.votes[index, (number % self.q).long()] = newest
+            oldest = index * self.q + number % self.q
+            self.votes.view(-1).index_copy_(0, oldest, newest)
             self.num_votes.index_copy_(0, index, number + 1)
             self.corrected.index_copy_(0, index, corrected)
             self.last_loss.index_copy_(0, index, given_loss.to(self.last_loss.dtype))
@@ -151,8 +153,9 @@ class SELFIE(SampleLoss):
 
     def _clean(self, losses):
         """Mask [B] of the ceil(B (1 - tau)) smallest losses; of equal ones, the first."""
-        rank = losses.argsort(stable=True).argsort()
-        return rank < max(1, math.ceil(len(losses) * (1 - self.tau) - 1e-6))
+        count = max(1, math.ceil(len(losses) * (1 - self.tau) - 1e-6))
+        chosen = losses.argsort(stable=True)[:count]
+        return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, chosen, True)
 
     def labels(self) -> Tensor:
         """The corrected labels [N], and the given ones where there is no correction."""

@@ -272,7 +272,7 @@ def test_a_part_of_numbers_can_be_held_out(run):
             "the targets of this dataset are for regression: set task=regression",
         ),
         (["noise.kind=symmetric"], "noise.kind=symmetric is for classes"),
-        ([*SMALL, "loss=GCE"], "for regression use Plain, SuperLoss or DiscrimLoss"),
+        ([*SMALL, "loss=GCE"], "for regression use Plain, SuperLoss, DiscrimLoss or, with"),
         (["model=mlp"], "takes images"),
     ],
 )

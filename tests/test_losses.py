@@ -337,10 +337,7 @@ def test_an_argument_outside_its_range_is_named(name, arguments, message):
     "name", ["DiscrimLoss", "DataParameters", "SELFIE", "JointOptimization", "TwoStage"]
 )
 @pytest.mark.parametrize("bad", [-1, N])
-@pytest.mark.parametrize("with_numpy", [True, False])
-def test_an_index_outside_the_training_set_is_an_error(name, bad, with_numpy, monkeypatch):
-    if not with_numpy:
-        monkeypatch.setattr("losses.base.np", None)
+def test_an_index_outside_the_training_set_is_an_error(name, bad):
     loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
     output, target = torch.randn(B, C), torch.zeros(B, dtype=torch.long)
     index = torch.arange(B)
@@ -354,10 +351,7 @@ def test_an_index_outside_the_training_set_is_an_error(name, bad, with_numpy, mo
 
 
 @pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters", "SELFIE"])
-@pytest.mark.parametrize("with_numpy", [True, False])
-def test_an_index_twice_in_a_batch_is_an_error(name, with_numpy, monkeypatch):
-    if not with_numpy:
-        monkeypatch.setattr("losses.base.np", None)
+def test_an_index_twice_in_a_batch_is_an_error(name):
     loss = make(name, REQUIRED.get(name, [{}])[0], cross_entropy)
     output, target, index = torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.arange(B)
     index[3] = 6

@@ -64,7 +64,8 @@ def build(package, spec: dict, **context):
         theirs = constructor.__module__.startswith("torch.")
         too_large = isinstance(error, RuntimeError) and TOO_LARGE.search(str(error))
         if isinstance(error, UserError) or theirs or too_large:
-            raise UserError(f"{spec['name']}: {error}") from error
+            named = str(error).startswith(f"{spec['name']} ")
+            raise UserError(str(error) if named else f"{spec['name']}: {error}") from error
         raise
 
 

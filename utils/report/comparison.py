@@ -154,8 +154,8 @@ def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float
     """What the first published number of this rule, or of an unknown one, says of these values.
 
     Numbers of the same protocol are preferred; without any, the most alike one is shown alone.
-    ``also_published``: the further numbers of the same protocol that this rule could be held
-    against, each with how it was chosen.
+    ``also_published``: the further numbers of the same protocol that this rule is held against,
+    each with how it was chosen, the difference to it and its own verdict.
     """
     same = [(number, different) for number, different in matches if not different]
     comparable = [
@@ -164,11 +164,10 @@ def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float
         if rule in published.COMPARED.get(number["rule"], ())
     ]
     for number, different in comparable[:1]:
-        further = [published.in_words(number) for number, _ in comparable[1:]]
         row = {
             "published": number.value,
             "published_rule": number["rule"],
-            "also_published": "; ".join(dict.fromkeys(further)),
+            "also_published": "",
             "source": f"{number.paper}; {number.source}",
             "convention": number.convention,
             "selected": number.selected,
@@ -176,12 +175,21 @@ def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float
         }
         if different:
             return row | {"verdict": f"not compared: there {', '.join(different)}"}
-        margin = absolute(margin, number.value)
-        sample = (number["std"], int(number.n)) if published.is_sample(number) else ()
-        difference, low, high, verdict = compare(values, number.value, margin, *sample)
-        row |= {"difference": difference, "low": low, "high": high}
-        return row | {"verdict": verdict, "margin": margin}
+        further = []
+        for other, _ in comparable[1:]:
+            difference, _, _, verdict = _compared(values, other, margin)
+            further.append(f"{published.in_words(other)}: {difference:+.2f}, {verdict}")
+        difference, low, high, verdict = _compared(values, number, margin)
+        row |= {"also_published": "; ".join(dict.fromkeys(further))}
+        row |= {"difference": difference, "low": low, "high": high, "verdict": verdict}
+        return row | {"margin": absolute(margin, number.value)}
     return {}
+
+
+def _compared(values: list[float], number: pd.Series, margin: float | str):
+    """The difference to a published number, its interval, low and high, and the verdict."""
+    sample = (number["std"], int(number.n)) if published.is_sample(number) else ()
+    return compare(values, number.value, absolute(margin, number.value), *sample)
 
 
 def absolute(margin: float | str, value: float) -> float:

@@ -285,8 +285,9 @@ def source_notes(table: pd.DataFrame) -> list[str]:
         )
     if (compared.also_published != "").any():
         notes.append(
-            "Of several published numbers of one cell, the difference is to the first: the one "
-            "that states most of its parameters, and of these the one of most seeds"
+            "Of several published numbers of one cell, the columns difference and verdict are of "
+            "the first: the one that states most of its parameters, and of these the one of most "
+            "seeds; the others have theirs beside them"
         )
     return notes
 
