@@ -78,6 +78,17 @@ def test_numbers_of_the_methods_with_two_networks():
         ("mnist_mlp", "jocor", {}, [96.64, 95.90]),
         ("mnist_mlp", "decoupling", {}, [66.77]),
         ("mnist_mlp", "gce", {}, []),
+        ("cifar10", "co_teaching", {}, [74.02]),
+        ("cifar10", "co_teaching", {"noise.fraction": 0.2}, [82.32, 82.08, 82.33, 83.02]),
+        ("cifar10", "decoupling", {}, [51.49]),
+        ("cifar10", "co_teaching_plus", {}, [57.75, 57.65, 60.18]),
+        ("cifar100", "co_teaching", {}, [41.37]),
+        (
+            "cifar100",
+            "decoupling",
+            {"noise.kind": "pair_coteaching", "noise.fraction": 0.45},
+            [26.05],
+        ),
     ):
         changes = [f"{key}={value}" for key, value in overrides.items()]
         config = load(f"params/{folder}/{method}.yaml", changes, SCHEMAS)
