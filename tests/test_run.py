@@ -610,7 +610,15 @@ def test_two_processes_cannot_write_one_run(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "more"), [("discrimloss", []), ("plain", RECORD), ("rsl_mixmatch", [])]
+    ("method", "more"),
+    [
+        ("discrimloss", []),
+        ("plain", RECORD),
+        ("rsl_mixmatch", []),
+        ("co_teaching_plus", []),
+        ("selfie", []),
+        ("joint_optimization", []),
+    ],
 )
 def test_kill_9_at_any_moment_loses_at_most_what_came_after_the_last_checkpoint(
     run, tmp_path, method, more
