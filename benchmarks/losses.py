@@ -15,8 +15,8 @@ highest of the rounds; ratios are taken within a round.
     python -m benchmarks.losses --training threads=1
 
 times whole steps instead: forward and backward pass of a small network on 28x28 images, optimiser
-and method. The methods that train two networks, those that keep predictions of every sample and
-those that learn from trusted samples are compared with Plain: the median of the rounds, of ratios
+and method. The methods that keep something of each sample, train two networks or learn from trusted
+samples are compared with Plain: the median of the rounds, of ratios
 within a round. Many short rounds say more than a few long ones.
 """
 
@@ -54,7 +54,7 @@ PER_SAMPLE = {
     "DataParameters": functools.partial(losses.DataParameters, num_outputs=NUM_OUTPUTS),
     "truncated GCE": functools.partial(losses.GCE, k=0.5),
     "MentorNet": functools.partial(
-        losses.MentorNet, noise_rate=0.4, epochs=100, steps_per_epoch=10, curriculum="predefined"
+        losses.MentorNet, noise_rate=0.4, epochs=100, steps_per_epoch=10, curriculum="self_paced"
     ),
     "ForwardCorrection": functools.partial(
         losses.ForwardCorrection,
@@ -77,7 +77,7 @@ IN_TRAINING = {
     "Decoupling": functools.partial(losses.Decoupling, num_samples=NUM_SAMPLES),
     "SELFIE": functools.partial(losses.SELFIE, num_samples=NUM_SAMPLES, noise_rate=0.4, **GIVEN),
     "JointOptimization": functools.partial(
-        losses.JointOptimization, num_samples=NUM_SAMPLES, **GIVEN
+        losses.JointOptimization, num_samples=NUM_SAMPLES, begin=10, **GIVEN
     ),
     "TwoStage": functools.partial(losses.TwoStage, num_samples=NUM_SAMPLES, **GIVEN),
     "LearningToReweight": functools.partial(

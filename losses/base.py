@@ -37,7 +37,7 @@ class SampleLoss(nn.Module):
     needs_soft_targets = False
     follows_epochs = False
     epoch = 0
-    num_drawn = 0  # samples in training mode since set_epoch
+    num_drawn = 0  # samples in training mode in epoch 0, since set_epoch
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -107,7 +107,7 @@ class Objective(nn.Module):
     follows_epochs = False
     scored: tuple[Tensor, Tensor, Tensor] | None = None
     epoch = 0
-    num_drawn = 0  # samples in training mode since set_epoch
+    num_drawn = 0  # samples in training mode in epoch 0, since set_epoch
 
     def set_epoch(self, epoch: int):
         """As SampleLoss.set_epoch: may be called twice for the same epoch, and changes no state."""
@@ -201,12 +201,13 @@ def _described(task_loss):
 def check_index(method: nn.Module, index: Tensor, target: Tensor, num_samples: int):
     """Raise for an index that does not number the samples of this batch.
 
-    Values are checked on the CPU only: on a GPU the check would stall every step. On any device it
-    warns if epoch 0 has drawn more than all samples.
+    Values are checked on the CPU only, and not in compiled code: on a GPU the check would stall
+    every step, and each batch would be compiled anew. On any device it warns if epoch 0 has drawn
+    more than all samples.
 
     Raises:
-        UserError: index and target differ in their number of samples; in training mode, an index
-            that occurs twice.
+        UserError: index is not [B] of int64, or differs from the target in its number of samples;
+            in training mode, an index that occurs twice.
         IndexError: an index outside [0, num_samples); a negative one would otherwise update another
             sample in silence.
     """
@@ -215,8 +216,10 @@ def check_index(method: nn.Module, index: Tensor, target: Tensor, num_samples: i
             "index must hold one training-set position per target: "
             f"{list(target.shape[:1])}, got {list(index.shape)}"
         )
-    if index.is_cpu and index.numel():
-        drawn = index.tolist()  # of 128 numbers Python asks in a quarter of the time of operations
+    if index.dim() != 1 or index.dtype != torch.int64:
+        raise UserError(f"index must be [B], of int64, got {list(index.shape)}, of {index.dtype}")
+    if index.is_cpu and index.numel() and not torch.compiler.is_compiling():
+        drawn = index.tolist()  # Python looks at 128 numbers faster than operations on tensors do
         low, high = min(drawn), max(drawn)
         if low < 0 or high >= num_samples:
             raise IndexError(

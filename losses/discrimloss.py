@@ -150,7 +150,7 @@ class DiscrimLoss(SampleLoss):
             if self.training:
                 self._update_threshold(average)
             gamma = self.a * math.tanh(self.p * (self.epoch - self.q)) + self.a + 1
-            own = self.log_sigma(index)
+            own = self.log_sigma(index)  # in float32, as its step wants it
             log_sigma = own.to(losses.dtype)
             weight = log_sigma.neg().exp_()
             factor = suppression_factor(self.suppression, self.epoch, self.suppression_epochs)

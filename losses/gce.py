@@ -46,12 +46,12 @@ class GCE(SampleLoss):
 
     Deviations of the truncated loss from public code (github.com/AlanChou/Truncated-Loss; the
     authors of the paper published none): 1. That prunes by the network with the best accuracy so
-    far on the *test* set; here by the present one, and a choice by held-out labels is left out. 2.
-    There an epoch that begins with a refresh trains nothing, as the optimiser keeps the parameters
-    of another copy of the network; here it trains. 3. There p is that of augmented images, here
-    not. 4. A refresh that would prune every sample changes nothing, since a network without any
-    gradient would never get a sample back. The paper sums over the batch, code and this class
-    average.
+    far on the *test* set; here by the present one, never by one that was chosen by held-out labels.
+    2. There an epoch that begins with a refresh trains nothing, as the optimiser keeps the
+    parameters of another copy of the network; here it trains. 3. There p is that of augmented
+    images, here not. 4. A refresh that would prune every sample changes nothing, since a network
+    without any gradient would never get a sample back. The paper sums over the batch, code and this
+    class average.
 
     Raises:
         UserError: a regression task loss, an argument outside its range, k without num_samples.

@@ -51,7 +51,7 @@ class PerSampleParameter(nn.Module):
     def step(self, index: Tensor, grad: Tensor, value: Tensor | None = None):
         """One SGD step of the entries ``index [B]``, each at most once, along ``grad [B]``.
 
-        ``value [B]``: what ``forward`` has said of them, to save looking again.
+        ``value [B]``: what ``forward`` has returned for them, unchanged, to save looking again.
         """
         value = self(index) if value is None else value
         velocity = self.velocity.index_select(0, index)

@@ -347,7 +347,22 @@ def test_an_index_outside_the_training_set_is_an_error(name, bad):
         loss(output, target, index)
     with pytest.raises(ValueError, match="one training-set position per target"):
         loss(output, target, torch.arange(B).unsqueeze(1))
+    with pytest.raises(ValueError, match="of int64, got"):
+        loss(output, target, torch.arange(B, dtype=torch.int32))
     assert same(before, state(loss))
+
+
+def test_a_compiled_loss_is_not_compiled_for_each_batch():
+    loss = torch.compile(DiscrimLoss(cross_entropy, N), backend="eager")
+
+    def step():
+        loss(torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.randperm(N)[:B])
+
+    step()
+    step()  # the first has found the threshold unset
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            step()
 
 
 @pytest.mark.parametrize("name", ["DiscrimLoss", "DataParameters", "SELFIE"])

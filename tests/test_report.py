@@ -820,16 +820,21 @@ def test_differences_under_all_noises_are_one_table_and_one_picture(run_report, 
         "mnist, accuracy (%), last less that of Plain, in brackets the 90 % interval",
         "method human:worse permute 40 %",
         "SuperLoss +1.50 +1.50",  # one seed has no interval
-        "GCE +1.00 [+1.00, +1.00] +1.00 [+1.00, +1.00]",
+        "GCE +1.00 [+1.00, +1.00] paired +1.00 [+1.00, +1.00] paired",
         "DataParameters - -80.50",
     ]
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {f"against-Plain-mnist-accuracy.{form}" for form in ("png", "svg")}
-    picture = (tmp_path / "pictures/against-Plain-mnist-accuracy.svg").read_text()
+    assert names == {f"last-mnist-accuracy-against-Plain.{form}" for form in ("png", "svg")}
+    picture = (tmp_path / "pictures/last-mnist-accuracy-against-Plain.svg").read_text()
     for text in ("human:worse", "permute 40 %: -80.5", "GCE"):  # in comments beside the glyphs
         assert f"<!-- {text} -->" in picture
     printed, _ = run_report(*asked[:2], "best", "--against", "GCE", "--format", "markdown")
-    assert "| Plain | -1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00] |" in printed
+    assert "| Plain | -1.00 [-1.00, -1.00] paired | -1.00 [-1.00, -1.00] paired |" in printed
+    pair = {"noise": {"kind": "pair", "fraction": 0.45}}
+    make_run(tmp_path / "runs/pair", [90.0], **MNIST | pair | {"loss": {"name": "GCE"}})
+    printed, _ = run_report(*asked)
+    assert "Without Plain, and so not here: mnist, pair 45 %" in printed
+    assert "does not go with --over" in run_report(*asked, "--over", "loss.q", code=2)[1]
     _, complaint = run_report(*asked, "--where", "label == 'Plain'", code=2)
     assert "--grid last --against Plain: nothing was run beside it" in complaint
     _, complaint = run_report(*asked[:-1], "Plan", code=2)

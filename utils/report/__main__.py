@@ -62,6 +62,10 @@ def main(arguments: list[str]) -> int:
 
 def report(options: argparse.Namespace):
     """Print the tables of the runs that are named, and write whatever else is asked for."""
+    if options.hard and (options.grid or options.against):
+        raise UserError("--hard is a table of its own, without --grid and --against")
+    if options.over and options.against:
+        raise UserError("--against compares at the same noise, and does not go with --over")
     if not options.runs:
         raise UserError(
             "say which folders to read, e.g. runs/ or results/mnist; --help says the rest"
@@ -93,8 +97,6 @@ def report(options: argparse.Namespace):
 
 def chosen(results: Results, options: argparse.Namespace) -> Results:
     """Those of --table and --where, along what --over says."""
-    if options.hard and (options.grid or options.against):
-        raise UserError("--hard is a table of its own, without --grid and --against")
     if options.over and (not options.grid or options.html or options.log):
         raise UserError("--over goes with --grid RULE and --figures, and not with --html or --log")
     if options.over:  # so that a condition is on what is shown
@@ -182,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
         "--against",
         metavar="METHOD",
         help="how far the others' last epoch is from this one's, in units of the metric; "
-        "not in csv. With --grid one table and one of --figures for all noises",
+        "not in csv. With --grid by its rule and under all noises, which --figures draws",
     )
     add(
         "--where",

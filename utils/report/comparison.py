@@ -7,7 +7,7 @@ from utils.epoch_rules import RULES
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.identity import CELL, NOISE_RATE, TABLE
+from utils.report.identity import CELL, TABLE
 from utils.report.run_files import LEARNED
 from utils.report.statistics import compare, difference_of_means, ranks
 
@@ -48,7 +48,8 @@ def compare_all(
 ) -> pd.DataFrame:
     """A row per cell and rule; a cell is what differs only in the seed.
 
-    The columns are COLUMNS and ``by_seed``, the values themselves.
+    The columns are COLUMNS, ``by_seed``, the values themselves, and ``further``, the sources of
+    the numbers in ``also_published``.
 
     Cells of it are empty if a rule has no number, there is none to compare with, or the published
     one is of another rule. ``margins``: by the name of a metric, instead of its own.
@@ -67,7 +68,7 @@ def compare_all(
                 row = {"rule": rule, "n": len(values), "mean": np.mean(values), "std": spread}
                 row |= {"by_seed": by_seed} | _verdict(rule, values, alike, margin)
                 rows.append(shared | row)
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "by_seed"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "by_seed", "further"])
     for (*_, metric, _, _), group in table.groupby([*TABLE, "fraction", "rule"], sort=False):
         means = dict(zip(group.index, group["mean"], strict=True))
         order = ranks(means, METRICS[metric].higher_is_better)
@@ -75,18 +76,15 @@ def compare_all(
     return table
 
 
-def differences(
-    table: pd.DataFrame, rule: str, against: str, axis: str = NOISE_RATE
-) -> pd.DataFrame:
+def differences(table: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
     """How far the methods are from one of them at the same noise, by one rule for the epoch.
 
     A row per dataset, metric, method and noise at which both were run: the difference of the means
-    and its interval, low to high (see ``difference_of_means``), and the test. The methods stand in
-    the order of their mean difference, the best first.
+    and its interval, low to high, and by which test (see ``difference_of_means``). The methods
+    stand in the order of their mean difference, the best first, which is no ranking where they
+    were run under different noises.
 
-    Args:
-        table: of ``compare_all``.
-        axis: the key of the configuration that stands in the column fraction.
+    ``table``: of ``compare_all``.
     """
     rows = []
     for key, group in table[table["rule"] == rule].groupby([*TABLE, "fraction"], sort=False):
@@ -95,7 +93,7 @@ def differences(
         for cell in group[group.method != against].itertuples() if len(base) else ():
             difference, half, test = difference_of_means(cell.by_seed, base.iloc[0])
             span = (difference, difference - half, difference + half, test)
-            rows.append((*key, _condition(noise, fraction, axis), cell.method, *span))
+            rows.append((*key, condition_of(noise, fraction), cell.method, *span))
     numbers = ["difference", "low", "high", "test"]
     shown = pd.DataFrame(rows, columns=[*TABLE, "fraction", "condition", "method", *numbers])
     gain = shown.difference * shown.metric.map(lambda name: METRICS[name].sign)
@@ -109,10 +107,8 @@ def conditions(found: pd.DataFrame) -> list[str]:
     return list(found.sort_values(["noise", "fraction"]).condition.unique())
 
 
-def _condition(noise: str, fraction: float, axis: str) -> str:
+def condition_of(noise: str, fraction: float) -> str:
     """What noise, in words: "permute 40 %"; labels that people gave, or of a file, have no rate."""
-    if axis != NOISE_RATE:
-        return f"{noise} {axis}={fraction:g}"
     if noise == "none" or noise.startswith(("human:", "file:")):
         return noise
     return f"{noise} {100 * fraction:g} %"
@@ -168,25 +164,36 @@ def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float
             "published": number.value,
             "published_rule": number["rule"],
             "also_published": "",
-            "source": f"{number.paper}; {number.source}",
-            "convention": number.convention,
-            "selected": number.selected,
-            "confidence": number.confidence,
+            "further": [],
+            **_source(number),
         }
         if different:
             return row | {"verdict": f"not compared: there {', '.join(different)}"}
-        further = []
+        also = []
         for other, _ in comparable[1:]:
             difference, _, _, verdict = _compared(values, other, margin)
-            further.append(f"{published.in_words(other)}: {difference:+.2f}, {verdict}")
+            also.append(f"{published.in_words(other)}: {difference:+.2f}, {verdict}")
         difference, low, high, verdict = _compared(values, number, margin)
-        row |= {"also_published": "; ".join(dict.fromkeys(further))}
+        row["also_published"] = "; ".join(dict.fromkeys(also))
+        row["further"] = [_source(other) for other, _ in comparable[1:]]
         row |= {"difference": difference, "low": low, "high": high, "verdict": verdict}
         return row | {"margin": absolute(margin, number.value)}
     return {}
 
 
-def _compared(values: list[float], number: pd.Series, margin: float | str):
+def _source(number: pd.Series) -> dict[str, str]:
+    """Where a published number is from, and how it was made and read."""
+    return {
+        "source": f"{number.paper}; {number.source}",
+        "convention": number.convention,
+        "selected": number.selected,
+        "confidence": number.confidence,
+    }
+
+
+def _compared(
+    values: list[float], number: pd.Series, margin: float | str
+) -> tuple[float, float, float, str]:
     """The difference to a published number, its interval, low and high, and the verdict."""
     sample = (number["std"], int(number.n)) if published.is_sample(number) else ()
     return compare(values, number.value, absolute(margin, number.value), *sample)

@@ -80,12 +80,14 @@ def draw(
     return pictures
 
 
-def _draw_against(results: Results, folder: Path, forms: tuple, rule: str, method: str):
-    table = compare_all(results, published.load()[:0])
+def _draw_against(
+    results: Results, folder: Path, forms: tuple[str, ...], rule: str, method: str
+) -> list[Picture]:
+    """The differences to one method under all noises, a picture a dataset and metric."""
     pictures = []
-    found = differences(table, rule, method, results.axis)
+    found = differences(compare_all(results, published.load()), rule, method)
     for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
-        name = re.sub(r"[^\w.-]+", "-", f"against-{method}-{dataset}-{metric}")[:150]
+        name = re.sub(r"[^\w.-]+", "-", f"{rule}-{dataset}-{metric}-against-{method}")[:150]
         save(differences_by_noise(rows, rule, method), folder / f"{name}.png", forms)
         title = f"{rule} less that of {method}"
         pictures.append(Picture(folder / f"{name}.png", dataset, "", title))
@@ -365,8 +367,9 @@ def differences_by_noise(found: pd.DataFrame, rule: str, against: str) -> Figure
     height = 1.2 + len(order) * (0.18 + 0.1 * len(names))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
-    low, high = _fences(pd.concat([found.difference, found.low, found.high]).dropna())
-    inside = found.difference.between(low, high)
+    ends = found[["difference", "low", "high"]]
+    low, high = _fences(pd.concat([*(ends[name] for name in ends), pd.Series([0.0])]).dropna())
+    inside = (ends.isna() | ((ends >= low) & (ends <= high))).all(axis=1)
     for number, name in enumerate(names):
         own = found[inside & (found.condition == name)]
         shift = 0.7 * ((number + 0.5) / len(names) - 0.5)
@@ -375,8 +378,8 @@ def differences_by_noise(found: pd.DataFrame, rule: str, against: str) -> Figure
             [order.index(method) + shift for method in own.method],
             xerr=(own.high - own.difference).fillna(0),
             linestyle="",
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
+            color=COLOURS[number % 8],
+            marker=MARKERS[(number + number // 8) % 8],
             capsize=2,
             label=name.replace("$", r"\$"),
         )

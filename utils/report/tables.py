@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.metrics import METRICS
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.comparison import compare_all, conditions, differences
+from utils.report.comparison import compare_all, condition_of, conditions, differences
 from utils.report.identity import CELL, NOISE_RATE, TABLE
 from utils.report.render import Block, render, render_blocks
 from utils.report.statistics import ALPHA, difference_of_means, ranks, reversals
@@ -56,12 +56,12 @@ def tables(
     table = compare_all(results, numbers, margins)
     if form == "csv":
         table = table.rename(columns={"fraction": results.axis.removeprefix("noise.")})
-        return render(table.drop(columns="by_seed"), form)
+        return render(table.drop(columns=["by_seed", "further"]), form)
     if grid_rule and against:
-        found = differences(table, grid_rule, against, results.axis)
+        found = differences(table, grid_rule, against)
         if found.empty:
             raise UserError(f"--grid {grid_rule} --against {against}: nothing was run beside it")
-        return render_blocks(_grids_against(found, grid_rule, against), form)
+        return render_blocks(_grids_against(table, found, grid_rule, against), form)
     blocks = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         title = f"{dataset}, {METRICS[metric].heading}"
@@ -143,7 +143,11 @@ def _joined(rules, texts) -> str:
 def _difference(own: pd.Series, other: pd.Series) -> str:
     """The difference of the means of two rows; if known, its interval, and by which test."""
     difference, half, test = difference_of_means(own.by_seed, other.by_seed)
-    return f"{interval(difference, difference - half, difference + half)} {test}".rstrip()
+    return _shown(difference, difference - half, difference + half, test)
+
+
+def _shown(difference: float, low: float, high: float, test: str) -> str:
+    return f"{interval(difference, low, high)} {test}".rstrip()
 
 
 def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame:
@@ -169,16 +173,28 @@ def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _grids_against(found: pd.DataFrame, rule: str, against: str) -> list[Block]:
-    """A row per method, a column per noise: the difference to one of them, with its interval."""
+def _grids_against(
+    table: pd.DataFrame, found: pd.DataFrame, rule: str, against: str
+) -> list[Block]:
+    """A row per method, a column per noise: the difference to one of them, with its interval.
+
+    Below the last one stands where that one was not run.
+    """
     blocks = []
     for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
-        cells = rows.assign(text=list(map(interval, rows.difference, rows.low, rows.high)))
-        cells = cells.pivot(index="method", columns="condition", values="text").fillna("-")
+        texts = map(_shown, rows.difference, rows.low, rows.high, rows.test)
+        cells = rows.assign(text=list(texts)).groupby(["method", "condition"]).text.first()
+        cells = cells.unstack().fillna("-")
         shown = cells.loc[rows.method.unique(), conditions(rows)].reset_index()
         title = f"{dataset}, {METRICS[metric].heading}, {rule} less that of {against}"
         numbers = f"in brackets the {100 - 200 * ALPHA:g} % interval"
         blocks.append(Block(title, "", shown, [], numbers))
+    keys = ["dataset", "noise", "fraction"]
+    known = set(found[keys].itertuples(index=False, name=None))
+    others = [key for key in dict.fromkeys(table[keys].itertuples(index=False, name=None))]
+    missing = [f"{key[0]}, {condition_of(*key[1:])}" for key in others if key not in known]
+    if missing:
+        blocks[-1].notes.append(f"Without {against}, and so not here: {'; '.join(missing)}")
     return blocks
 
 
@@ -271,10 +287,11 @@ def _doubt(rows, first, second, rules) -> str:
 def source_notes(table: pd.DataFrame) -> list[str]:
     """Where the published numbers are from, and what the verdicts mean."""
     compared = table[table.published.notna()]
-    sources = compared[["source", "convention", "selected", "confidence"]].drop_duplicates()
+    keys = ["source", "convention", "selected", "confidence"]
+    sources = compared[keys].to_dict("records") + [one for row in compared.further for one in row]
     notes = []
-    for source, convention, selected, confidence in sources.itertuples(index=False, name=None):
-        parts = (f"noise: {convention}", selected, confidence)
+    for source, convention, *rest in dict.fromkeys(tuple(one.values()) for one in sources):
+        parts = (f"noise: {convention}", *rest)
         notes.append(f"Published: {source}; {'; '.join(part for part in parts if part)}")
     margins = sorted(set(compared.margin.dropna()))
     if margins:
