@@ -35,6 +35,8 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.search table results/mnist_search/trials.csv --figure results/pictures/trials.png > /dev/null
 	$(PY) -m utils.search table results/cifar10_features_search/trials.csv --figure results/pictures/features_trials.png > /dev/null
 	$(PY) -m utils.report results/cifar10n --figures runs/pictures/cifar10n > /dev/null
+	$(PY) -m utils.report results/mnist_mlp results/mnist_mlp_chosen --grid last --against Plain --figures runs/pictures/mnist_mlp > /dev/null
+	cp runs/pictures/mnist_mlp/last-mnist-accuracy-against-Plain.png results/pictures/mnist_mlp.png
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	$(PY) -m utils.report results/mnist_trusted --grid last --over trusted.count --where "label in ['MentorNet DD', 'CleanNet', 'fine-tuned on the trusted', 'trusted among the others', 'trusted alone', 'Plain']" --figures runs/pictures/trusted > /dev/null
 	cp runs/pictures/trusted/trusted.count-mnist-permute.png results/pictures/trusted.png
