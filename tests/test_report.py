@@ -225,7 +225,7 @@ def test_every_format_says_the_same(run_report, folder):
     assert r"97.00 $\pm$ 0.10 & " in latex and r"mean\_last\_5" in latex and r"36.0 \%" in latex
     assert latex.count("\\\\\n") == 3 and r"\caption{mnist, accuracy (\%)" in latex
     lines, _ = run_report(folder, "--format", "csv")
-    assert lines == render(table_of(folder).drop(columns="by_seed"), "csv")
+    assert lines == render(table_of(folder).drop(columns=["by_seed", "further"]), "csv")
 
 
 def test_what_is_no_finished_run_is_named_and_not_counted(run_report, folder):
@@ -881,10 +881,12 @@ def test_all_published_numbers_of_a_cell_are_shown(tmp_path):
         )
     table = table_of(tmp_path)
     shown = tables.side_by_side(table).iloc[0]
-    further = "also 95.80 (best; n = 1; best of 30 trials)"
+    further = "also 95.80 (best; n = 1; best of 30 trials): +0.22, reproduced"
     assert shown.published == f"96.15 (best); {further}"
     assert shown.difference.startswith("-0.13")  # to the mean of five seeds
-    assert tables.source_notes(table)[-1].startswith("Of several published numbers of one cell")
+    notes = tables.source_notes(table)
+    assert notes[-1].startswith("Of several published numbers of one cell")
+    assert sum(note.startswith("Published: ") for note in notes) == 2  # each has its source
 
 
 def test_of_many_methods_only_sure_reversals_are_named(run_report, tmp_path):

@@ -3,6 +3,8 @@
 The tables are made from those of ``comparison.compare_all`` and ``collect.Results.measured``.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -191,8 +193,8 @@ def _grids_against(
         blocks.append(Block(title, "", shown, [], numbers))
     keys = ["dataset", "noise", "fraction"]
     known = set(found[keys].itertuples(index=False, name=None))
-    others = [key for key in dict.fromkeys(table[keys].itertuples(index=False, name=None))]
-    missing = [f"{key[0]}, {condition_of(*key[1:])}" for key in others if key not in known]
+    run = dict.fromkeys(table[keys].itertuples(index=False, name=None))
+    missing = [f"{key[0]}, {condition_of(*key[1:])}" for key in run if key not in known]
     if missing:
         blocks[-1].notes.append(f"Without {against}, and so not here: {'; '.join(missing)}")
     return blocks
@@ -288,9 +290,9 @@ def source_notes(table: pd.DataFrame) -> list[str]:
     """Where the published numbers are from, and what the verdicts mean."""
     compared = table[table.published.notna()]
     keys = ["source", "convention", "selected", "confidence"]
-    sources = compared[keys].to_dict("records") + [one for row in compared.further for one in row]
+    sources = [*compared[keys].to_dict("records"), *itertools.chain(*compared.further)]
     notes = []
-    for source, convention, *rest in dict.fromkeys(tuple(one.values()) for one in sources):
+    for source, convention, *rest in dict.fromkeys(tuple(source.values()) for source in sources):
         parts = (f"noise: {convention}", *rest)
         notes.append(f"Published: {source}; {'; '.join(part for part in parts if part)}")
     margins = sorted(set(compared.margin.dropna()))
