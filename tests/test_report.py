@@ -858,6 +858,8 @@ def test_methods_are_held_against_another(run_report, folder):
     assert "--against 'Plan': there are DataParameters; GCE; Plain; SuperLoss" in complaint
     _, complaint = run_report(folder, "--against", "Plain", "--hard", code=2)
     assert "--hard is a table of its own" in complaint
+    with pytest.raises(ValueError, match="--hard is a table of its own"):  # nor between markers
+        markdown_table(["results/demo", "--hard", "--grid", "last"])
     digits = MNIST | {"dataset": {"name": "digits"}}
     for seed in (1, 2):  # another table, without that method, and a cell without this rule
         make_run(folder / f"other/{seed}", [97.0, 96.0], seed=seed, **digits, loss={"name": "GCE"})

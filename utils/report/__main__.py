@@ -62,10 +62,7 @@ def main(arguments: list[str]) -> int:
 
 def report(options: argparse.Namespace):
     """Print the tables of the runs that are named, and write whatever else is asked for."""
-    if options.hard and (options.grid or options.against):
-        raise UserError("--hard is a table of its own, without --grid and --against")
-    if options.over and options.against:
-        raise UserError("--against compares at the same noise, and does not go with --over")
+    check(options)
     if not options.runs:
         raise UserError(
             "say which folders to read, e.g. runs/ or results/mnist; --help says the rest"
@@ -95,10 +92,18 @@ def report(options: argparse.Namespace):
     print(left_out(everything), end="", file=sys.stderr)
 
 
-def chosen(results: Results, options: argparse.Namespace) -> Results:
-    """Those of --table and --where, along what --over says."""
+def check(options: argparse.Namespace):
+    """Raise UserError for options that do not go together."""
+    if options.hard and (options.grid or options.against):
+        raise UserError("--hard is a table of its own, without --grid and --against")
     if options.over and (not options.grid or options.html or options.log):
         raise UserError("--over goes with --grid RULE and --figures, and not with --html or --log")
+    if options.over and options.against:
+        raise UserError("--against compares at the same noise, and does not go with --over")
+
+
+def chosen(results: Results, options: argparse.Namespace) -> Results:
+    """Those of --table and --where, along what --over says."""
     if options.over:  # so that a condition is on what is shown
         results = over(choose(results, options.table), options.over)
     results = choose(results, options.table, options.where)
@@ -136,6 +141,7 @@ def markdown_table(arguments: list[str]) -> str:
     options = parser().parse_args(arguments)
     if options.summary:
         return summary_table(options, ROOT, "markdown")
+    check(options)
     results = collect([ROOT / path for path in options.runs])
     if results.skipped or results.unfinished or results.table.empty:
         names = ", ".join(map(str, options.runs))

@@ -76,7 +76,7 @@ def compare_all(
     return table
 
 
-def differences(table: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
+def differences(runs: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
     """How far the methods are from one of them at the same noise, by one rule for the epoch.
 
     A row per dataset, metric, method and noise at which both were run: the difference of the means
@@ -84,16 +84,20 @@ def differences(table: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
     stand in the order of their mean difference, the best first, which is no ranking where they
     were run under different noises.
 
-    ``table``: of ``compare_all``.
+    ``runs``: the table of ``Results``, in which ``against`` is a label.
     """
     rows = []
-    for key, group in table[table["rule"] == rule].groupby([*TABLE, "fraction"], sort=False):
+    for key, group in runs[runs[rule].notna()].groupby([*TABLE, "fraction"], sort=False):
         _, noise, _, fraction = key
-        base = group[group.method == against].by_seed
-        for cell in group[group.method != against].itertuples() if len(base) else ():
-            difference, half, test = difference_of_means(cell.by_seed, base.iloc[0])
+        by_label = {
+            label: own.set_index("seed")[rule].astype(float).to_dict()
+            for label, own in group.groupby("label", sort=False)
+        }
+        base = by_label.pop(against, None)
+        for label, by_seed in by_label.items() if base else ():
+            difference, half, test = difference_of_means(by_seed, base)
             span = (difference, difference - half, difference + half, test)
-            rows.append((*key, condition_of(noise, fraction), cell.method, *span))
+            rows.append((*key, condition_of(noise, fraction), label, *span))
     numbers = ["difference", "low", "high", "test"]
     shown = pd.DataFrame(rows, columns=[*TABLE, "fraction", "condition", "method", *numbers])
     gain = shown.difference * shown.metric.map(lambda name: METRICS[name].sign)

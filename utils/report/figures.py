@@ -24,10 +24,10 @@ from utils.files import atomic_write, read_bytes
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.comparison import compare_all, conditions, differences
+from utils.report.comparison import conditions, differences
 from utils.report.identity import KEY, NOISE_RATE, TABLE
 from utils.report.run_files import read_arrays
-from utils.report.statistics import ALPHA
+from utils.report.statistics import INTERVAL
 
 DETECTED = "hard_vs_incorrect_auroc"
 WIDTH = 9  # inches: what README shows at about 900 pixels
@@ -68,7 +68,7 @@ def draw(
     pictures = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         names = [dataset, noise, metric] if metrics[dataset, noise] > 1 else [dataset, noise]
-        condition = re.sub(r"[^\w.-]+", "-", "-".join(names))[:150]  # a file's name
+        condition = _in_a_name("-".join(names))
         drawn = _figures(rows, results, styles)
         if results.axis != NOISE_RATE:
             figure = metric_over(rows, results.axis, styles)
@@ -85,13 +85,18 @@ def _draw_against(
 ) -> list[Picture]:
     """The differences to one method under all noises, a picture a dataset and metric."""
     pictures = []
-    found = differences(compare_all(results, published.load()), rule, method)
+    found = differences(results.table, rule, method)
     for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
-        name = re.sub(r"[^\w.-]+", "-", f"{rule}-{dataset}-{metric}-against-{method}")[:150]
+        name = _in_a_name(f"{rule}-{dataset}-{metric}-against-{method}")
         save(differences_by_noise(rows, rule, method), folder / f"{name}.png", forms)
         title = f"{rule} less that of {method}"
         pictures.append(Picture(folder / f"{name}.png", dataset, "", title))
     return pictures
+
+
+def _in_a_name(text: str) -> str:
+    """A text as it may stand in the name of a file."""
+    return re.sub(r"[^\w.-]+", "-", text)[:150]
 
 
 def _figures(rows: pd.DataFrame, results: Results, styles: dict) -> Iterator[tuple]:
@@ -393,9 +398,7 @@ def differences_by_noise(found: pd.DataFrame, rule: str, against: str) -> Figure
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(low, high)
     unit = "points" if metric.unit == "%" else metric.heading
-    axes.set_xlabel(
-        f"{rule} less that of {against}, {unit}; bars: {100 - 200 * ALPHA:g} % interval"
-    )
+    axes.set_xlabel(f"{rule} less that of {against}, {unit}; bars: {INTERVAL}")
     axes.grid(axis="x", **GRID)
     axes.set_axisbelow(True)
     _legend(axes, "noise")

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import stdtrit  # scipy.stats takes ten times as long to import
 
 ALPHA = 0.05  # of each of the two one-sided tests: the interval is one of 1 - 2 ALPHA
+INTERVAL = f"{100 - 200 * ALPHA:g} % interval"
 ENOUGH = 3  # seeds: two may agree by chance, to the last digit
 TOO_FEW = "too few seeds to tell"
 

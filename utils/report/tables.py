@@ -16,7 +16,7 @@ from utils.report.collect import Results
 from utils.report.comparison import compare_all, condition_of, conditions, differences
 from utils.report.identity import CELL, NOISE_RATE, TABLE
 from utils.report.render import Block, render, render_blocks
-from utils.report.statistics import ALPHA, difference_of_means, ranks, reversals
+from utils.report.statistics import ALPHA, INTERVAL, difference_of_means, ranks, reversals
 
 LISTED = 8  # methods: the order of more is that of the table
 NAMED = 3  # pairs of methods: of more, only those whose order surely depends on the rule
@@ -52,6 +52,8 @@ def tables(
     """
     if hard:
         return render_blocks(_hard_blocks(results), form)
+    if grid_rule and against and form != "csv":
+        return render_blocks(_grids_against(results.table, grid_rule, against), form)
     numbers = published.load()
     if results.axis != NOISE_RATE:
         numbers = numbers[:0]  # which are of noise rates
@@ -59,11 +61,6 @@ def tables(
     if form == "csv":
         table = table.rename(columns={"fraction": results.axis.removeprefix("noise.")})
         return render(table.drop(columns=["by_seed", "further"]), form)
-    if grid_rule and against:
-        found = differences(table, grid_rule, against)
-        if found.empty:
-            raise UserError(f"--grid {grid_rule} --against {against}: nothing was run beside it")
-        return render_blocks(_grids_against(table, found, grid_rule, against), form)
     blocks = []
     for (dataset, noise, metric), rows in table.groupby(TABLE, sort=False):
         title = f"{dataset}, {METRICS[metric].heading}"
@@ -175,13 +172,14 @@ def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _grids_against(
-    table: pd.DataFrame, found: pd.DataFrame, rule: str, against: str
-) -> list[Block]:
+def _grids_against(runs: pd.DataFrame, rule: str, against: str) -> list[Block]:
     """A row per method, a column per noise: the difference to one of them, with its interval.
 
     Below the last one stands where that one was not run.
     """
+    found = differences(runs, rule, against)
+    if found.empty:
+        raise UserError(f"--grid {rule} --against {against}: nothing was run beside it")
     blocks = []
     for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
         texts = map(_shown, rows.difference, rows.low, rows.high, rows.test)
@@ -189,11 +187,10 @@ def _grids_against(
         cells = cells.unstack().fillna("-")
         shown = cells.loc[rows.method.unique(), conditions(rows)].reset_index()
         title = f"{dataset}, {METRICS[metric].heading}, {rule} less that of {against}"
-        numbers = f"in brackets the {100 - 200 * ALPHA:g} % interval"
-        blocks.append(Block(title, "", shown, [], numbers))
+        blocks.append(Block(title, "", shown, [], f"in brackets the {INTERVAL}"))
     keys = ["dataset", "noise", "fraction"]
     known = set(found[keys].itertuples(index=False, name=None))
-    run = dict.fromkeys(table[keys].itertuples(index=False, name=None))
+    run = dict.fromkeys(runs[keys].itertuples(index=False, name=None))
     missing = [f"{key[0]}, {condition_of(*key[1:])}" for key in run if key not in known]
     if missing:
         blocks[-1].notes.append(f"Without {against}, and so not here: {'; '.join(missing)}")
@@ -300,7 +297,7 @@ def source_notes(table: pd.DataFrame) -> list[str]:
         several = f" to {margins[-1]:.3g}" if len(margins) > 1 else ""
         notes.append(
             f"Verdicts: TOST at {100 * ALPHA:g} %, margin {margins[0]:.3g}{several}; "
-            f"in brackets the {100 - 200 * ALPHA:g} % interval of the difference"
+            f"in brackets the {INTERVAL} of the difference"
         )
     if (compared.also_published != "").any():
         notes.append(
