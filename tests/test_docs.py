@@ -107,7 +107,8 @@ def check_launcher(environment, arguments):
     """A launcher lists its cells, or the call of sbatch, and each cell has a configuration."""
     looks_only = {"--dry-run", "--status", "--help"} & set(arguments)
     command = ["bash", *arguments, *([] if looks_only else ["--dry-run"])]
-    for later in ("STAGE", "UNDER"):  # a later stage lists its cells only after the first has run
+    # a later stage lists its cells only after the first has run
+    for later in ("STAGE", "UNDER", "SEARCHED"):
         environment.pop(later, None)
     environment = os.environ | environment | {"PYTHON": sys.executable}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

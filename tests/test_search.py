@@ -146,6 +146,19 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert "noise.kind=pair" in line and "plain/pair-0.2-of-symmetric-0.4/seed11" in line
     assert last["selection"]["noise_rate"] != "known"
 
+    search.main(["table", "runs/search/digits", "--out", "trials.csv"])
+    Path("runs/search").rename("elsewhere")
+    capsys.readouterr()
+    assert search.main([*arguments, "--searched", "trials.csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line]
+    assert search.main([*arguments[:5], "3", "11", *arguments[7:], "--searched", "trials.csv"]) == 2
+    assert "trials.csv lacks the others" in capsys.readouterr().err
+    table = pd.read_csv("trials.csv")
+    table.loc[table.method == "plain", "overrides"] = "optimizer.lr=3"
+    table.to_csv("trials.csv", index=False)
+    assert search.main([*arguments, "--searched", "trials.csv"]) == 2
+    assert "trials [0, 1] of plain under symmetric-0.4 were run" in capsys.readouterr().err
+
 
 def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, monkeypatch):
     (tmp_path / "params").symlink_to(ROOT / "params")
@@ -164,14 +177,14 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
                     f"epoch,validation_metric,test_metric\n0,99,99\n1,{accuracy},90\n"
                 )
         root = Path("runs/search/mnist")
-        assert search.best_trial(root, method, "permute-0.4", 4) == 1
+        assert search.best_trial(root, "mnist", method, "permute-0.4", 4) == 1
         table = search.trials_table(root)
         table = table[table.method == method]
         assert table.state.tolist() == ["finished", "finished", "diverged", "finished"]
         assert table.chosen.tolist() == [False, True, False, False]
         (root / last / "permute-0.4/trial2/failed.txt").write_text("killed by SIGKILL\n")
         with pytest.raises(UserError, match="3 of 4 trials"):
-            search.best_trial(root, method, "permute-0.4", 4)
+            search.best_trial(root, "mnist", method, "permute-0.4", 4)
 
 
 def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
@@ -188,7 +201,7 @@ def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
     assert table.state.tolist() == ["finished", "other configuration"]
     assert table.noisy_validation.isna().tolist() == [False, True] and table.chosen[0]
     with pytest.raises(UserError, match=r"trials \[1\] of gce .* were run with other values"):
-        search.best_trial(root, "gce", "permute-0.4", 2)
+        search.best_trial(root, "mnist", "gce", "permute-0.4", 2)
 
 
 def test_resampling_says_what_other_trials_would_have_chosen():

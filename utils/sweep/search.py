@@ -5,7 +5,7 @@
     python -m utils.search chosen mnist permute 0.4 "plain gce" 8 "11 12"
         the best of each, on all training samples, 2 seeds
     python -m utils.search chosen mnist pair 0.4 "plain gce" 8 "11 12" --under permute-0.4
-        the best of a search under another noise
+        the best of a search under another noise; with --searched trials.csv from its table
     python -m utils.search table runs/search/mnist --out trials.csv --figure trials.png
         every trial
 
@@ -328,27 +328,48 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: {error}") from None
 
 
-def best_trial(root: Path, method: str, noise: str, trials: int) -> int:
+def best_trial(source: Path, dataset: str, method: str, noise: str, trials: int) -> int:
     """The trial with the highest accuracy on the held-out labels.
 
+    Args:
+        source: the folder of the trials, or the file of them that ``table --out`` wrote.
+
     Raises:
-        UserError: one of them is not over.
+        UserError: one of them is not over, or was run with other values than are drawn now.
     """
-    rows = trials_table(root)
+    rows = read_trials(source)
     rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
-    others = rows.trial[rows.state == OTHER].tolist()
+    listed = source.is_file()
+    drawn = [" ".join(draw(dataset, method, trial)) for trial in rows.trial]
+    others = rows.trial[(rows.state == OTHER) | (listed & (rows.overrides != drawn))].tolist()
     if others:
+        mend = f"remove these folders of {source / method / noise}, and run them again"
         raise UserError(
             f"trials {others} of {method} under {noise} were run with other values than are drawn "
-            f"now: remove these folders of {root / method / noise}, and run them again"
+            f"now: {f'{source} is of no use here' if listed else mend}"
         )
     if len(rows) < trials or rows.noisy_validation.isna().all():
+        mend = f"{source} lacks the others"
         raise UserError(
             f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
-            f"{(rows.state == 'diverged').sum()} of them diverged: run the others first, with "
-            f"--only missing and --only failed"
+            f"{(rows.state == 'diverged').sum()} of them diverged: "
+            f"{mend if listed else 'run the others first, with --only missing and --only failed'}"
         )
     return int(rows.loc[rows.noisy_validation.idxmax(), "trial"])
+
+
+def read_trials(source: Path) -> pd.DataFrame:
+    """The table of trials of a folder, or of a file that ``table --out`` wrote.
+
+    Raises:
+        UserError: there is no trial, or the file is no such table.
+    """
+    table = read_csv(source) if source.is_file() else trials_table(source)
+    lacking = [name for name in COLUMNS if name not in table]
+    if lacking:
+        columns = ", ".join(lacking)
+        raise UserError(f"{source} is no table of trials: it lacks the columns {columns}")
+    return table
 
 
 def cells_of_stage(
@@ -360,11 +381,13 @@ def cells_of_stage(
     trials: int,
     seeds: list[int] = (),
     under: str | None = None,
+    searched: Path | None = None,
 ) -> list[str]:
     """The lines of a sweep of one stage, "trials" or "chosen".
 
     Args:
         under: the folder of the trials to choose from, if they were of another noise.
+        searched: where the trials are, if not in runs/search: a folder or a file, see best_trial.
 
     Raises:
         UserError: the methods do not share one protocol; or, of "chosen", a trial is not over.
@@ -375,16 +398,20 @@ def cells_of_stage(
         noise = [f"noise.kind={kind}", f"noise.fraction={fraction}", "noise.seed=null"]
         noise.append("validation.clean=false")
         folder = f"{kind.replace(':', '-')}-{fraction}"
-        searched, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
+        own, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
         if stage == "trials":
             common = [*noise, f"seed={SEED}", "validation.fraction=0.1"]
             lines += [
-                cell(dataset, method, trial, searched / method / folder / f"trial{trial}", common)
+                cell(dataset, method, trial, own / method / folder / f"trial{trial}", common)
                 for trial in range(trials)
                 for method in methods
             ]
             continue
-        best = {method: best_trial(searched, method, under or folder, trials) for method in methods}
+        noise_of_trials = under or folder
+        best = {
+            method: best_trial(searched or own, dataset, method, noise_of_trials, trials)
+            for method in methods
+        }
         folder += f"-of-{under}" if under else ""
         for seed in seeds:
             common = [*noise, f"seed={seed}", "validation.fraction=0"]
@@ -425,6 +452,9 @@ def main(arguments: list[str]) -> int:
         if stage == "chosen":
             command.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
             command.add_argument("--under", metavar="NOISE", help="of the search: permute-0.4")
+            command.add_argument(
+                "--searched", type=Path, metavar="FILE", help="which table --out wrote"
+            )
     command = commands.add_parser("table")
     command.add_argument(
         "root", type=Path, help="runs/search/<dataset>, or a file that --out wrote"
@@ -445,10 +475,7 @@ def main(arguments: list[str]) -> int:
 
 
 def write_table(root: Path, out: Path | None, figure: Path | None, first: int | None):
-    table = read_csv(root) if root.is_file() else trials_table(root)
-    lacking = [name for name in COLUMNS if name not in table]
-    if lacking:
-        raise UserError(f"{root} is no table of trials: it lacks the columns {', '.join(lacking)}")
+    table = read_trials(root)
     if first is not None:
         table = with_chosen(table[table.trial < first].reset_index(drop=True))
     searches = {noise: resample(trials) for noise, trials in table.groupby("noise")}

@@ -33,6 +33,7 @@ LAUNCHER_VARIABLES = (
     "TRIALS",
     "STAGE",
     "UNDER",
+    "SEARCHED",
     "PROCESSES",
 )
 AT_A_TIME = 8  # tasks of an array, unless it says otherwise
