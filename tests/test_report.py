@@ -19,7 +19,7 @@ from scipy import stats
 from tests.fixtures import make_run, make_sweep
 from utils.colours import METHODS, style_of, styles_of
 from utils.epoch_rules import RULES
-from utils.report import figures, published, tables
+from utils.report import charts, published, tables
 from utils.report.__main__ import markdown_table
 from utils.report.collect import choose, collect
 from utils.report.compact_log import write_log
@@ -1094,7 +1094,7 @@ def test_the_picture_of_the_methods_says_what_it_does_not_show(folder):
     make_run(folder / "low/1", [30.0, 10.0], seed=1, **MNIST, loss={"name": "DataParameters"})
     results = collect([folder])
     styles = styles_of(zip(results.table.label, results.table.method, strict=True))
-    axes = figures.methods(results.table, results.configs, styles).axes[0]
+    axes = charts.methods(results.table, results.configs, styles).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == [
         "SuperLoss (1, last nan)",
         "DataParameters (1, last 10.00, best 30.00)",

@@ -14,7 +14,10 @@ Each file imports only those above it:
     render.py       a table of texts as text, markdown, LaTeX or CSV
     tables.py       tables of texts, and the notes below them
     summarise.py    a table of any CSV file
-    figures.py      pictures of many runs
+    charts.py       charts of many runs
+    sample_figures.py
+                    pictures of the samples of runs
+    figures.py      which pictures there are, and their files
     page.py         all of it as one HTML page, laid out by page.html
     update.py       tables between the markers of markdown files
     __main__.py     the command line
