@@ -160,6 +160,11 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert "trials [0, 1] of plain under symmetric-0.4 were run" in capsys.readouterr().err
 
 
+def best_trial(root, method, trials):
+    table = search.trials_to_choose_from(root, "mnist", [method])
+    return search.best_trial(table, root, method, "permute-0.4", trials)
+
+
 def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, monkeypatch):
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.chdir(tmp_path)
@@ -177,14 +182,14 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
                     f"epoch,validation_metric,test_metric\n0,99,99\n1,{accuracy},90\n"
                 )
         root = Path("runs/search/mnist")
-        assert search.best_trial(root, "mnist", method, "permute-0.4", 4) == 1
+        assert best_trial(root, method, 4) == 1
         table = search.trials_table(root)
         table = table[table.method == method]
         assert table.state.tolist() == ["finished", "finished", "diverged", "finished"]
         assert table.chosen.tolist() == [False, True, False, False]
         (root / last / "permute-0.4/trial2/failed.txt").write_text("killed by SIGKILL\n")
         with pytest.raises(UserError, match="3 of 4 trials"):
-            search.best_trial(root, "mnist", method, "permute-0.4", 4)
+            best_trial(root, method, 4)
 
 
 def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
@@ -201,7 +206,7 @@ def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
     assert table.state.tolist() == ["finished", "other configuration"]
     assert table.noisy_validation.isna().tolist() == [False, True] and table.chosen[0]
     with pytest.raises(UserError, match=r"trials \[1\] of gce .* were run with other values"):
-        search.best_trial(root, "mnist", "gce", "permute-0.4", 2)
+        best_trial(root, "gce", 2)
 
 
 def test_resampling_says_what_other_trials_would_have_chosen():

@@ -328,36 +328,6 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: {error}") from None
 
 
-def best_trial(source: Path, dataset: str, method: str, noise: str, trials: int) -> int:
-    """The trial with the highest accuracy on the held-out labels.
-
-    Args:
-        source: the folder of the trials, or the file of them that ``table --out`` wrote.
-
-    Raises:
-        UserError: one of them is not over, or was run with other values than are drawn now.
-    """
-    rows = read_trials(source)
-    rows = rows[(rows.method == method) & (rows.noise == noise) & (rows.trial < trials)]
-    listed = source.is_file()
-    drawn = [" ".join(draw(dataset, method, trial)) for trial in rows.trial]
-    others = rows.trial[(rows.state == OTHER) | (listed & (rows.overrides != drawn))].tolist()
-    if others:
-        mend = f"remove these folders of {source / method / noise}, and run them again"
-        raise UserError(
-            f"trials {others} of {method} under {noise} were run with other values than are drawn "
-            f"now: {f'{source} is of no use here' if listed else mend}"
-        )
-    if len(rows) < trials or rows.noisy_validation.isna().all():
-        mend = f"{source} lacks the others"
-        raise UserError(
-            f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
-            f"{(rows.state == 'diverged').sum()} of them diverged: "
-            f"{mend if listed else 'run the others first, with --only missing and --only failed'}"
-        )
-    return int(rows.loc[rows.noisy_validation.idxmax(), "trial"])
-
-
 def read_trials(source: Path) -> pd.DataFrame:
     """The table of trials of a folder, or of a file that ``table --out`` wrote.
 
@@ -369,6 +339,45 @@ def read_trials(source: Path) -> pd.DataFrame:
     if lacking:
         columns = ", ".join(lacking)
         raise UserError(f"{source} is no table of trials: it lacks the columns {columns}")
+    return table
+
+
+def best_trial(table: pd.DataFrame, source: Path, method: str, noise: str, trials: int) -> int:
+    """The trial with the highest accuracy on the held-out labels.
+
+    Args:
+        table: what ``trials_to_choose_from`` made of ``source``.
+
+    Raises:
+        UserError: one of them is not over, or was run with other values than are drawn now.
+    """
+    rows = table[(table.method == method) & (table.noise == noise) & (table.trial < trials)]
+    listed = source.is_file()
+    others = rows.trial[rows.state == OTHER].tolist()
+    if others:
+        mend = f"remove these folders of {source / method / noise}, and run them again"
+        raise UserError(
+            f"trials {others} of {method} under {noise} were run with other values than are drawn "
+            f"now: {f'{source} is of no use here' if listed else mend}"
+        )
+    if len(rows) < trials or rows.noisy_validation.isna().all():
+        mend = "run the others first, with --only missing and --only failed"
+        raise UserError(
+            f"{len(rows)} of {trials} trials of {method} under {noise} are over, "
+            f"{(rows.state == 'diverged').sum()} of them diverged: "
+            f"{f'{source} lacks the others' if listed else mend}"
+        )
+    return int(rows.loc[rows.noisy_validation.idxmax(), "trial"])
+
+
+def trials_to_choose_from(source: Path, dataset: str, methods: list[str]) -> pd.DataFrame:
+    """The trials of these methods; of a file, too, those of other values have the state OTHER."""
+    table = read_trials(source)
+    table = table[table.method.isin(methods)]
+    if source.is_file():
+        trials = zip(table.method, table.trial, strict=True)
+        drawn = [" ".join(draw(dataset, *trial)) for trial in trials]
+        table = table.assign(state=table.state.mask(table.overrides != drawn, OTHER))
     return table
 
 
@@ -387,18 +396,21 @@ def cells_of_stage(
 
     Args:
         under: the folder of the trials to choose from, if they were of another noise.
-        searched: where the trials are, if not in runs/search: a folder or a file, see best_trial.
+        searched: where the trials are, if not in runs/search: a folder, or a file of ``table``.
 
     Raises:
         UserError: the methods do not share one protocol; or, of "chosen", a trial is not over.
     """
     check_protocols(dataset, methods)
+    own, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
+    source = searched or own
+    if stage == "chosen":
+        table = trials_to_choose_from(source, dataset, methods)
     lines = []
     for fraction in fractions:
         noise = [f"noise.kind={kind}", f"noise.fraction={fraction}", "noise.seed=null"]
         noise.append("validation.clean=false")
         folder = f"{kind.replace(':', '-')}-{fraction}"
-        own, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
         if stage == "trials":
             common = [*noise, f"seed={SEED}", "validation.fraction=0.1"]
             lines += [
@@ -407,10 +419,8 @@ def cells_of_stage(
                 for method in methods
             ]
             continue
-        noise_of_trials = under or folder
         best = {
-            method: best_trial(searched or own, dataset, method, noise_of_trials, trials)
-            for method in methods
+            method: best_trial(table, source, method, under or folder, trials) for method in methods
         }
         folder += f"-of-{under}" if under else ""
         for seed in seeds:
