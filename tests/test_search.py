@@ -22,6 +22,7 @@ from tests.fixtures import make_run
 from utils.build import build
 from utils.config import load, resolve, without_own_rate
 from utils.errors import UserError
+from utils.report.collect import collect
 from utils.sweep import search
 from utils.sweep.figure import draw_trials
 
@@ -145,6 +146,15 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert all(text in line for text in search.draw("digits", "plain", best))
     assert "noise.kind=pair" in line and "plain/pair-0.2-of-symmetric-0.4/seed11" in line
     assert last["selection"]["noise_rate"] != "known"
+    (recorded, selected) = lines[1].split(" && ")
+    assert "params/digits/plain.yaml" in recorded and "params/digits/rsl.yaml" in selected
+    names = set(collect([Path("runs/chosen/digits")]).table.label)
+    assert {"Plain", "RSL"} < names and len(names) == 3  # the third: what recorded for RSL
+
+    assert search.main([*arguments, "--runs", "others"]) == 2
+    assert "no finished trial in others/search/digits" in capsys.readouterr().err
+    assert search.main([*arguments, "--runs", "others", "--searched", "runs/search/digits"]) == 0
+    assert capsys.readouterr().out == line.replace("run_dir=runs/", "run_dir=others/") + "\n"
 
     search.main(["table", "runs/search/digits", "--out", "trials.csv"])
     Path("runs/search").rename("elsewhere")

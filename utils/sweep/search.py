@@ -170,7 +170,8 @@ def cell(dataset: str, method: str, trial: int, directory: Path, common: list[st
     recording = recording_of(directory)
     rates = [text for text in overrides if text.startswith("optimizer.")]
     record = [f"params/{dataset}/plain.yaml", *common, *rates]
-    record += ["record_losses=true", f"run_dir={recording}"]
+    # a report on the whole folder is to tell it from cross-entropy at the rates chosen for that
+    record += ["record_losses=true", f"label={RECORDING}", f"run_dir={recording}"]
     select = [f"params/{dataset}/rsl.yaml", *common, *overrides]
     select += ["dataset.selection.noise_rate=estimate"]
     select += [f"dataset.selection.history={recording}/losses.npy", f"run_dir={directory}"]
@@ -391,18 +392,20 @@ def cells_of_stage(
     seeds: list[int] = (),
     under: str | None = None,
     searched: Path | None = None,
+    runs: Path = Path("runs"),
 ) -> list[str]:
     """The lines of a sweep of one stage, "trials" or "chosen".
 
     Args:
         under: the folder of the trials to choose from, if they were of another noise.
-        searched: where the trials are, if not in runs/search: a folder, or a file of ``table``.
+        searched: where the trials are, if not in <runs>/search: a folder, or a file of ``table``.
+        runs: the folder of search/ and chosen/.
 
     Raises:
         UserError: the methods do not share one protocol; or, of "chosen", a trial is not over.
     """
     check_protocols(dataset, methods)
-    own, repeated = (Path("runs", name, dataset) for name in ("search", "chosen"))
+    own, repeated = (runs / name / dataset for name in ("search", "chosen"))
     source = searched or own
     if stage == "chosen":
         table = trials_to_choose_from(source, dataset, methods)
@@ -459,6 +462,9 @@ def main(arguments: list[str]) -> int:
         command.add_argument("fractions", type=str.split)
         command.add_argument("methods", type=str.split)
         command.add_argument("trials", type=int)
+        command.add_argument(
+            "--runs", type=Path, default=Path("runs"), help="the folder of search/ and chosen/"
+        )
         if stage == "chosen":
             command.add_argument("seeds", type=lambda text: [int(seed) for seed in text.split()])
             command.add_argument("--under", metavar="NOISE", help="of the search: permute-0.4")
