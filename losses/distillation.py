@@ -16,10 +16,10 @@ SCORE_DECAY = 0.9
 
 
 class Teacher(SampleLoss):
-    """The task loss; in the end, its predictions are labels for another run.
+    """The task loss; after the last epoch, its predictions are labels for another run.
 
-    Of ``trusted.train=only`` it makes the teacher of Distillation. Samples that it does not predict
-    for, as those that it trains on alone, keep their own label. Classification only.
+    With ``trusted.train=only`` it is the teacher of Distillation. Samples that it does not predict
+    for keep their own label. Classification only.
 
     Args:
         task_loss: cross_entropy.
@@ -87,8 +87,8 @@ class Distillation(SampleLoss):
     Confirmed, by notes on the paper: a teacher trained on the small clean set, a student trained on
     the interpolation of given labels and its predictions, with one parameter for their balance, and
     a graph that "does not improve significantly". Our choice: T, the step along the graph, lam =
-    0.3. If errors of both are independent, lam is best where it is inversely proportional to those
-    of the label.
+    0.3. From memory: if the errors of both are independent and 0 in the mean, the best lam is
+    R_s / (R_s + R_y), R_s and R_y being the mean squared errors of the teacher and of the label.
 
     Raises:
         UserError: a regression task loss, an argument out of range, no targets of a teacher, a
@@ -146,7 +146,9 @@ class Distillation(SampleLoss):
         """What the student learns [B, C], from the teacher's [B, C] and given labels [B]."""
         soft = (probabilities.clamp_min(SMALLEST).log() / self.temperature).softmax(1)
         if self.graph is not None:
-            soft = torch.lerp(soft, soft @ self.graph.to(soft.dtype), self.beta)
+            with torch.autocast(soft.device.type, enabled=False):  # it would round the product
+                related = soft @ self.graph.to(soft.dtype)
+            soft = torch.lerp(soft, related, self.beta)
         return torch.lerp(soft, one_hot(given, self.num_outputs, soft.dtype), self.lam)
 
     def sample_score(self) -> Tensor:

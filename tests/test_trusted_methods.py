@@ -620,8 +620,11 @@ def test_a_mixture_by_hand(tmp_path):
     mixture = method.mixture(teacher, torch.tensor([2]))
     np.testing.assert_allclose(mixture[0], expected, rtol=1e-6)
     output = torch.randn(1, 3)
-    loss = method(output, teacher, torch.tensor([0]))
-    torch.testing.assert_close(loss, -(mixture * output.log_softmax(1)).sum(1))
+    for precision in (torch.float32, torch.bfloat16):
+        output = output.to(precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            loss = method(output, teacher, torch.tensor([0]))
+        torch.testing.assert_close(loss, -(mixture * output.float().log_softmax(1)).sum(1))
 
 
 def test_of_the_given_label_alone_distillation_is_cross_entropy():
