@@ -1,6 +1,7 @@
 """Everything that a configuration describes, and the order in which it is built."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import models
 from datasets import features, loader, look, noise, selection, splits
 from datasets.base import warn
 from datasets.contents import contents
-from datasets.streams import batch_slices
+from datasets.streams import batch_slices, chunks_per_pass
 from losses.base import Objective, as_objective
 from losses.task import get_task_loss
 from models import backbones
@@ -86,8 +87,8 @@ SCHEMAS = {
             "noise_rate": lambda self: self.noise_rate,
             "noise_transition": lambda self: self.noise_transition,
             "model": lambda self: self.model,
-            "epochs": lambda self: self.config["epochs"],
-            "steps_per_epoch": lambda self: self.steps_per_pass,
+            "epochs": lambda self: self.epochs,
+            "steps_per_epoch": lambda self: self.steps_per_epoch,
         },
     ),
     "optimizer": Schema(optimizers, {"params": lambda self: self.model.parameters()}),
@@ -120,7 +121,8 @@ class Experiment:
         loaders: datasets.loader.Loaders.
         record: what an epoch of training shows of every sample.
         log: metrics.csv and summary.json.
-        epochs, epoch, step: how many there are, and what to train on next.
+        epochs, epoch, step: how many there are, of passes or of chunks of them, and what to train
+            on next.
     """
 
     def __init__(self, config: dict, directory: RunDirectory):
@@ -191,7 +193,6 @@ class Experiment:
         if self._smallest_batch() == 1:
             check_batch_of_one(self.model, self.data.example(), self.device)
         # 8. The optimiser and its schedule, after the loaders: they count the steps of a pass.
-        self.epochs = config["epochs"] * self.loaders.epochs_per_pass
         self.optimizer = self._build_optimizer()
         self.schedule = config["schedule"] and self._build("schedule", config["schedule"])
         self.record = TrainingRecord(len(self.data.train), self.task_loss, self.metric, self.device)
@@ -244,8 +245,8 @@ class Experiment:
     @property
     def noise_rate(self) -> float | None:
         """Which part of the labels that are trained on is wrong; None if that is not known."""
-        corrupted = self.corrupted
-        return None if corrupted is None else float(corrupted[self.parts.drawn].mean())
+        corrupted = self.learned.corrupted
+        return None if corrupted is None else float(corrupted.mean())
 
     @property
     def trusted_labels(self) -> Tensor | None:
@@ -274,7 +275,7 @@ class Experiment:
     @property
     def given(self) -> Tensor:
         """The labels [N] that are trained on: the given ones, but for trusted samples."""
-        return loader.corrected(torch.from_numpy(self.noise.given), self.noise, self.parts)
+        return loader.learned_targets(self.noise, self.parts)
 
     @property
     def corrupted(self) -> np.ndarray | None:
@@ -283,18 +284,43 @@ class Experiment:
 
     @property
     def noise_transition(self) -> Tensor | None:
-        """[C, C]: row c is how those of class c are labelled; None if that is not known."""
-        known = self.noise.corrupted is not None
-        return torch.from_numpy(self.noise.transition) if known else None
+        """[C, C]: row c is how those of class c are labelled that are trained on.
+
+        None if that is not known.
+        """
+        learned = self.learned
+        return None if learned.corrupted is None else torch.from_numpy(learned.transition)
 
     @property
-    def steps_per_pass(self) -> int:
-        """Batches of one pass over the samples that are trained on."""
-        return len(self._batches())
+    def learned(self) -> noise.Noise:
+        """The labels that are trained on, of the samples that are trained on.
+
+        Of a distribution that is its most probable class.
+        """
+        rows = self._training_rows()
+        targets = loader.learned_targets(self.noise, self.parts, self.targets)[rows]
+        labels = targets.argmax(1) if targets.ndim == 2 else targets
+        return replace(self.noise, given=labels.numpy(), true=self.noise.true[rows.numpy()])
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the method: passes over the samples that are trained on, or chunks of them."""
+        return self.config["epochs"] * self._epochs_per_pass()
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches of an epoch of the method, in the mean: the last chunk may be shorter."""
+        return len(self._batches()) / self._epochs_per_pass()
+
+    def _epochs_per_pass(self):
+        steps = self.config["chunk_steps"]
+        return chunks_per_pass(len(self._batches()), steps) if steps else 1
+
+    def _training_rows(self):
+        return loader.training_rows(self.parts, self.selection)
 
     def _batches(self):
-        count = len(loader.training_rows(self.parts, self.selection))
-        return batch_slices(count, self.config["batch_size"])
+        return batch_slices(len(self._training_rows()), self.config["batch_size"])
 
     def _smallest_batch(self):
         sizes = {batch.stop - batch.start for batch in self._batches()}

@@ -45,15 +45,14 @@ EVALUATION_BATCH = 1000  # of images in memory, where no gradient is kept
 
 @dataclass
 class Loaders:
-    """The loaders of a run; ``epochs_per_pass`` epochs go once over the training samples."""
+    """The loaders of a run."""
 
     train: Loader  # shuffled and augmented; the selected samples if there is a selection
     train_plain: MemoryLoader | FileLoader  # all training samples as they are
     evaluation: dict[str, MemoryLoader | FileLoader]  # "test", perhaps "validation", and others
     held_out: MemoryLoader | FileLoader | None = None  # what is validated on, with given labels
     recording: MemoryLoader | FileLoader | None = None  # all training samples
-    epochs_per_pass: int = 1
-    steps_per_pass: int = 1  # batches of all these epochs together
+    steps_per_pass: int = 1  # batches that go once over the training samples
     unreadable: dict[str, str] = field(default_factory=dict)  # files left out, path: reason
     file_loaders: list[FileLoader] = field(default_factory=list)  # those that look for such
 
@@ -184,7 +183,7 @@ def make_loaders(
     unreadable = dict(dataset.unreadable)
     source = Source(dataset, dataset.train, device, unreadable)
     given, rows = torch.from_numpy(noise.given), torch.from_numpy(parts.rows)
-    targets = corrected(given if targets is None else targets, noise, parts)
+    targets = learned_targets(noise, parts, targets)
     check_trained(parts, selection, unlabelled, trusted_batch_size)
     second = None
     if unlabelled:
@@ -220,7 +219,6 @@ def make_loaders(
         evaluation,
         held_out,
         recording,
-        epochs_per_pass=train.per_pass if chunk_steps else 1,
         steps_per_pass=len(first),
         unreadable=unreadable,
         file_loaders=[loader for loader in loaders if isinstance(loader, FileLoader)],
@@ -259,8 +257,13 @@ def training_rows(parts: Parts, selection: Selection | None) -> Tensor:
     return torch.from_numpy(np.concatenate([selection.index, parts.corrected]))
 
 
-def corrected(targets: Tensor, noise: Noise, parts: Parts) -> Tensor:
-    """Targets [N] or [N, C], those of the trusted samples that are trained on the true ones."""
+def learned_targets(noise: Noise, parts: Parts, targets: Tensor | None = None) -> Tensor:
+    """Targets [N] or [N, C] that are trained on: the given labels, or those in their place.
+
+    Those of the trusted samples that are trained on are the true ones, unless their given labels
+    are to be.
+    """
+    targets = torch.from_numpy(noise.given) if targets is None else targets
     rows = torch.from_numpy(parts.corrected)
     if len(rows) == 0:
         return targets

@@ -147,6 +147,11 @@ class PairedLoader:
             yield batch._replace(extra=extra)
 
 
+def chunks_per_pass(batches: int, steps: int) -> int:
+    """How many chunks of so many steps a pass has, the last of which may be shorter."""
+    return -(-batches // steps)
+
+
 class Chunks:
     """A loader whose epochs are ``steps`` batches of another one's.
 
@@ -155,7 +160,7 @@ class Chunks:
 
     def __init__(self, loader: Loader, steps: int):
         self.loader, self.steps = loader, steps
-        self.per_pass = -(-len(loader) // steps)
+        self.per_pass = chunks_per_pass(len(loader), steps)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_batch: int = 0):

@@ -45,7 +45,7 @@ class MentorNet(SampleLoss):
         task_loss: cross_entropy.
         num_samples: N.
         noise_rate: of the labels that are trained on; read if percentile is None.
-        epochs, steps_per_epoch: T is their product.
+        epochs, steps_per_epoch: T is their product, rounded.
         curriculum: what the weights follow, see above.
         percentile: in [0, 1], about the share of correct labels; None for 1 - noise_rate. The
             authors give 0.75 for noise rates of 0.2 and 0.4 and 0.5 for 0.8, under a misspelt name
@@ -86,7 +86,7 @@ class MentorNet(SampleLoss):
         num_samples: int,
         noise_rate: float | None,
         epochs: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         *,
         curriculum: Literal[
             "predefined", "self_paced", "spcl_linear", "hard", "focal", "learned"
@@ -132,7 +132,7 @@ class MentorNet(SampleLoss):
 
             self.mentor = read_mentor(mentor)
         self.dropout_rates = rate_by_percent(example_dropout)
-        self.num_samples, self.num_steps = num_samples, max(epochs * steps_per_epoch, 1)
+        self.num_samples, self.num_steps = num_samples, max(round(epochs * steps_per_epoch), 1)
         self.register_buffer("m", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         seed = torch.randint(2**62, ()) if any(self.dropout_rates) else torch.tensor(0)

@@ -1,6 +1,7 @@
 """The contract of every Objective in losses.__all__, and the doors that a method may ask for."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,68 @@ def test_work_between_epochs_is_done_once_an_epoch(run, toys, monkeypatch):
     code, directory, *_ = run(*overrides, **PLAIN)
     assert code == 0
     assert weights(directory)["objective"]["loss.calls"] == 4
+
+
+@pytest.fixture
+def facts(run, toys, monkeypatch):
+    """facts(*overrides) -> the arguments that a run gives to a method that asks for all facts."""
+    seen = {}
+
+    class Asks(toy_methods.ToyRelabelling):
+        takes_soft_targets = True
+
+        def __init__(
+            self,
+            task_loss,
+            num_samples: int,
+            num_outputs: int,
+            given: torch.Tensor,
+            noise_rate: float | None,
+            noise_transition: torch.Tensor | None,
+            epochs: int,
+            steps_per_epoch: float,
+        ):
+            rate = noise_rate
+            seen.update(rate=rate, transition=noise_transition, epochs=epochs)
+            seen.update(steps=steps_per_epoch)
+            super().__init__(task_loss, num_samples, num_outputs, given, rate, epochs, 1)
+
+    monkeypatch.setattr(losses, "ToyRelabelling", Asks)
+
+    def call(*overrides, name="asks"):
+        code, directory, _, complaints = run("loss=ToyRelabelling", *overrides, **PLAIN, name=name)
+        assert code == 0, complaints
+        return SimpleNamespace(**seen, directory=directory)
+
+    return call
+
+
+def test_an_epoch_of_a_method_is_a_chunk_if_a_pass_is_divided(facts):
+    """1,297 samples in batches of 100 are 13 steps, or chunks of 5, 5 and 3."""
+    whole = facts("epochs=2", "batch_size=100")
+    assert (whole.epochs, whole.steps) == (2, 13)
+    chunks = facts("epochs=2", "batch_size=100", "chunk_steps=5", name="chunks")
+    assert chunks.epochs == 6 and chunks.epochs * chunks.steps == pytest.approx(2 * 13)
+    assert weights(chunks.directory)["objective"]["loss.calls"] == 6
+
+
+def test_the_noise_rate_is_that_of_what_is_trained_on(facts, run):
+    symmetric = ["noise.kind=symmetric", "noise.fraction=0.4", "epochs=4"]
+    run("record_losses=true", "optimizer.lr=0.1", *symmetric, **PLAIN, name="recording")
+    given = facts(*symmetric)
+    assert given.rate == pytest.approx(0.4, abs=1e-3)
+
+    history = given.directory.parent / "recording/losses.npy"
+    selected = facts(*symmetric, f"dataset.selection={{history: {history}}}", name="selected")
+    precision = read_summary(selected.directory)["selection"]["precision"]
+    assert selected.rate == pytest.approx(1 - precision) and selected.rate < 0.3
+    torch.testing.assert_close(selected.transition.sum(1), torch.ones(10).double())
+    assert selected.transition.diagonal().mean() > given.transition.diagonal().mean() + 0.1
+
+    mended = facts(*symmetric, f"targets={given.directory}/labels.npz", name="mended")
+    left = np.load(given.directory / "labels.npz")["labels"].argmax(1)
+    true = np.load(given.directory / "noise.npz")["true"]
+    assert mended.rate == pytest.approx((left != true).mean()) != given.rate
 
 
 def test_a_method_that_does_not_predict_between_epochs_pays_nothing(run, monkeypatch):

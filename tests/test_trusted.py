@@ -321,7 +321,7 @@ def test_chunks_of_an_epoch_have_trusted_samples_too(data, kind):
     whole, chunked = (
         loaders_of(data[kind], chunk_steps=chunk_steps)[0] for chunk_steps in (None, 4)
     )
-    assert chunked.epochs_per_pass == 3 and chunked.steps_per_pass == 10
+    assert chunked.train.per_pass == 3 and chunked.steps_per_pass == 10
     whole.train.set_epoch(1)
     batches = []
     for epoch in (3, 4, 5):

@@ -82,7 +82,13 @@ def resolve(path: str, overrides: list[str]) -> dict:
     config = expand_home(merge(merge(config, row), command_line))
     epochs = config.get("epochs")
     # of a number that check() refuses, so that it names that mistake alone
-    return _resolve_shares(config, epochs if fits(epochs, int) else DEFAULTS["epochs"])
+    resolved = _resolve_shares(config, epochs if fits(epochs, int) else DEFAULTS["epochs"])
+    if resolved != config and config.get("chunk_steps") is not None:
+        raise UserError(
+            "with chunk_steps an epoch of the method and of the schedule is a chunk, and the data "
+            'say how many there are: write a number for each "50% of epochs"'
+        )
+    return resolved
 
 
 def _parts(path, overrides):
