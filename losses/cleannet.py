@@ -20,9 +20,9 @@ class CleanNet(SampleLoss):
     """w_i l_i, where w_i says how much sample i resembles the class that its label names.
 
     After epoch ``begin``, and again every so many, a network of its own compares the features v of
-    every sample, what the last layer of the classifier gets, with ``num_references`` = K features
-    that stand for the class of its label: the centres of a k-means of all features under that label
-    (arXiv 1711.07131; the authors' code is github.com/kuanghuei/clean-net):
+    every sample, what the last layer of the classifier gets, with ``num_references`` = K of them
+    that stand for the class of its label: the centres of a k-means of all under that label (arXiv
+    1711.07131; the authors' code is github.com/kuanghuei/clean-net):
 
         phi_q = query encoder of v, phi_s = reference encoder of the K references
         s     = cos(phi_q, phi_s)
@@ -47,12 +47,12 @@ class CleanNet(SampleLoss):
         model: the classifier, which ends in a linear layer of C outputs.
         epochs: of the whole training; at least one has to follow ``begin``.
         begin: after which epoch, counted from 1, weights are first computed.
-        every: after how many epochs again; the paper says once or twice.
+        every: after how many epochs again; from memory, the paper does so once or twice.
         num_references: K.
         steps: of SGD with momentum 0.9 on 32 verified and 32 other samples; the learning rate falls
             to a tenth after one and after two thirds.
         rate: that learning rate.
-        normalisation: of v: "log" is log(1 + v), "l2" divides by the norm.
+        normalisation: of v, before all else: "log" is log(1 + v), "l2" divides by the norm.
         negative_weight, margin, beta, gamma, decay: as above; decay is of the weight matrices.
 
     State: weight, given label and verification of each sample, 20 bytes per sample.
@@ -60,8 +60,9 @@ class CleanNet(SampleLoss):
     Confirmed against traces of the authors' code: the networks and the loss. Deviations: 1. They
     are fitted as a part of the run, on the features of the classifier that is trained, with fewer
     steps; the authors have features of a fixed one, and 60,000 steps or more. 2. The weight max(s,
-    0), and that verified samples have 0 or 1, is from memory and our choice. 3. A class with fewer
-    than K samples repeats some.
+    0) is from memory, and that verified samples have 0 or 1 our choice. 3. A class with fewer than
+    K samples repeats some. 4. Random numbers follow from the epoch, so runs of other seeds share
+    the initial comparing network.
 
     Raises:
         UserError: a regression task loss, a model that ends otherwise, an argument out of range,

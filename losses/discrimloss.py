@@ -200,15 +200,16 @@ class DiscrimLoss(SampleLoss):
 
 
 def suppression_factor(shape: str, epoch: int, suppression_epochs: float) -> float:
-    """Factor of the loss at epoch e: below 1 in the first S = ``suppression_epochs``, then 1.
+    """Factor of the loss at epoch e in the first S = ``suppression_epochs``; then 1.
 
         linear       (e + 1) / 10
         sin          S/10 sin(pi/2 (e + 1) / S)
         exp          S/10 exp(e + 1 - S)
         piecewise    0.2
 
-    As in the authors' code every shape jumps at epoch S, e.g. linear from S/10 to 1. The factor
-    cancels what bias correction adds to the gradients of the first epochs.
+    As in the authors' code every shape jumps at epoch S, e.g. linear from S/10 to 1, and all but
+    piecewise rise above 1 if S is more than 10. The factor cancels what bias correction adds to the
+    gradients of the first epochs.
 
     Raises UserError for an unknown shape.
     """

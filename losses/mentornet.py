@@ -25,7 +25,7 @@ class MentorNet(SampleLoss):
         l_i = cross-entropy of the given label
         m  <- decay m + (1 - decay) P          P: the percentile of the l_i; m begins at 0
         v_i = curriculum(l_i, m, percent)      in [0, 1], carries no gradient
-        v_i = 0                                but for int(B (1 - rate)) samples drawn at random
+        v_i = 0                                except for int(B (1 - rate)) samples, drawn at random
 
     and the loss is the mean of v_i l_i over all B. P is one of the losses, by the nearest rank: the
     one at position round((B - 1)(1 - percentile)) from the largest, where halves are rounded to the
@@ -44,7 +44,7 @@ class MentorNet(SampleLoss):
     Args:
         task_loss: cross_entropy.
         num_samples: N.
-        noise_rate: of the labels that are trained on; read if percentile is None.
+        noise_rate: of the labels that are trained on; used if percentile is None.
         epochs, steps_per_epoch: T is their product, rounded.
         curriculum: what the weights follow, see above.
         percentile: in [0, 1], about the share of correct labels; None for 1 - noise_rate. The

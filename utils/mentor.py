@@ -10,6 +10,10 @@ mentor learns from their losses which of these labels are right. The last run ta
 samples off what it trains on, and lets the mentor weigh the others. The first is of MentorNet PD,
 since the losses of cross-entropy, which follows wrong labels, are larger than those that the mentor
 will meet: where all that it meets are small, it may have learned nothing.
+
+The authors (github.com/google/mentornet) take percentiles of all losses together, not of each
+epoch's, and fit another network by 30,000 steps on batches of 32, with a rate of 0.1 that falls by
+a tenth every 1,000; ours has 2,000 steps of Adam on batches of 256.
 """
 
 import argparse
