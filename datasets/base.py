@@ -183,15 +183,29 @@ def split_off(
         _, test = train_test_split(rows, test_size=fraction, stratify=strata, random_state=0)
     except ValueError as error:
         reason = too_rare(strata, classes) or error
+        mend = "add more of these, or give a test part of your own"
+        if 2 * len(classes) > len(rows) and all(map(is_number, classes)):
+            mend = (
+                "if the labels are numbers to be predicted, set dataset.task=regression "
+                "task=regression task_loss=smooth_l1"
+            )
         raise UserError(
-            f"a test part of {fraction} cannot be split off class by class: {reason}; more of "
-            f"these, or give a test part of your own"
+            f"a test part of {fraction} cannot be split off class by class: {reason}; {mend}"
         ) from None
     test = set(test)
     return (
         [row for row, first in enumerate(original) if first not in test],
         [row for row, first in enumerate(original) if first in test],
     )
+
+
+def is_number(name: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def too_rare(labels: Tensor | np.ndarray | None, classes: Iterable[str | int]) -> str:

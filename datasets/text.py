@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.base import Dataset, Split, split_off
+from datasets.base import Dataset, Split, split_off, warn
 from datasets.copies import among, count_copies, find_copies
 from datasets.tables import number_labels, read_table
 from utils.errors import UserError
@@ -84,6 +84,12 @@ def text(
         test_texts, test_targets = list(test[text_column]), labels.test
     texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
+    num_full = int(used(encoder, inputs).sum(1).eq(max_length).sum())
+    if num_full:
+        warn(
+            f"{num_full:,} of {len(inputs):,} texts fill {max_length} tokens; what goes beyond is "
+            f"cut off (dataset.max_length)"
+        )
     if features:
         inputs = embed(encoder, inputs, device)
     train = Split(inputs[: len(texts)], given[rows], texts)
@@ -158,19 +164,24 @@ def tokenize(
     return tokens[:, :, (tokens[:, 0] != tokenizer.pad_token_id).any(0)]
 
 
+def used(encoder: str, tokens: Tensor) -> Tensor:
+    """[N, L] bool: where tokens [N, 2, L] are not padding."""
+    return tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
+
+
 @torch.no_grad()
 def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Mean states [N, D] of texts in the encoder, scaled to length 1, from tokens [N, 2, L]."""
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
-    used = tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
+    is_used = used(encoder, tokens)
     features = torch.empty(len(tokens), model.config.hidden_size)
     # texts of about the same length together: less padding to compute
-    order = used.sum(1).argsort(stable=True)
+    order = is_used.sum(1).argsort(stable=True)
     batches = tqdm(order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None)
     for rows in batches:
-        columns = used[rows].any(0)
+        columns = is_used[rows].any(0)
         ids = tokens[rows, 0][:, columns].long().to(device)
-        mask = used[rows][:, columns].to(device)
+        mask = is_used[rows][:, columns].to(device)
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         features[rows] = torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu()
     return features

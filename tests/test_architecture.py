@@ -252,7 +252,7 @@ def test_every_dataset_has_the_methods_of_this_list():
         "mnist_mlp": " ".join(sorted([*two_networks.split(), "joint_optimization", "selfie"])),
         "mnist_imbalance": "learning_to_reweight plain",
         "folder": "discrimloss finetune plain rsl small",
-        "csv": "discrimloss finetune plain small",
+        "csv": "discrimloss finetune plain rsl small",
         "text": "discrimloss discrimloss_frozen plain plain_frozen",
         "digitsum": "discrimloss plain superloss",
         "clothing1m": "discrimloss plain superloss",

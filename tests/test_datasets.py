@@ -429,6 +429,13 @@ def test_csv_with_true_labels_tests_on_them(tree):
         ),
         (["path,label", '"a,b'], "cannot be read as CSV"),
         (["path,label", "train/dog/0.png,dog"], "cannot be split off"),
+        (
+            [
+                "path,label",
+                *(f"train/dog/{n}.{'jpg' if n % 2 else 'png'},{n / 7}" for n in range(5)),
+            ],
+            "to be predicted, set dataset.task=regression task=regression",
+        ),
     ],
 )
 def test_csv_files_that_are_wrong(tree, lines, message):

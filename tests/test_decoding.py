@@ -137,7 +137,7 @@ def test_below_an_image_stand_its_rank_and_file_and_labels_in_a_font_that_has_th
     for path in paths:
         Image.new("RGB", (4, 4)).save(path)
     table = {"index": np.array([1, 0]), "given": np.array([0, 1]), "predicted": np.array([0, 0])}
-    draw_suspects(tmp_path / "sheet.png", table, ["Äpfel", "a" * 30].__getitem__, paths)
+    draw_suspects(tmp_path / "sheet.png", table, ["Äpfel", "a" * 30].__getitem__, paths[::-1])
     legend, below = written[:2], written[2:]
     assert ["rank and file" in legend[0][0], "predicted" in legend[1][0]] == [True, True]
     assert below == [
@@ -149,8 +149,8 @@ def test_below_an_image_stand_its_rank_and_file_and_labels_in_a_font_that_has_th
     ]
     table = {key: values[:1] for key, values in table.items()}
     written.clear()
-    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    draw_suspects(tmp_path / "sheet.png", table, str, images)
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    draw_suspects(tmp_path / "sheet.png", table, str, [*images])
     assert written[2][0] == "1 1"
 
 

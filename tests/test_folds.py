@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from datasets import folder
 from datasets.noise import inject
@@ -17,6 +18,7 @@ from tests.fixtures import write_digits
 from utils import folds, scores
 from utils.errors import UserError
 from utils.judged import judge
+from utils.review.__main__ import main as review
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["model=mlp", "dataset.image_size=8", "dataset.num_workers=0", "dataset.flip=false"]
@@ -123,6 +125,22 @@ def test_a_folder_is_judged_whole(run, photos, tmp_path, capsys):
     judged = judge(whole)
     assert judged.names == suspects.path.tolist() and judged.picture(0).size == (8, 8)
 
+    root.rename(root.with_name("moved"))
+    assert folds.main([str(whole)]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    place = ["--root", str(root.with_name("moved"))]
+    assert folds.main([str(whole), *place]) == 0
+    assert review([str(whole), *place]) == 0
+    assert (whole / "review.html").stat().st_size > 10_000
+    root.with_name("moved").rename(root)
+
+    shutil.copy(whole / "fold0/config.yaml", whole)  # as of a run that was there before the folds
+    before = (whole / "samples.npz").read_bytes()
+    assert folds.main([str(whole), "--score", "method"]) == 2
+    assert "move its fold0, fold1, ... into a folder of their own" in capsys.readouterr().err
+    assert (whole / "samples.npz").read_bytes() == before
+    (whole / "config.yaml").unlink()
+
     assert folds.main([str(whole), "--score", "method"]) == 0
     assert folds.main([str(whole), "--score", "beauty"]) == 2
     assert "--score must be one of" in capsys.readouterr().err
@@ -166,6 +184,12 @@ def test_one_run_lists_every_file_and_says_which_were_trained_on(run, photos):
     )
     assert suspects.quality.between(0, 1).all() and (np.diff(suspects.quality) >= 0).all()
     assert "probabilities" not in np.load(directory / "held_out.npz")
+    sheet = np.asarray(Image.open(directory / "suspects.png"))
+    for position, path in enumerate(suspects.path[:16]):  # the first of the list, of all parts
+        row, column = divmod(position, 8)
+        shown = sheet[26 + 143 * row :, 2 + 100 * column :][:96, :96, 0]
+        pixels = Image.open(root / path).convert("RGB").resize((96, 96), Image.Resampling.NEAREST)
+        assert np.array_equal(shown, np.asarray(pixels)[..., 0]), position
     data = folder(root=str(root), image_size=8, num_workers=0)
     assert judge(directory).names == suspects.path.tolist() and len(data.train) == 96
 

@@ -477,7 +477,7 @@ def test_label_studio_gets_tasks_and_gives_back_annotations(judged, tmp_path):
     tasks = json.loads(path.read_text())
     assert written == [path, tmp_path / "tasks.xml"] and len(tasks) == 12
     data, (prediction,) = tasks[0]["data"], tasks[0]["predictions"]
-    assert data["image"] == f"/data/local-files/?d={judged.names[0]}"
+    assert data["image"] == f"/data/local-files/?d=photos/{judged.names[0]}"
     assert data["path"] == judged.names[0] and data["list"] == "suspects"
     assert tasks[-1]["data"]["list"] == "random sample"
     assert prediction["score"] == pytest.approx(0.7)
@@ -579,7 +579,7 @@ def command(monkeypatch, capsys, judged):
     from utils import judged as module
     from utils.review.__main__ import main
 
-    monkeypatch.setattr(module, "judge", lambda run, data_root=None: judged)
+    monkeypatch.setattr(module, "judge", lambda run, moved: judged)
 
     def call(*arguments, code=0):
         assert main([str(argument) for argument in arguments]) == code

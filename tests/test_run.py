@@ -23,7 +23,7 @@ import torch
 import losses
 import main
 from tests.conftest import TINY
-from utils.checkpoint import Checkpoint, atomic_write
+from utils.checkpoint import Checkpoint, StopRequest, atomic_write
 from utils.mentor import main as fit_mentor
 from utils.report.__main__ import main as report
 from utils.run_directory import RunDirectory
@@ -330,6 +330,16 @@ def test_signals_save_and_exit_75(run, monkeypatch, number):
     assert f"{number.name}: saved at epoch 0, step 5" in stdout
     assert weights(directory)["step"] == 5
     assert signal.getsignal(number) == former
+
+
+def test_a_signal_is_answered_before_there_is_a_step(capfd):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed() == "SIGUSR1"
+        answer = "SIGUSR1: the run is saved after the next step; Ctrl-C now ends it at once\n"
+        assert capfd.readouterr().err == answer
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_finished_run_says_so_and_does_nothing(run):

@@ -69,7 +69,9 @@ def test_tokens_are_those_of_the_tokenizer(washing, tiny_bert):
         assert not numbers[len(expected) :].any() and not types.any()
 
 
-def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path, tiny_bert):
+def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(
+    tmp_path, tiny_bert, capsys
+):
     columns = {
         "step": [f"a b c d e {end}" for end in "fghijklmno"],
         "cat": list("xy") * 5,
@@ -87,6 +89,7 @@ def test_long_texts_are_cut_and_compressed_files_and_other_columns_read(tmp_path
         test_fraction=0.2,
     )
     assert data.train.inputs.shape == (8, 2, 5) and len(data.test) == 2
+    assert "10 of 10 texts fill 5 tokens; what goes beyond is cut off" in capsys.readouterr().err
     assert data.true.tolist() == [0] * 8
     assert data.test.targets.tolist() == [0, 0]  # tested on what is true
     (tmp_path / "steps.csv.gz").write_bytes((tmp_path / "steps.csv.gz").read_bytes()[:40])

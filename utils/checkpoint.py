@@ -184,7 +184,7 @@ def _read(path):
 
 
 class StopRequest:
-    """Remembers, while it is entered, that SIGTERM, SIGUSR1 or Ctrl-C has arrived.
+    """Remembers, while it is entered, that SIGTERM, SIGUSR1 or Ctrl-C has arrived, and says so.
 
     The training loop asks between two steps. A second Ctrl-C interrupts at once, unless there are
     several processes: torchrun passes the first one on to them, so each would get it twice.
@@ -199,6 +199,10 @@ class StopRequest:
 
     def _remember(self, number, frame):
         self.received = number
+        again = "" if is_distributed() else "; Ctrl-C now ends it at once"
+        message = f"{signal.Signals(number).name}: the run is saved after the next step{again}\n"
+        if rank() == 0:
+            os.write(2, message.encode())  # print() must not be called within itself
         if not is_distributed():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

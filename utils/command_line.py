@@ -1,5 +1,9 @@
-"""The command line of main.py: a params file, then key=value; what it prints for a newcomer."""
+"""The command line of main.py: a params file, then key=value; what it prints for a newcomer.
 
+And options that other commands share.
+"""
+
+import argparse
 import shlex
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from utils.errors import UserError, end_with_the_reader
 from utils.escapes import in_a_line, printable
 from utils.files import read_text
 from utils.params_file import flatten
-from utils.settings import DEFAULTS
+from utils.settings import DEFAULTS, PLACES
 
 # what a recording run must have in common with the run that selects by it
 OF_THE_DATA = (
@@ -133,3 +137,17 @@ def manual(text: str, config: dict, schemas: dict[str, Schema]) -> str:
 
 def _show(value):
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+def add_places(command: argparse.ArgumentParser):
+    """Options of a command that reads the data of a run, for where these are now."""
+    for key in ("data_root", *PLACES):
+        option = key.removeprefix("dataset.").replace("_", "-")
+        about = f"{key} of the run, if it has been moved"
+        command.add_argument(f"--{option}", dest=key, metavar="PATH", help=about)
+
+
+def moved(options: argparse.Namespace) -> dict[str, str]:
+    """What such options say: key -> path, of those that are given."""
+    paths = {key: getattr(options, key) for key in ("data_root", *PLACES)}
+    return {key: path for key, path in paths.items() if path is not None}

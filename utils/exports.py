@@ -36,11 +36,6 @@ class FinishedRun:
     use: dict | None = None  # network.describe_use
 
     @property
-    def most_suspicious(self) -> np.ndarray:
-        """Rows of ``samples``, the most suspicious first."""
-        return np.argsort(-self.samples["score"], kind="stable")
-
-    @property
     def judged(self) -> dict[str, np.ndarray]:
         """All samples whose labels are doubtful, the most suspicious first, as detection.merge."""
         return doubtful(self.samples, self.held_out, self.test, self.data)
@@ -161,7 +156,7 @@ def write_trained_network(run: FinishedRun):
 def draw_sheets(run: FinishedRun):
     """suspects.png, and hardest.png if the truth is known: contact sheets of images.
 
-    The most suspicious samples, and the correct ones that the network finds hardest.
+    The first of suspects.csv, and the correct training samples that the network finds hardest.
     """
     if not run.data.shows_images:
         return
@@ -169,14 +164,20 @@ def draw_sheets(run: FinishedRun):
 
     hardest = np.argsort(-run.samples["loss"], kind="stable")
     incorrect = wrong_labels(run.samples["given"], run.samples["true"])
-    sheets = {"suspects.png": run.most_suspicious}
+    judged = run.judged
+    sheets = {"suspects.png": (judged, np.arange(len(judged["index"])))}
     if incorrect is not None:
-        sheets["hardest.png"] = hardest[~incorrect[hardest]]
-    for name, rows in sheets.items():
+        trained = run.samples | {"part": np.full(len(hardest), "train")}
+        sheets["hardest.png"] = trained, hardest[~incorrect[hardest]]
+    for name, (table, rows) in sheets.items():
         if len(rows) == 0:  # no label is correct
             continue
-        shown = {key: values[rows[:SHEET]] for key, values in run.samples.items()}
-        draw_suspects(run.path / name, shown, run.in_words, run.data.train.source)
+        shown = {key: values[rows[:SHEET]] for key, values in table.items()}
+        images = [
+            (run.data.test if part == "test" else run.data.train).source[index]
+            for part, index in zip(shown["part"], shown["index"], strict=True)
+        ]
+        draw_suspects(run.path / name, shown, run.in_words, images)
 
 
 def draw_curves(run: FinishedRun):

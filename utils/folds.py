@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import scores
+from utils.command_line import add_places, moved
 from utils.config import differences
 from utils.detection import measure_detection, sample_table
 from utils.errors import UserError
@@ -34,6 +35,15 @@ from utils.judged import JOINED, judge
 from utils.run_state import finished_config, read_config
 
 FREE = ("run_dir", "validation.fold")
+
+
+def check_own(directory: Path):
+    """Raise UserError if a run of its own lies in the directory, whose files would be replaced."""
+    if (directory / "config.yaml").exists():
+        raise UserError(
+            f"{directory} is the directory of a run, whose samples.npz and suspects.csv would be "
+            f"replaced: move its fold0, fold1, ... into a folder of their own, and join them there"
+        )
 
 
 def read_folds(directory: Path) -> list[Path]:
@@ -136,13 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("directory", type=Path, help="which holds fold0, fold1, ...")
     parser.add_argument("--score", help="that ranks the samples: one of utils.scores, or method")
-    parser.add_argument("--data-root", help="where the data are, if not where they were")
+    add_places(parser)
     options = parser.parse_args(arguments)
     try:
+        check_own(options.directory)
         folds = read_folds(options.directory)
         table = join(folds, options.score)
         _write(options.directory, folds, table)
-        judged = judge(options.directory, options.data_root)
+        judged = judge(options.directory, moved(options))
         write_list(options.directory / "suspects.csv", judged.table, judged.data)
     except (UserError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)

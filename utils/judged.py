@@ -3,8 +3,10 @@
 It reads the data, so it lies above experiment.py, and only commands import it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -70,11 +72,11 @@ class Judged:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy(force=True))
 
 
-def judge(directory: Path, data_root: str | None = None) -> Judged:
+def judge(directory: Path, moved: Mapping[str, str] = MappingProxyType({})) -> Judged:
     """The samples of a finished run, or of joined folds.
 
     Args:
-        data_root: where the data are, if not where they were.
+        moved: data_root or keys of PLACES, where the data are not where they were.
 
     Raises:
         UserError: the run is not finished; its data are not what they were.
@@ -83,8 +85,9 @@ def judge(directory: Path, data_root: str | None = None) -> Judged:
     joined = (directory / JOINED).exists()
     first = directory / read_json(directory / JOINED)["runs"][0] if joined else directory
     config = finished_config(first)
-    if data_root is not None:
-        config["data_root"] = data_root
+    for key, path in moved.items():
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = path
     changed = changes(first, contents_of(config))
     if changed:
         raise UserError(f"the data of {directory} have changed since it was trained: {changed}")

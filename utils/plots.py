@@ -129,7 +129,7 @@ def draw_targets(directory: Path):
 
 
 def draw_suspects(
-    path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str] | torch.Tensor
+    path: Path, table: dict[str, np.ndarray], name: Callable, images: list[str | torch.Tensor]
 ):
     """A contact sheet of some samples, eight in a row, and above them what is written below each.
 
@@ -139,7 +139,7 @@ def draw_suspects(
     Args:
         table: of these samples: index, given, predicted.
         name: from a label to its name.
-        images: of all samples: paths, or uint8 [N, C, H, W].
+        images: theirs: paths, or uint8 [C, H, W].
     """
     size, line, gap, columns = 96, 13, 4, 8
     width, height, head = size + gap, size + 3 * line + 2 * gap, 2 * line
@@ -152,13 +152,13 @@ def draw_suspects(
 
     write(gap // 2, 4, "rank and file or index; given label;", "black")
     write(235, 4, "predicted label, if that is another one", COLOURS["incorrect"])
-    samples = zip(table["index"], table["given"], table["predicted"], strict=True)
-    for position, (index, given, predicted) in enumerate(samples):
+    samples = zip(images, table["index"], table["given"], table["predicted"], strict=True)
+    for position, (image, index, given, predicted) in enumerate(samples):
         row, column = divmod(position, columns)
         left, top = column * width + gap // 2, head + row * height
-        sheet.paste(_thumbnail(images[index], size), (left, top))
+        sheet.paste(_thumbnail(image, size), (left, top))
         rank = f"{position + 1} "
-        file = Path(images[index]).name if isinstance(images, list) else f"{index}"
+        file = Path(image).name if isinstance(image, str) else f"{index}"
         below = top + size + 1
         write(left, below, rank + shorten(file, 16 - len(rank)), COLOURS["grey"])
         write(left, below + line, shorten(name(given), 16), "black")

@@ -23,6 +23,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from utils.command_line import add_places, moved
 from utils.errors import UserError
 from utils.escapes import printable
 
@@ -57,7 +58,7 @@ def review(options: argparse.Namespace):
     from utils.review.listing import make_listing, write_listing
     from utils.review.mend import describe, how_to_train, mend
 
-    judged = judge(options.run, options.data_root)
+    judged = judge(options.run, moved(options))
     if options.apply:
         written, report = mend(judged, read_decisions(judged, options.apply))
         lines = [*describe(report), f"to train on them: {how_to_train(judged, written)}"]
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--export", choices=("labelstudio", "fiftyone", "cleanlab", "csv"))
     add("--output", type=Path, metavar="FILE", help="of --export; else a file in the run")
-    add("--data-root", metavar="FOLDER", help="where the data are, if they have been moved")
+    add_places(command)
     return command
 
 

@@ -39,8 +39,8 @@ def export(judged: Judged, listing: Listing, form: str, path: Path) -> list[Path
 def label_studio(judged: Judged, listing: Listing, path: Path) -> dict:
     """Tasks with predictions, and the labelling interface that they are for, as .xml.
 
-    Images are read from Label Studio's local storage, whose root is that of the data; those in
-    memory are part of the tasks.
+    Images are read from Label Studio's local storage. Its root is the folder that holds that of the
+    data, since a storage of Label Studio must lie below it. Images in memory are part of the tasks.
     """
     kind, value = _shown_as(judged)
     table, names, tasks = judged.table, keys(judged), []
@@ -62,7 +62,13 @@ def label_studio(judged: Judged, listing: Listing, path: Path) -> dict:
 def _shown_as(judged):
     """The tag that shows a sample, and what it is given of a row."""
     if has_files(judged):
-        return "image", lambda row: f"/data/local-files/?d={quote(os.fsencode(judged.names[row]))}"
+        above = "" if judged.root is None else Path(judged.root).resolve().name
+        return (
+            "image",
+            lambda row: (
+                f"/data/local-files/?d={quote(os.fsencode(os.path.join(above, judged.names[row])))}"
+            ),
+        )
     if judged.kind == "images":
         return "image", lambda row: data_uri(judged.picture(row), "png")
     return "text", lambda row: judged.names[row]

@@ -34,6 +34,7 @@ LAUNCHER_VARIABLES = (
     "STAGE",
     "UNDER",
     "SEARCHED",
+    "RUNS",
     "PROCESSES",
 )
 AT_A_TIME = 8  # tasks of an array, unless it says otherwise
