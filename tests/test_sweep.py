@@ -72,6 +72,17 @@ def test_what_a_launcher_reads_is_repeated_by_commands_that_launch_it_again():
         assert set(names) <= {*LAUNCHER_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"}
 
 
+@pytest.mark.parametrize(
+    ("launcher", "unread"), [("mnist", []), ("mnist_mlp", ["KIND", "FRACTIONS"])]
+)
+def test_a_variable_that_a_launcher_does_not_read_is_said(launcher, unread):
+    variables = {"METHODS": "plain", "KIND": "pair", "FRACTIONS": "0.4", "SEEDS": "1"}
+    path = f"examples/{launcher}.sbatch"
+    code, _, complaints = launch(path, "--dry-run", **variables)
+    expected = [f"warning: {name} is set, which {path} does not read" for name in unread]
+    assert code == 0 and complaints.splitlines() == expected
+
+
 def test_every_launcher_is_here():
     assert {name.removesuffix(".sbatch") for name in LAUNCHERS} == set(COUNTS)
 

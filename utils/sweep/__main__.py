@@ -17,7 +17,7 @@ from utils.errors import UserError, end_with_the_reader
 from utils.escapes import printable
 from utils.sweep.cells import ONLY, Cell, choose, read_cells
 from utils.sweep.runner import CellRunner, python_command, relay, run_here, run_job, run_task
-from utils.sweep.slurm import integer, submit
+from utils.sweep.slurm import integer, not_read, submit
 from utils.sweep.status import print_status, status_of
 
 COPY = "slurm_script"  # what sbatch calls its copy of a launcher
@@ -68,6 +68,9 @@ def run(options: argparse.Namespace, others: list[str]) -> int:
     else:
         runner = CellRunner(environment)
     check_jobs(options, environment)
+    for name in not_read(Path(options.launcher), environment):
+        text = f"warning: {name} is set, which {options.launcher} does not read"
+        print(printable(text), file=sys.stderr)
     lines = [line.strip() for line in Path(options.list).read_text().splitlines()]
     cells = read_cells([line for line in lines if line], overrides)
     if options.status:

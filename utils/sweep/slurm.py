@@ -37,6 +37,7 @@ LAUNCHER_VARIABLES = (
     "RUNS",
     "PROCESSES",
 )
+OF_GRID = {"DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS"}  # read by grid in common.sh
 AT_A_TIME = 8  # tasks of an array, unless it says otherwise
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
@@ -47,6 +48,13 @@ def integer(environment: dict, name: str, default: int) -> int:
     if not re.fullmatch(r"\d+", text):
         raise UserError(f"{name} must be a whole number, got {text!r}")
     return int(text)
+
+
+def not_read(launcher: Path, environment: dict) -> list[str]:
+    """Which of LAUNCHER_VARIABLES are set, though this launcher does not read them."""
+    words = set(re.findall(r"\w+", launcher.read_text())) if launcher.is_file() else {"grid"}
+    known = words | {"PROCESSES"} | (OF_GRID if "grid" in words else set())
+    return [name for name in LAUNCHER_VARIABLES if environment.get(name) and name not in known]
 
 
 def max_array_size() -> int:
