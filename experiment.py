@@ -96,8 +96,8 @@ SCHEMAS = {
         schedules,
         {
             "optimizer": lambda self: self.optimizer,
-            "epochs": lambda self: self.config["epochs"],
-            "steps_per_epoch": lambda self: self.loaders.steps_per_pass,
+            "epochs": lambda self: self.epochs,
+            "steps_per_epoch": lambda self: self.loaders.steps_per_pass / self._epochs_per_pass,
         },
     ),
     "selection": Schema(
@@ -244,7 +244,10 @@ class Experiment:
 
     @property
     def noise_rate(self) -> float | None:
-        """Which part of the labels that are trained on is wrong; None if that is not known."""
+        """Which part of the given labels of what is trained on is wrong; None if that is unknown.
+
+        Also with ``targets=``, since nobody knows how many wrong labels a method has left.
+        """
         corrupted = self.learned.corrupted
         return None if corrupted is None else float(corrupted.mean())
 
@@ -284,34 +287,27 @@ class Experiment:
 
     @property
     def noise_transition(self) -> Tensor | None:
-        """[C, C]: row c is how those of class c are labelled that are trained on.
-
-        None if that is not known.
-        """
+        """[C, C]: row c is how those of class c are labelled; None if that is not known."""
         learned = self.learned
         return None if learned.corrupted is None else torch.from_numpy(learned.transition)
 
     @property
     def learned(self) -> noise.Noise:
-        """The labels that are trained on, of the samples that are trained on.
-
-        Of a distribution that is its most probable class.
-        """
-        rows = self._training_rows()
-        targets = loader.learned_targets(self.noise, self.parts, self.targets)[rows]
-        labels = targets.argmax(1) if targets.ndim == 2 else targets
-        return replace(self.noise, given=labels.numpy(), true=self.noise.true[rows.numpy()])
+        """The noise of the samples that are trained on alone, selected or trusted ones too."""
+        rows = self._training_rows().numpy()
+        return replace(self.noise, given=self.given.numpy()[rows], true=self.noise.true[rows])
 
     @property
     def epochs(self) -> int:
         """Epochs of the method: passes over the samples that are trained on, or chunks of them."""
-        return self.config["epochs"] * self._epochs_per_pass()
+        return self.config["epochs"] * self._epochs_per_pass
 
     @property
     def steps_per_epoch(self) -> float:
         """Batches of an epoch of the method, in the mean: the last chunk may be shorter."""
-        return len(self._batches()) / self._epochs_per_pass()
+        return len(self._batches()) / self._epochs_per_pass
 
+    @property
     def _epochs_per_pass(self):
         steps = self.config["chunk_steps"]
         return chunks_per_pass(len(self._batches()), steps) if steps else 1

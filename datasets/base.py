@@ -158,7 +158,11 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def split_off(
-    targets: Tensor, fraction: float, original: Sequence[int], classes: Sequence[str]
+    targets: Tensor,
+    fraction: float,
+    original: Sequence[int],
+    classes: Sequence[str],
+    if_numbers: str = "",
 ) -> tuple[list[int], list[int]]:
     """Positions [N] of a training and of a test part, always the same, stratified by class.
 
@@ -168,6 +172,7 @@ def split_off(
         fraction: 0 leaves the test part empty.
         original: [N], the position of the first copy of each sample, as of datasets.copies.
         classes: names.
+        if_numbers: what to do if these are numbers to be predicted.
 
     Raises UserError if a class is too small for it.
     """
@@ -184,11 +189,8 @@ def split_off(
     except ValueError as error:
         reason = too_rare(strata, classes) or error
         mend = "add more of these, or give a test part of your own"
-        if 2 * len(classes) > len(rows) and all(map(is_number, classes)):
-            mend = (
-                "if the labels are numbers to be predicted, set dataset.task=regression "
-                "task=regression task_loss=smooth_l1"
-            )
+        if if_numbers and all(map(is_number, classes)):
+            mend += f"; or, if the labels are numbers to be predicted, {if_numbers}"
         raise UserError(
             f"a test part of {fraction} cannot be split off class by class: {reason}; {mend}"
         ) from None

@@ -65,7 +65,8 @@ def csv(
         shown = [classes[number] for number in shown]
     original, note = find_copies("images", names, shown, len(table)), ""
     if test is None:
-        rows, held_out = split_off(given, test_fraction, original, classes)
+        regression = "set dataset.task=regression task=regression task_loss=smooth_l1"
+        rows, held_out = split_off(given, test_fraction, original, classes, regression)
         note, original = count_copies(original), among(original, rows)
         tested = (given if true is None else true)[held_out]
         test_part = Split([table.path.iloc[row] for row in held_out], tested)

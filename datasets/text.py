@@ -1,5 +1,6 @@
 """The user's own texts with labels, in a table."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def text(
         test_texts, test_targets = list(test[text_column]), labels.test
     texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
-    num_full = int(used(encoder, inputs).sum(1).eq(max_length).sum())
+    num_full = int((inputs[:, 0] != padding(encoder)).sum(1).eq(max_length).sum())
     if num_full:
         warn(
             f"{num_full:,} of {len(inputs):,} texts fill {max_length} tokens; what goes beyond is "
@@ -164,24 +165,25 @@ def tokenize(
     return tokens[:, :, (tokens[:, 0] != tokenizer.pad_token_id).any(0)]
 
 
-def used(encoder: str, tokens: Tensor) -> Tensor:
-    """[N, L] bool: where tokens [N, 2, L] are not padding."""
-    return tokens[:, 0] != load_pretrained("AutoTokenizer", encoder).pad_token_id
+@functools.cache
+def padding(encoder: str) -> int:
+    """The token that stands after the end of a text."""
+    return load_pretrained("AutoTokenizer", encoder).pad_token_id
 
 
 @torch.no_grad()
 def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Mean states [N, D] of texts in the encoder, scaled to length 1, from tokens [N, 2, L]."""
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
-    is_used = used(encoder, tokens)
+    used = tokens[:, 0] != padding(encoder)
     features = torch.empty(len(tokens), model.config.hidden_size)
     # texts of about the same length together: less padding to compute
-    order = is_used.sum(1).argsort(stable=True)
+    order = used.sum(1).argsort(stable=True)
     batches = tqdm(order.split(100), "embedding", unit=" hundred texts", leave=False, disable=None)
     for rows in batches:
-        columns = is_used[rows].any(0)
+        columns = used[rows].any(0)
         ids = tokens[rows, 0][:, columns].long().to(device)
-        mask = is_used[rows][:, columns].to(device)
+        mask = used[rows][:, columns].to(device)
         states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         features[rows] = torch.nn.functional.normalize(mean_of_tokens(states, mask), dim=1).cpu()
     return features

@@ -20,8 +20,8 @@ class CleanNet(SampleLoss):
     """w_i l_i, where w_i says how much sample i resembles the class that its label names.
 
     After epoch ``begin``, and again every so many, a network of its own compares the features v of
-    every sample, what the last layer of the classifier gets, with ``num_references`` = K of them
-    that stand for the class of its label: the centres of a k-means of all under that label (arXiv
+    every sample, what the last layer of the classifier gets, with K = ``num_references`` that
+    stand for the class of its label: the centres of a k-means of all under that label (arXiv
     1711.07131; the authors' code is github.com/kuanghuei/clean-net):
 
         phi_q = query encoder of v, phi_s = reference encoder of the K references

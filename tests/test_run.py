@@ -336,10 +336,26 @@ def test_a_signal_is_answered_before_there_is_a_step(capfd):
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.agreed() == "SIGUSR1"
-        answer = "SIGUSR1: the run is saved after the next step; Ctrl-C now ends it at once\n"
+        answer = "\nSIGUSR1: the run is saved after the next step; Ctrl-C now ends it at once\n"
         assert capfd.readouterr().err == answer
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_is_remembered_where_nobody_reads_what_is_said():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = (
+        "import os, signal\n"
+        "from utils.checkpoint import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(stop.agreed())\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    assert done.stdout == "SIGINT\n" and done.returncode == 0
 
 
 def test_a_finished_run_says_so_and_does_nothing(run):

@@ -73,10 +73,12 @@ def test_what_a_launcher_reads_is_repeated_by_commands_that_launch_it_again():
 
 
 @pytest.mark.parametrize(
-    ("launcher", "unread"), [("mnist", []), ("mnist_mlp", ["KIND", "FRACTIONS"])]
+    ("launcher", "unread"),
+    [("sweep", []), ("mnist", ["DATASET"]), ("mnist_mlp", ["DATASET", "KIND", "FRACTIONS"])],
 )
 def test_a_variable_that_a_launcher_does_not_read_is_said(launcher, unread):
     variables = {"METHODS": "plain", "KIND": "pair", "FRACTIONS": "0.4", "SEEDS": "1"}
+    variables["DATASET"] = "digits"
     path = f"examples/{launcher}.sbatch"
     code, _, complaints = launch(path, "--dry-run", **variables)
     expected = [f"warning: {name} is set, which {path} does not read" for name in unread]

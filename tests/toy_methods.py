@@ -74,7 +74,7 @@ class ToyRelabelling(SampleLoss):
         given: Tensor,
         noise_rate: float | None,
         epochs: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         *,
         momentum: float = 0.5,
     ):

@@ -1,5 +1,6 @@
 """Checkpoints that survive a crash, and signals that ask a run to stop."""
 
+import contextlib
 import hashlib
 import io
 import math
@@ -199,12 +200,14 @@ class StopRequest:
 
     def _remember(self, number, frame):
         self.received = number
-        again = "" if is_distributed() else "; Ctrl-C now ends it at once"
-        message = f"{signal.Signals(number).name}: the run is saved after the next step{again}\n"
-        if rank() == 0:
-            os.write(2, message.encode())  # print() must not be called within itself
+        message = f"\n{signal.Signals(number).name}: the run is saved after the next step"
         if not is_distributed():
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            message += "; Ctrl-C now ends it at once"
+        if rank() == 0:
+            # print() must not be called within itself; nobody may read what is printed
+            with contextlib.suppress(OSError):
+                os.write(2, f"{message}\n".encode())
 
     def agreed(self) -> str | None:
         """The signal that any of the processes has received, or None.

@@ -77,16 +77,21 @@ def complete(config: dict, path: str) -> dict:
 
 
 def resolve(path: str, overrides: list[str]) -> dict:
-    """As ``load``, but unchecked."""
+    """As ``load``, but unchecked.
+
+    Raises UserError for a share of the epochs beside chunk_steps.
+    """
     config, row, _, command_line = _parts(path, overrides)
     config = expand_home(merge(merge(config, row), command_line))
     epochs = config.get("epochs")
     # of a number that check() refuses, so that it names that mistake alone
     resolved = _resolve_shares(config, epochs if fits(epochs, int) else DEFAULTS["epochs"])
-    if resolved != config and config.get("chunk_steps") is not None:
+    flat, known = flatten(config), flatten(resolved)
+    shares = [key for key in flat if flat[key] != known[key]]
+    if shares and config.get("chunk_steps") is not None:
         raise UserError(
             "with chunk_steps an epoch of the method and of the schedule is a chunk, and the data "
-            'say how many there are: write a number for each "50% of epochs"'
+            f"say how many there are: write a number for {', '.join(shares)}"
         )
     return resolved
 

@@ -162,17 +162,17 @@ def draw_sheets(run: FinishedRun):
         return
     from utils.plots import draw_suspects
 
-    hardest = np.argsort(-run.samples["loss"], kind="stable")
+    sheets = {"suspects.png": run.judged}
     incorrect = wrong_labels(run.samples["given"], run.samples["true"])
-    judged = run.judged
-    sheets = {"suspects.png": (judged, np.arange(len(judged["index"])))}
     if incorrect is not None:
+        hardest = np.argsort(-run.samples["loss"], kind="stable")
         trained = run.samples | {"part": np.full(len(hardest), "train")}
-        sheets["hardest.png"] = trained, hardest[~incorrect[hardest]]
-    for name, (table, rows) in sheets.items():
-        if len(rows) == 0:  # no label is correct
+        correct = hardest[~incorrect[hardest]]
+        sheets["hardest.png"] = {key: values[correct] for key, values in trained.items()}
+    for name, table in sheets.items():
+        if len(table["index"]) == 0:  # no label is correct
             continue
-        shown = {key: values[rows[:SHEET]] for key, values in table.items()}
+        shown = {key: values[:SHEET] for key, values in table.items()}
         images = [
             (run.data.test if part == "test" else run.data.train).source[index]
             for part, index in zip(shown["part"], shown["index"], strict=True)

@@ -149,8 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_places(parser)
     options = parser.parse_args(arguments)
     try:
-        check_own(options.directory)
         folds = read_folds(options.directory)
+        check_own(options.directory)
         table = join(folds, options.score)
         _write(options.directory, folds, table)
         judged = judge(options.directory, moved(options))

@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+import datasets
 from experiment import build_data, contents_of
+from utils.build import asks_for
 from utils.errors import UserError
 from utils.exports import doubtful, names_of
 from utils.files import read_arrays, read_json
@@ -87,7 +89,10 @@ def judge(directory: Path, moved: Mapping[str, str] = MappingProxyType({})) -> J
     config = finished_config(first)
     for key, path in moved.items():
         section, _, name = key.rpartition(".")
-        (config[section] if section else config)[name] = path
+        spec = config["dataset"] if section else config
+        if section and not asks_for(datasets, spec, name):
+            raise UserError(f"--{name.replace('_', '-')}: the dataset {spec['name']} has no {key}")
+        spec[name] = path
     changed = changes(first, contents_of(config))
     if changed:
         raise UserError(f"the data of {directory} have changed since it was trained: {changed}")

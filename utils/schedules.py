@@ -112,7 +112,7 @@ class ConstantThenLinear(LambdaLR):
     In epoch e, counted from 0, of E: lr min(1, (E - e) / (E - constant_epochs)).
 
     Args:
-        steps_per_epoch: batches of a pass over the data.
+        steps_per_epoch: batches of an epoch; of chunks of a pass, the mean.
         epochs: E.
         constant_epochs: in [0, E).
         late_beta1: beta1 of Adam from epoch ``constant_epochs`` on; None leaves it.
@@ -123,7 +123,7 @@ class ConstantThenLinear(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         epochs: int,
         *,
         constant_epochs: int,
@@ -159,7 +159,7 @@ class ExponentialPerBatch(LambdaLR):
     """lr exp(-rate t), with t in batches: the schedule of the DiscrimLoss authors for UTKFace.
 
     Args:
-        steps_per_epoch: batches of a pass over the data.
+        steps_per_epoch: batches of an epoch; of chunks of a pass, the mean.
         restart: when t starts again from 0. "epoch": at every epoch, so that the learning rate is
             a saw-tooth, as their code makes it under PyTorch 1.4, which their published runs used.
             "never": as their code makes it under PyTorch 1.10 and later, where the learning rate
@@ -171,7 +171,7 @@ class ExponentialPerBatch(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         *,
         rate: float = 0.01,
         restart: Literal["epoch", "never"] = "epoch",
@@ -188,7 +188,7 @@ class LinearPerBatch(LambdaLR):
     """From lr to 0 in a straight line over the run: the usual schedule to fine-tune a Transformer.
 
     Args:
-        steps_per_epoch: batches of a pass over the data.
+        steps_per_epoch: batches of an epoch; of chunks of a pass, the mean.
         epochs: of the run.
         warmup: the part of the run, in [0, 1), over which the rate first rises from 0 to lr.
 
@@ -196,10 +196,10 @@ class LinearPerBatch(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, steps_per_epoch: int, epochs: int, *, warmup: float = 0.0
+        self, optimizer: Optimizer, steps_per_epoch: float, epochs: int, *, warmup: float = 0.0
     ):
         check_interval("warmup", warmup, "[0, 1)")
-        total = steps_per_epoch * epochs
+        total = round(steps_per_epoch * epochs)
         rising = warmup * total
 
         def factor(step):

@@ -37,7 +37,7 @@ LAUNCHER_VARIABLES = (
     "RUNS",
     "PROCESSES",
 )
-OF_GRID = {"DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS"}  # read by grid in common.sh
+OF_GRID = {"DATASET", "METHODS", "KIND", "FRACTIONS", "SEEDS"}  # what grid in common.sh reads
 AT_A_TIME = 8  # tasks of an array, unless it says otherwise
 MAX_ARRAY_SIZE = 1001  # SLURM's default
 
@@ -52,8 +52,10 @@ def integer(environment: dict, name: str, default: int) -> int:
 
 def not_read(launcher: Path, environment: dict) -> list[str]:
     """Which of LAUNCHER_VARIABLES are set, though this launcher does not read them."""
-    words = set(re.findall(r"\w+", launcher.read_text())) if launcher.is_file() else {"grid"}
-    known = words | {"PROCESSES"} | (OF_GRID if "grid" in words else set())
+    text = launcher.read_text()
+    known = {"PROCESSES", *re.findall(r"\$\{([A-Z_]+):?[-+]", text)}
+    if re.search(r"\bgrid\b", text):
+        known |= OF_GRID - set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE))
     return [name for name in LAUNCHER_VARIABLES if environment.get(name) and name not in known]
 
 
