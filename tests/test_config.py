@@ -324,9 +324,8 @@ def test_lengths_may_be_a_share_of_the_epochs(tmp_path):
     assert config("epochs=7", *cosine, path=path)["schedule"]["T_max"] == 7
     with pytest.raises(UserError, match=r"loss\.q must be a number, got '50% of steps'"):
         config("loss.q=50% of steps", path=path)
-    with pytest.raises(
-        UserError, match=r"a number for loss\.q, loss\.suppression_epochs, schedule\.m"
-    ):  # epochs of the method are chunks
+    keys = r"loss\.q, loss\.suppression_epochs, schedule\.milestones"
+    with pytest.raises(UserError, match=f"a number for {keys}"):  # epochs of the method are chunks
         config("chunk_steps=100", path=path)
 
 

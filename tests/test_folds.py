@@ -192,6 +192,8 @@ def test_one_run_lists_every_file_and_says_which_were_trained_on(run, photos):
         assert np.array_equal(shown, np.asarray(pixels)[..., 0]), position
     data = folder(root=str(root), image_size=8, num_workers=0)
     assert judge(directory).names == suspects.path.tolist() and len(data.train) == 96
+    with pytest.raises(UserError, match=r"--file: the dataset folder has no dataset\.file"):
+        judge(directory, {"dataset.file": "labels.csv"})
 
 
 def test_the_launcher_writes_a_cell_a_fold(tmp_path):
