@@ -37,7 +37,7 @@ pictures: $(VENV)/.runtime
 	$(PY) -m utils.report results/cifar10n --figures runs/pictures/cifar10n > /dev/null
 	$(PY) -m utils.report results/mnist_mlp results/mnist_mlp_chosen --grid last --against Plain --figures runs/pictures/mnist_mlp > /dev/null
 	cp runs/pictures/mnist_mlp/last-mnist-accuracy-against-Plain.png results/pictures/mnist_mlp.png
-	$(PY) -m utils.report results/cifar10_features --where "noise != 'permute'" --grid last --against Plain --figures runs/pictures/features > /dev/null
+	$(PY) -m utils.report results/cifar10_features --where "noise != 'permute' or fraction > 0" --grid last --against Plain --figures runs/pictures/features > /dev/null
 	cp runs/pictures/features/last-cifar10-accuracy-against-Plain.png results/pictures/features.png
 	$(PY) -m utils.report results/mnist_chosen --figures runs/pictures/chosen > /dev/null
 	$(PY) -m utils.report results/mnist_trusted --grid last --over trusted.count --where "label in ['MentorNet DD', 'CleanNet', 'fine-tuned on the trusted', 'trusted among the others', 'trusted alone', 'Plain']" --figures runs/pictures/trusted > /dev/null
