@@ -17,8 +17,8 @@
 # SBATCH_GRES, SBATCH_PARTITION and SBATCH_ACCOUNT. Call sbatch in the root of the repository. Task
 # i of an array runs cell OFFSET + i.
 #
-# Environment: METHODS, FRACTIONS, SEEDS, KIND (of noise) choose other cells; PROCESSES: how many a
-# machine, for as many GPUs each cell gets; MAX_RESTARTS (100): how often SLURM may put a job back
+# Environment: METHODS, FRACTIONS, SEEDS, KIND (of noise) choose other cells; PROCESSES: of a cell
+# on each machine, one for each of its GPUs; MAX_RESTARTS (100): how often SLURM may put a job back
 # into the queue; PYTHON: which one.
 set -euo pipefail
 
