@@ -52,10 +52,11 @@ REQUIRED = {
     "CosineAnnealingWarmRestarts": {"T_0": 3},
     "ConstantThenLinear": {"constant_epochs": 5},
 }
-MAY_BE_NEGATIVE = {  # thresholds of a loss, logarithms, and the -1 by which PyTorch starts anew
+MAY_BE_NEGATIVE = {  # thresholds, logarithms, exponents, and the -1 by which PyTorch starts anew
     ("DiscrimLoss", "threshold"),
     ("DiscrimLoss", "log_sigma_low"),
     ("DiscrimLoss", "log_sigma_high"),
+    ("GradientRescaling", "beta"),
     ("SELFIE", "eps"),
     ("SuperLoss", "tau"),
     ("DataParameters", "low"),
