@@ -158,11 +158,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def split_off(
-    targets: Tensor,
-    fraction: float,
-    original: Sequence[int],
-    classes: Sequence[str],
-    if_numbers: str = "",
+    targets: Tensor, fraction: float, original: Sequence[int], classes: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """Positions [N] of a training and of a test part, always the same, stratified by class.
 
@@ -172,7 +168,6 @@ def split_off(
         fraction: 0 leaves the test part empty.
         original: [N], the position of the first copy of each sample, as of datasets.copies.
         classes: names.
-        if_numbers: what to do if these are numbers to be predicted.
 
     Raises UserError if a class is too small for it.
     """
@@ -188,26 +183,15 @@ def split_off(
         _, test = train_test_split(rows, test_size=fraction, stratify=strata, random_state=0)
     except ValueError as error:
         reason = too_rare(strata, classes) or error
-        mend = "add more of these, or give a test part of your own"
-        if if_numbers and all(map(is_number, classes)):
-            mend += f"; or, if the labels are numbers to be predicted, {if_numbers}"
         raise UserError(
-            f"a test part of {fraction} cannot be split off class by class: {reason}; {mend}"
+            f"a test part of {fraction} cannot be split off class by class: {reason}; add more of "
+            f"these, or give a test part of your own"
         ) from None
     test = set(test)
     return (
         [row for row, first in enumerate(original) if first not in test],
         [row for row, first in enumerate(original) if first in test],
     )
-
-
-def is_number(name: str) -> bool:
-    """Whether a text is a number."""
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def too_rare(labels: Tensor | np.ndarray | None, classes: Iterable[str | int]) -> str:

@@ -65,8 +65,15 @@ def csv(
         shown = [classes[number] for number in shown]
     original, note = find_copies("images", names, shown, len(table)), ""
     if test is None:
-        regression = "set dataset.task=regression task=regression task_loss=smooth_l1"
-        rows, held_out = split_off(given, test_fraction, original, classes, regression)
+        try:
+            rows, held_out = split_off(given, test_fraction, original, classes)
+        except UserError as error:
+            if not _are_numbers(classes):
+                raise
+            raise UserError(
+                f"{error}; or, if the labels are numbers to be predicted, set "
+                f"dataset.task=regression task=regression task_loss=smooth_l1"
+            ) from None
         note, original = count_copies(original), among(original, rows)
         tested = (given if true is None else true)[held_out]
         test_part = Split([table.path.iloc[row] for row in held_out], tested)
@@ -92,6 +99,13 @@ def csv(
         note=note,
         cache=cache_folder(data_root, cache),
     )
+
+
+def _are_numbers(classes: list[str]) -> bool:
+    """Whether all names of the classes are numbers."""
+    import pandas as pd
+
+    return bool(classes) and pd.to_numeric(pd.Series(classes), errors="coerce").notna().all()
 
 
 def _numbers(column, file) -> Tensor | None:

@@ -85,7 +85,8 @@ def text(
         test_texts, test_targets = list(test[text_column]), labels.test
     texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
-    num_full = int((inputs[:, 0] != padding(encoder)).sum(1).eq(max_length).sum())
+    used = inputs[:, 0] != load_tokenizer(encoder).pad_token_id
+    num_full = int(used.sum(1).eq(max_length).sum())
     if num_full:
         warn(
             f"{num_full:,} of {len(inputs):,} texts fill {max_length} tokens; what goes beyond is "
@@ -144,7 +145,7 @@ def tokenize(
 
     Cut to ``max_length`` and padded to the longest.
     """
-    tokenizer = load_pretrained("AutoTokenizer", encoder)
+    tokenizer = load_tokenizer(encoder)
     if tokenizer.pad_token_id is None:
         raise UserError(f"{encoder} has no padding token, by which a text's end is known")
     parts = []
@@ -166,16 +167,16 @@ def tokenize(
 
 
 @functools.cache
-def padding(encoder: str) -> int:
-    """The token that stands after the end of a text."""
-    return load_pretrained("AutoTokenizer", encoder).pad_token_id
+def load_tokenizer(encoder: str):
+    """The tokenizer of a model; raises as ``load_pretrained``."""
+    return load_pretrained("AutoTokenizer", encoder)
 
 
 @torch.no_grad()
 def embed(encoder: str, tokens: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Mean states [N, D] of texts in the encoder, scaled to length 1, from tokens [N, 2, L]."""
     model = load_pretrained("AutoModel", encoder).float().eval().to(device)
-    used = tokens[:, 0] != padding(encoder)
+    used = tokens[:, 0] != load_tokenizer(encoder).pad_token_id
     features = torch.empty(len(tokens), model.config.hidden_size)
     # texts of about the same length together: less padding to compute
     order = used.sum(1).argsort(stable=True)

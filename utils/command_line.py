@@ -28,6 +28,7 @@ OF_THE_DATA = (
     "trusted",
     "targets",
 )
+MOVABLE = ("data_root", *PLACES)  # where the data of a run are
 PARAMS = Path(__file__).parents[1] / "params"
 
 
@@ -141,7 +142,7 @@ def _show(value):
 
 def add_places(command: argparse.ArgumentParser):
     """Options of a command that reads the data of a run, for where these are now."""
-    for key in ("data_root", *PLACES):
+    for key in MOVABLE:
         option = key.removeprefix("dataset.").replace("_", "-")
         about = f"{key} of the run, if it has been moved"
         command.add_argument(f"--{option}", dest=key, metavar="PATH", help=about)
@@ -149,5 +150,5 @@ def add_places(command: argparse.ArgumentParser):
 
 def moved(options: argparse.Namespace) -> dict[str, str]:
     """What such options say: key -> path, of those that are given."""
-    paths = {key: getattr(options, key) for key in ("data_root", *PLACES)}
+    paths = {key: getattr(options, key) for key in MOVABLE}
     return {key: path for key, path in paths.items() if path is not None}

@@ -86,9 +86,9 @@ def resolve(path: str, overrides: list[str]) -> dict:
     epochs = config.get("epochs")
     # of a number that check() refuses, so that it names that mistake alone
     resolved = _resolve_shares(config, epochs if fits(epochs, int) else DEFAULTS["epochs"])
-    flat, known = flatten(config), flatten(resolved)
-    shares = [key for key in flat if flat[key] != known[key]]
-    if shares and config.get("chunk_steps") is not None:
+    if config.get("chunk_steps") is not None and resolved != config:
+        flat = flatten(resolved)
+        shares = [key for key, value in flatten(config).items() if value != flat[key]]
         raise UserError(
             "with chunk_steps an epoch of the method and of the schedule is a chunk, and the data "
             f"say how many there are: write a number for {', '.join(shares)}"

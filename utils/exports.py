@@ -1,6 +1,7 @@
 """What a finished run leaves besides its log: one function per file, and the list of them."""
 
 import csv
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class FinishedRun:
     network: object = None  # the torch module that is evaluated
     use: dict | None = None  # network.describe_use
 
-    @property
+    @functools.cached_property
     def judged(self) -> dict[str, np.ndarray]:
         """All samples whose labels are doubtful, the most suspicious first, as detection.merge."""
         return doubtful(self.samples, self.held_out, self.test, self.data)
@@ -129,11 +130,16 @@ def _digits(values):
     return [f"{value:.6g}" for value in values]
 
 
+def split_of(part: str, data):
+    """The split that ``index`` counts in, in a row of this part."""
+    return data.test if part == "test" else data.train
+
+
 def names_of(table: dict[str, np.ndarray], data) -> list[str]:
     """By row the path as the user's own table has it, or the text; "" if there is neither."""
     names = []
     for part, index in zip(table["part"], table["index"], strict=True):
-        split = data.test if part == "test" else data.train
+        split = split_of(part, data)
         if split.texts:
             names.append(split.texts[index])
         else:
@@ -166,17 +172,15 @@ def draw_sheets(run: FinishedRun):
     incorrect = wrong_labels(run.samples["given"], run.samples["true"])
     if incorrect is not None:
         hardest = np.argsort(-run.samples["loss"], kind="stable")
-        trained = run.samples | {"part": np.full(len(hardest), "train")}
-        correct = hardest[~incorrect[hardest]]
-        sheets["hardest.png"] = {key: values[correct] for key, values in trained.items()}
+        rows = hardest[~incorrect[hardest]][:SHEET]
+        correct = {key: values[rows] for key, values in run.samples.items()}
+        sheets["hardest.png"] = correct | {"part": np.full(len(rows), "train")}
     for name, table in sheets.items():
         if len(table["index"]) == 0:  # no label is correct
             continue
         shown = {key: values[:SHEET] for key, values in table.items()}
-        images = [
-            (run.data.test if part == "test" else run.data.train).source[index]
-            for part, index in zip(shown["part"], shown["index"], strict=True)
-        ]
+        places = zip(shown["part"], shown["index"], strict=True)
+        images = [split_of(part, run.data).source[index] for part, index in places]
         draw_suspects(run.path / name, shown, run.in_words, images)
 
 

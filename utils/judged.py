@@ -15,7 +15,7 @@ import datasets
 from experiment import build_data, contents_of
 from utils.build import asks_for
 from utils.errors import UserError
-from utils.exports import doubtful, names_of
+from utils.exports import doubtful, names_of, split_of
 from utils.files import read_arrays, read_json
 from utils.run_inputs import changes
 from utils.run_state import finished_config
@@ -63,7 +63,7 @@ class Judged:
 
         if self.kind != "images":
             return None
-        split = self.data.test if self.table["part"][row] == "test" else self.data.train
+        split = split_of(self.table["part"][row], self.data)
         image = split.source[self.table["index"][row]]
         if isinstance(image, str):
             try:

@@ -62,13 +62,9 @@ def label_studio(judged: Judged, listing: Listing, path: Path) -> dict:
 def _shown_as(judged):
     """The tag that shows a sample, and what it is given of a row."""
     if has_files(judged):
-        above = "" if judged.root is None else Path(judged.root).resolve().name
-        return (
-            "image",
-            lambda row: (
-                f"/data/local-files/?d={quote(os.fsencode(os.path.join(above, judged.names[row])))}"
-            ),
-        )
+        folder = "" if judged.root is None else judged.root.resolve().name
+        paths = [os.path.join(folder, name) for name in judged.names]
+        return "image", lambda row: f"/data/local-files/?d={quote(os.fsencode(paths[row]))}"
     if judged.kind == "images":
         return "image", lambda row: data_uri(judged.picture(row), "png")
     return "text", lambda row: judged.names[row]
