@@ -14,6 +14,7 @@ def mlp(
     image_size: int = 8,
     hidden: list[int] | None = None,
     batch_norm: bool = False,
+    input_norm: bool = False,
 ) -> nn.Module:
     """Flatten, then linear layers with ReLU in between; torch's default initialisation.
 
@@ -23,6 +24,9 @@ def mlp(
     Args:
         hidden: units of each hidden layer; None is [256, 256], and [] a linear model.
         batch_norm: between each hidden layer and its ReLU.
+        input_norm: a BatchNorm without weights of its own before the first layer, as a linear layer
+            on features has it in He et al. 2022 (arXiv 2111.06377, appendix A.1): it then learns at
+            the rates that suit other networks.
 
     Raises:
         UserError: a hidden layer of less than one unit, or inputs without a size.
@@ -34,9 +38,11 @@ def mlp(
         )
     if in_channels * image_size < 1:
         raise UserError("mlp takes images or features, and the inputs of this dataset are neither")
+    size = in_channels * image_size**2
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, units in pairwise([in_channels * image_size**2, *hidden]):
+    if input_norm:
+        layers.append(nn.BatchNorm1d(size, affine=False))
+    for inputs, units in pairwise([size, *hidden]):
         norm = [nn.BatchNorm1d(units)] if batch_norm else []
         layers += [nn.Linear(inputs, units), *norm, nn.ReLU()]
-    last = hidden[-1] if hidden else in_channels * image_size**2
-    return nn.Sequential(*layers, nn.Linear(last, num_outputs))
+    return nn.Sequential(*layers, nn.Linear(hidden[-1] if hidden else size, num_outputs))

@@ -124,6 +124,7 @@ def test_other_channels_and_sizes(name):
         ("mlp", 3, {"hidden": [5, 7], "image_size": 2, "in_channels": 3}, 65 + 42 + 24),
         ("mlp", 3, {"hidden": [], "image_size": 2}, 4 * 3 + 3),
         ("mlp", 3, {"hidden": [5], "image_size": 2, "batch_norm": True}, 25 + 10 + 18),
+        ("mlp", 3, {"hidden": [], "image_size": 2, "input_norm": True}, 4 * 3 + 3),
         ("efficientnet_lite0", 3, {"hidden": [8]}, 3_371_008 + 8 * 1_281 + 16 + 27),
         ("lenet", 10, {"in_channels": 3, "image_size": 32}, 62_006),
         ("cnn9", 10, {"in_channels": 1}, 4_434_570 - 2 * 9 * 128),
@@ -169,6 +170,14 @@ def test_order_of_layers():
     end = " ".join([*[block] * 3, "AdaptiveAvgPool2d Flatten Linear"])
     assert kinds("cnn9") == f"{part} {part} {end}"
     assert kinds("lenet") == f"{convolutional} Flatten Linear ReLU Linear ReLU Linear"
+
+
+def test_normalised_inputs_of_an_mlp_may_have_any_scale():
+    network = build("mlp", hidden=[], image_size=2, input_norm=True)[0]
+    images = torch.randn(16, 1, 2, 2)
+    torch.testing.assert_close(network(100 * images + 7), network(images), rtol=1e-3, atol=1e-4)
+    plain = build("mlp", hidden=[], image_size=2)[0]
+    assert not torch.allclose(plain(100 * images + 7), plain(images), atol=1)
 
 
 # Wide residual networks
