@@ -23,7 +23,7 @@ from utils.build import build
 from utils.config import load, resolve, without_own_rate
 from utils.errors import UserError
 from utils.report.collect import collect
-from utils.sweep import search
+from utils.sweep import search, spaces, trials
 from utils.sweep.figure import draw_trials
 
 ROOT = Path(__file__).parents[1]
@@ -33,17 +33,17 @@ def as_dict(overrides):
     return dict(text.split("=") for text in overrides)
 
 
-@pytest.mark.parametrize("method", search.SPACES)
+@pytest.mark.parametrize("method", spaces.SPACES)
 def test_trials_are_drawn_in_their_ranges_and_stay_as_they_are(method):
-    drawn = [search.draw("mnist", method, trial) for trial in range(40)]
-    assert drawn == [search.draw("mnist", method, trial) for trial in range(40)]
+    drawn = [spaces.draw("mnist", method, trial) for trial in range(40)]
+    assert drawn == [spaces.draw("mnist", method, trial) for trial in range(40)]
     assert len({" ".join(overrides) for overrides in drawn}) == 40
     values = [as_dict(overrides) for overrides in drawn]
     rates = [float(value["optimizer.lr"]) for value in values]
     low, high = (1e-4, 0.03) if method == "gradient_rescaling" else (0.001, 0.3)
     assert low <= min(rates) < 10 * low and high / 10 < max(rates) <= high
     for trial, value in enumerate(values):
-        plain = as_dict(search.draw("mnist", "plain", trial))
+        plain = as_dict(spaces.draw("mnist", "plain", trial))
         assert value["optimizer.weight_decay"] == plain["optimizer.weight_decay"]
     if method == "discrimloss":
         switches = [int(value["loss.q"]) for value in values]
@@ -55,27 +55,27 @@ MLP_METHODS = [path.stem for path in ROOT.glob("params/mnist_mlp/*.yaml") if pat
 
 def test_the_learning_rate_that_a_protocol_is_published_with_stays():
     for method in MLP_METHODS:
-        values = as_dict(search.draw("mnist_mlp", method, 0))
-        assert set(values) == set(search.SPACES[method])
+        values = as_dict(spaces.draw("mnist_mlp", method, 0))
+        assert set(values) == set(spaces.SPACES[method])
         assert not any(key.startswith("optimizer.") for key in values)
     for method, key, low, high in (
         ("discrimloss", "loss.q", 5, 100),
         ("selfie", "loss.warm_up", 5, 40),
         ("joint_optimization", "loss.begin", 10, 40),
     ):
-        drawn = [int(as_dict(search.draw("mnist_mlp", method, trial))[key]) for trial in range(40)]
+        drawn = [int(as_dict(spaces.draw("mnist_mlp", method, trial))[key]) for trial in range(40)]
         assert low <= min(drawn) < high / 3 and high / 2 < max(drawn) <= high
 
 
 @pytest.mark.parametrize(
     "dataset, method",
-    [(dataset, method) for dataset in ("mnist", "cifar10_features") for method in search.SPACES]
+    [(dataset, method) for dataset in ("mnist", "cifar10_features") for method in spaces.SPACES]
     + [("mnist_mlp", method) for method in sorted(MLP_METHODS)],
 )
 def test_every_trial_can_be_built(dataset, method):
     """A trial that cannot is never over, and so nothing of its method is ever chosen."""
     for trial in range(40):
-        overrides = ["noise.fraction=0.8", *search.draw(dataset, method, trial)]
+        overrides = ["noise.fraction=0.8", *spaces.draw(dataset, method, trial)]
         config = load(str(ROOT / f"params/{dataset}/{method}.yaml"), overrides, SCHEMAS)
         networks = getattr(getattr(losses, config["loss"]["name"]), "networks", 1)
         build(
@@ -117,7 +117,7 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     with pytest.raises(UserError, match="no finished trial in runs/search/digits"):
         cells("chosen", seeds=[11])
     assert len(run(cells("trials"))) == 4
-    table = search.trials_table(Path("runs/search/digits"))
+    table = trials.trials_table(Path("runs/search/digits"))
     assert table.method.tolist() == ["plain"] * 2 + ["rsl"] * 2
     assert table.noisy_validation.between(1, 100).all() and (table.seconds > 0).all()
     assert table.groupby("method").chosen.sum().eq(1).all()
@@ -136,20 +136,20 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     best = table[table.method == "plain"].noisy_validation.argmax()
     lines = run(cells("chosen", seeds=[11, 12]))
     assert len(lines) == 4
-    assert all(text in lines[0] for text in search.draw("digits", "plain", best))
+    assert all(text in lines[0] for text in spaces.draw("digits", "plain", best))
     last = json.loads(Path("runs/chosen/digits/rsl/symmetric-0.4/seed12/summary.json").read_text())
     assert last["validation"] is None and last["seed"] == 12
     arguments = ["chosen", "digits", "pair", "0.2", "plain", "2", "11", "--under", "symmetric-0.4"]
     capsys.readouterr()
     assert search.main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert all(text in line for text in search.draw("digits", "plain", best))
+    assert all(text in line for text in spaces.draw("digits", "plain", best))
     assert "noise.kind=pair" in line and "plain/pair-0.2-of-symmetric-0.4/seed11" in line
     assert last["selection"]["noise_rate"] != "known"
     (recorded, selected) = lines[1].split(" && ")
     assert "params/digits/plain.yaml" in recorded and "params/digits/rsl.yaml" in selected
     names = set(collect([Path("runs/chosen/digits")]).table.label)
-    assert names == {"Plain", "RSL", search.RECORDING}
+    assert names == {"Plain", "RSL", trials.RECORDING}
 
     assert search.main([*arguments, "--runs", "others"]) == 2
     assert "no finished trial in others/search/digits" in capsys.readouterr().err
@@ -170,9 +170,9 @@ def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, mon
     assert "trials [0, 1] of plain under symmetric-0.4 were run" in capsys.readouterr().err
 
 
-def best_trial(root, method, trials):
-    table = search.trials_to_choose_from(root, "mnist", [method])
-    return search.best_trial(table, root, method, "permute-0.4", trials)
+def best_trial(root, method, count):
+    table = trials.trials_to_choose_from(root, "mnist", [method])
+    return trials.best_trial(table, root, method, "permute-0.4", count)
 
 
 def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
                 )
         root = Path("runs/search/mnist")
         assert best_trial(root, method, 4) == 1
-        table = search.trials_table(root)
+        table = trials.trials_table(root)
         table = table[table.method == method]
         assert table.state.tolist() == ["finished", "finished", "diverged", "finished"]
         assert table.chosen.tolist() == [False, True, False, False]
@@ -208,11 +208,11 @@ def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):
     root = Path("runs/search/mnist")
     for trial in range(2):
         run = root / "gce/permute-0.4" / f"trial{trial}"
-        config = resolve("params/mnist/gce.yaml", search.draw("mnist", "gce", trial))
+        config = resolve("params/mnist/gce.yaml", spaces.draw("mnist", "gce", trial))
         config["loss"]["q"] += trial  # the space has changed since the second was run
         make_run(run, [90.0], validation=[50.0 + trial])
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-    table = search.trials_table(root)
+    table = trials.trials_table(root)
     assert table.state.tolist() == ["finished", "other configuration"]
     assert table.noisy_validation.isna().tolist() == [False, True] and table.chosen[0]
     with pytest.raises(UserError, match=r"trials \[1\] of gce .* were run with other values"):
@@ -224,7 +224,7 @@ def test_resampling_says_what_other_trials_would_have_chosen():
     rows = [("plain", 0, 60, 90, False), ("plain", 1, 61, 95, True), ("gce", 0, 62, 91, True)]
     rows += [("gce", 1, 61, 93, False), ("rsl", 0, 60, 99, True), ("rsl", 1, None, None, False)]
     table = pd.DataFrame([(name, "pair-0.4", *rest) for name, *rest in rows], columns=columns)
-    searches = search.resample(table)
+    searches = trials.resample(table)
     # two numbers are drawn: 0 and 0, or 1 and 1, in a quarter of the cases each
     assert (searches["plain"].trial == 0).mean() == pytest.approx(0.25, abs=0.02)
     assert (searches["gce"].trial == 0).mean() == pytest.approx(0.75, abs=0.02)
@@ -233,15 +233,15 @@ def test_resampling_says_what_other_trials_would_have_chosen():
     assert ahead == (searches["plain"].trial == 0).mean()
     # where all drawn trials of a method diverged, there is none to choose
     assert searches["rsl"].trial.isna().mean() == pytest.approx(0.25, abs=0.02)
-    line = search.describe_resamples(table, {"pair-0.4": searches}).splitlines()[-1]
+    line = trials.describe_resamples(table, {"pair-0.4": searches}).splitlines()[-1]
     assert "pair-0.4: plain - gce: +4.00 with these trials, [-1.00, +4.00] in 90 %" in line
     assert line.endswith(f"ahead in {100 * (1 - ahead):.0f} %")
-    shares = search.with_shares(table.assign(overrides=""), {"pair-0.4": searches}).chosen_share
+    shares = trials.with_shares(table.assign(overrides=""), {"pair-0.4": searches}).chosen_share
     assert shares[0] == (searches["plain"].trial == 0).mean()
     assert shares[:4].to_list() == pytest.approx([0.25, 0.75, 0.75, 0.25], abs=0.02)
     # methods that have no trial in common are not compared
-    apart = {"pair-0.4": search.resample(table.iloc[[0, 3]])}
-    assert apart == {"pair-0.4": {}} and search.describe_resamples(table, apart) == ""
+    apart = {"pair-0.4": trials.resample(table.iloc[[0, 3]])}
+    assert apart == {"pair-0.4": {}} and trials.describe_resamples(table, apart) == ""
 
 
 def test_a_table_of_the_first_trials_is_as_if_the_others_had_not_been_run(tmp_path, capsys):
@@ -249,7 +249,7 @@ def test_a_table_of_the_first_trials_is_as_if_the_others_had_not_been_run(tmp_pa
     rows += [("plain", trial, 50, 70 + trial) for trial in range(4)]
     table = pd.DataFrame(rows, columns=["method", "trial", "noisy_validation", "test_last"])
     table = table.assign(noise="pair-0.4", state="finished", seconds=1.0, overrides="lr=1")
-    search.with_chosen(table).to_csv(tmp_path / "all.csv", index=False)
+    trials.with_chosen(table).to_csv(tmp_path / "all.csv", index=False)
     assert search.main(["table", str(tmp_path / "all.csv")]) == 0
     assert "gce - plain: +7.00 with these trials" in capsys.readouterr().out
     out = ["--out", str(tmp_path / "two.csv")]

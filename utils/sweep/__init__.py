@@ -11,5 +11,7 @@ Nothing here imports PyTorch.
     slurm.py     what SLURM is told: the arrays that run these cells, back into the queue
     status.py    what has become of each cell, and the commands that run the rest
     search.py    random search for hyper-parameters: python -m utils.search
-    figure.py    the picture of its trials
+    spaces.py    what its trials are drawn from
+    trials.py    the table of them: which is chosen
+    figure.py    the picture of them
 """

@@ -21,7 +21,7 @@ RING = {
 
 
 def draw_trials(table: pd.DataFrame, path: Path):
-    """Write a .png of the table that ``search.trials_table`` makes.
+    """Write a .png of the table that ``trials.trials_table`` makes.
 
     On the left is the test error by method, on the right against that on the held-out noisy labels.
 
