@@ -239,8 +239,22 @@ def test_resampling_says_what_other_trials_would_have_chosen():
     shares = trials.with_shares(table.assign(overrides=""), {"pair-0.4": searches}).chosen_share
     assert shares[0] == (searches["plain"].trial == 0).mean()
     assert shares[:4].to_list() == pytest.approx([0.25, 0.75, 0.75, 0.25], abs=0.02)
+    # a method all of whose drawn trials diverged is behind, and its interval is of the others
+    line = next(
+        line for line in trials.describe_resamples(table, {"pair-0.4": searches}).splitlines()
+    )
+    sound = searches["rsl"].trial.notna().sum()
+    assert f"rsl - plain: +4.00 with these trials, [+4.00, +9.00] in 90 % of {sound:,}" in line
+    assert f"ahead in {sound / 100:.0f} % of 10,000: in the others all trials of one" in line
+    # what only one method has is left aside, in the difference as in its interval
+    more = [("plain", "pair-0.4", 2, 99, 99, True)]
+    table.loc[1, "chosen"] = False
+    table = pd.concat([table, pd.DataFrame(more, columns=columns)], ignore_index=True)
+    unequal = trials.describe_resamples(table, {"pair-0.4": trials.resample(table)})
+    assert "plain - gce: +4.00 with the 2 trials that all have, [-1.00, +4.00]" in unequal
     # methods that have no trial in common are not compared
-    apart = {"pair-0.4": trials.resample(table.iloc[[0, 3]])}
+    table = table.iloc[[0, 3]]
+    apart = {"pair-0.4": trials.resample(table)}
     assert apart == {"pair-0.4": {}} and trials.describe_resamples(table, apart) == ""
 
 

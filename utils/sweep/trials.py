@@ -63,6 +63,12 @@ def with_chosen(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(chosen=table.index.isin(best))
 
 
+def in_common(trials: pd.DataFrame) -> pd.DataFrame:
+    """Of trials under one noise those whose number every method has, with ``chosen`` of these."""
+    methods = trials.groupby("trial").method.transform("nunique")
+    return with_chosen(trials[methods == trials.method.nunique()])
+
+
 def resample(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Method -> the trial chosen in each of RESAMPLES further searches, a row each.
 
@@ -73,13 +79,12 @@ def resample(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Args:
         trials: rows of ``trials_table`` under one noise.
     """
-    noisy = trials.pivot(index="trial", columns="method", values="noisy_validation")
-    tested = trials.pivot(index="trial", columns="method", values="test_last")
-    common = trials.groupby("trial").method.nunique() == trials.method.nunique()
-    numbers = np.flatnonzero(common.reindex(noisy.index))
-    if not len(numbers):
+    common = in_common(trials)
+    if common.empty:
         return {}
-    drawn = np.random.default_rng(0).choice(numbers, (RESAMPLES, len(numbers)))
+    noisy = common.pivot(index="trial", columns="method", values="noisy_validation")
+    tested = common.pivot(index="trial", columns="method", values="test_last")
+    drawn = np.random.default_rng(0).choice(len(noisy), (RESAMPLES, len(noisy)))
     drawn.sort(axis=1)  # of two equal ones, the first trial is chosen, as in the table
     searches = {}
     for method in noisy:
@@ -106,26 +111,35 @@ def with_shares(table: pd.DataFrame, searches: dict[str, dict[str, pd.DataFrame]
 def describe_resamples(table: pd.DataFrame, searches: dict[str, dict[str, pd.DataFrame]]) -> str:
     """A line for each two methods: how far apart further searches would have put them.
 
-    The difference is that of the accuracies, after the last epoch, of the trials that are chosen.
+    The difference is that of the accuracies, after the last epoch, of the trials that are chosen,
+    of those that every method has. A method all of whose trials diverged is behind every other.
 
     Args:
         searches: what ``resample`` makes of the trials under each noise.
     """
     lines = []
     for noise, trials in table.groupby("noise"):
-        chosen = searches[noise]
-        best = trials[trials.chosen].set_index("method").test_last
-        order = [name for name in best.sort_values(ascending=False).index if name in chosen]
+        chosen, common = searches[noise], in_common(trials)
+        best = common[common.chosen].set_index("method").test_last
+        which = "these trials"
+        if len(common) < len(trials):
+            which = f"the {common.trial.nunique()} trials that all have"
+        order = best.sort_values(ascending=False).index
         for better, worse in itertools.combinations(order, 2):
-            difference = (chosen[better].test_last - chosen[worse].test_last).dropna()
-            if difference.empty:
+            own, other = chosen[better].test_last, chosen[worse].test_last
+            known = (own - other).dropna()
+            if known.empty:
                 continue
-            low, high = difference.quantile([0.05, 0.95])
-            lines.append(
-                f"{noise}: {better} - {worse}: {best[better] - best[worse]:+.2f} with these trials,"
-                f" [{low:+.2f}, {high:+.2f}] in 90 % of {RESAMPLES:,} resamples, "
-                f"ahead in {100 * (difference > 0).mean():.0f} %"
+            low, high = known.quantile([0.05, 0.95])
+            ahead = (own > other) | (own.notna() & other.isna())
+            line = (
+                f"{noise}: {better} - {worse}: {best[better] - best[worse]:+.2f} with {which},"
+                f" [{low:+.2f}, {high:+.2f}] in 90 % of {len(known):,} resamples, "
+                f"ahead in {100 * ahead.mean():.0f} %"
             )
+            if len(known) < RESAMPLES:
+                line += f" of {RESAMPLES:,}: in the others all trials of one of them diverged"
+            lines.append(line)
     return "\n".join(lines)
 
 
@@ -150,10 +164,11 @@ def _row(root: Path, directory: Path) -> dict | None:
         raise UserError(f"{directory} is named like a trial, trial<number>, and is none")
     row = {"method": method, "noise": noise, "trial": int(number), "state": state}
     overrides = draw(root.name, method, row["trial"])
-    if state == "finished" and not _is_of(directory, overrides):
-        row["state"] = state = OTHER
     if state == "finished":
         last = read_csv(directory / "metrics.csv").iloc[-1]
+        if "validation_metric" not in last or not _is_of(directory, overrides):
+            row["state"] = state = OTHER
+    if state == "finished":
         runs = (directory, recording_of(directory)) if method == "rsl" else (directory,)
         row["noisy_validation"] = last["validation_metric"]
         row["test_last"] = last["test_metric"]
