@@ -185,7 +185,8 @@ def measure_learning(table: dict[str, np.ndarray]) -> dict:
         numbers, the square of the correlation.
     p_value: how often as much agreement comes about if the given labels are permuted.
     order_p_value: how often a random order puts the incorrect labels as far in front as the score
-        does (Mann-Whitney, one-sided); None if they are not known.
+        does (Mann-Whitney, one-sided); None if they are not known. A few incorrect labels far in
+        front do not tell the order from chance, and are no cause for a warning.
     warning: None, or a sentence if one of these is no better than chance. What a network that has
         learned nothing suspects means nothing.
 
@@ -201,7 +202,7 @@ def measure_learning(table: dict[str, np.ndarray]) -> dict:
     permuted = [agree(generator.permutation(given), predicted) for _ in range(PERMUTATIONS)]
     p_value = (1 + sum(value >= agreed for value in permuted)) / (1 + PERMUTATIONS)
     here = agreed if given.dtype.kind == "f" else _kappa(given, predicted)
-    order = _order_p_value(table)
+    order, auroc = _order(table) or (None, None)
     warning = None
     if here < LITTLE or p_value > 0.01:
         warning = (
@@ -209,15 +210,16 @@ def measure_learning(table: dict[str, np.ndarray]) -> dict:
             f"chance {here:.3f}): it has learned nothing, and what it suspects means nothing. "
             f"Look at the learning rate, the number of epochs and curves.png"
         )
-    elif order is not None and order > 0.01:
+    elif order is not None and order > 0.01 and auroc < LITTLE_ORDER:
         warning = (
-            "the order of the suspects is no better than chance: as many of the labels that are "
-            "known to be wrong stand at its end as at its head"
+            "the order of the suspects is no better than chance: the labels that are known to be "
+            f"wrong do not stand at its head (AUROC {auroc:.2f})"
         )
     return {"agreement": here, "p_value": p_value, "order_p_value": order, "warning": warning}
 
 
 LITTLE = 0.02  # agreement beyond chance, of a network that has learned nothing worth a name
+LITTLE_ORDER = 0.6  # AUROC of an order that is hardly one
 LOOKED_AT, PERMUTATIONS = 20_000, 199
 
 
@@ -240,14 +242,18 @@ def _squared_correlation(given, predicted):
     return max(correlation, 0.0) ** 2
 
 
-def _order_p_value(table):
-    corrupted = wrong_labels(table["given"], table["true"])
+def _order(table):
+    """The p-value of the order of the scores, and its AUROC; None if no wrong label is known."""
+    scored = np.isfinite(table["score"])
+    corrupted, score = wrong_labels(table["given"], table["true"]), table["score"][scored]
+    corrupted = None if corrupted is None else corrupted[scored]
     if corrupted is None or corrupted.all() or not corrupted.any():
         return None
     from scipy.stats import mannwhitneyu
 
-    score = table["score"]
-    return float(mannwhitneyu(score[corrupted], score[~corrupted], alternative="greater").pvalue)
+    test = mannwhitneyu(score[corrupted], score[~corrupted], alternative="greater")
+    pairs = corrupted.sum() * (~corrupted).sum()
+    return float(test.pvalue), float(test.statistic / pairs)
 
 
 def measure_recovery(labels: Tensor | None, true: np.ndarray, rows: np.ndarray) -> dict | None:
