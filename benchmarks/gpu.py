@@ -184,7 +184,10 @@ class Queue:
             self.rows = {row["item"]: row for row in csv.DictReader(file)}
 
     def estimate(self, item: Item) -> float | None:
-        """Seconds that are still to come: as the slowest of its kind took, or as expected."""
+        """Seconds that are still to come: as the slowest of its kind took, or as expected.
+
+        What a run has taken already counts; all else begins anew.
+        """
         if item.seconds is None:
             return None
         taken = [
@@ -192,7 +195,8 @@ class Queue:
             for row in self.rows.values()
             if row["kind"] == item.kind and row["state"] == "done"
         ]
-        return max(max(taken, default=item.seconds) - self._seconds(item), 0)
+        before = self._seconds(item) if item.command[0] == "main.py" else 0
+        return max(max(taken, default=item.seconds) - before, 0)
 
     def run(self, out: Path):
         """Run what fits, and write what it found into ``out`` after each item."""
@@ -279,7 +283,8 @@ class Queue:
         """Copy what there is to take home: eight small files."""
         measured = [pd.read_csv(path) for path in sorted(self.work.glob("throughput_*.csv"))]
         if measured:
-            pd.concat(measured).to_csv(out / "throughput.csv", index=False)
+            with atomic_write(out / "throughput.csv") as file:
+                pd.concat(measured).to_csv(file, index=False)
         for name in ("items.csv", "tests.txt", "failures.txt"):
             if (self.work / name).exists():
                 shutil.copy(self.work / name, out / name)
@@ -291,7 +296,8 @@ class Queue:
                 begun.append(pd.read_csv(path).assign(run=path.parent.relative_to(self.work)))
         (out / "unfinished.csv").unlink(missing_ok=True)
         if begun:
-            pd.concat(begun).to_csv(out / "unfinished.csv", index=False)
+            with atomic_write(out / "unfinished.csv") as file:
+                pd.concat(begun).to_csv(file, index=False)
         if finished:
             command = [sys.executable, "-m", "utils.report", self.work / "runs"]
             command += ["--log", out / "runs"]

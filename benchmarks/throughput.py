@@ -56,6 +56,7 @@ from utils.checkpoint import StopRequest
 from utils.config import load
 from utils.device import choose_device, device_name
 from utils.epoch_log import commit
+from utils.files import atomic_write
 from utils.run_directory import RunDirectory
 
 SHAPES = {  # channels, height = width, classes
@@ -401,4 +402,5 @@ if __name__ == "__main__":
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         table = table.round(4).assign(**where)
         before = [pd.read_csv(arguments.out)] if arguments.out.exists() else []
-        pd.concat([*before, table]).to_csv(arguments.out, index=False)
+        with atomic_write(arguments.out) as file:
+            pd.concat([*before, table]).to_csv(file, index=False)

@@ -90,7 +90,10 @@ def test_the_queue_runs_what_fits_and_goes_on_where_it_stood(tmp_path):
     assert rows[kept[1].name]["state"] == "done"
     assert (tmp_path / "out/runs/runs.csv").exists()
     # the next one of its kind is expected to take as long as this one
-    assert queue.estimate(kept[2]) == float(rows[kept[1].name]["seconds"]) != kept[2].seconds
+    seconds = float(rows[kept[1].name]["seconds"])
+    assert queue.estimate(kept[2]) == seconds != kept[2].seconds
+    # a run goes on where it stood, a measurement begins anew
+    assert queue.estimate(kept[1]) == 0 < queue.estimate(kept[0])
 
 
 def test_runs_share_the_device_and_what_is_timed_has_it_alone(tmp_path):
