@@ -19,9 +19,10 @@ from scipy import stats
 from tests.fixtures import make_run, make_sweep
 from utils.colours import METHODS, style_of, styles_of
 from utils.epoch_rules import RULES
+from utils.params_file import merge
 from utils.report import charts, published, tables
 from utils.report.__main__ import markdown_table
-from utils.report.collect import choose, collect
+from utils.report.collect import choose, collect, over
 from utils.report.compact_log import write_log
 from utils.report.comparison import compare_all
 from utils.report.condition import evaluate
@@ -663,6 +664,135 @@ def test_hard_test_samples_are_those_that_training_on_clean_labels_finds_hard(ru
     ) in text
 
 
+def test_hard_samples_are_known_also_of_a_choice_without_the_clean_runs(run_report, tmp_path):
+    clean = MNIST | {"noise": {"kind": "none"}}
+    for seed in (1, 2):
+        make_run(tmp_path / f"clean{seed}", [99.0] * 3, seed=seed, realised=0.0, **clean)
+        leave_predictions(tmp_path / f"clean{seed}", [1], [9, 7] + [0] * 18)
+    make_run(tmp_path / "noisy", [97.0] * 3, **MNIST)
+    leave_predictions(tmp_path / "noisy", [0], range(20))
+    chosen = ("--hard", "--where", "fraction == 0.4", "--log", tmp_path / "log")
+    text, _ = run_report(tmp_path, *chosen)
+    assert "50.0" in text and "not known" not in text
+    assert pd.read_csv(tmp_path / "log/runs.csv").hard_test.tolist() == [50]
+
+
+def test_of_numbers_that_not_all_runs_have_it_is_said_how_many_there_are(run_report, tmp_path):
+    (tmp_path / "x.csv").write_text("method,auroc\nA,0.9\nA,\nA,0.8\nB,0.5\n")
+    shown = summarise(tmp_path / "x.csv", ["method"], ["auroc"])
+    assert shown.auroc.tolist() == ["0.85 +- 0.07 (2)", "0.50"] and shown.n.tolist() == ["3", "1"]
+    for seed, epochs in ((1, 12), (2, 12), (3, 4)):
+        make_run(tmp_path / f"runs/{seed}", [90.0 + seed] * epochs, seed=seed, **MNIST)
+    change_summary(tmp_path / "runs/3", test={"last": 93.0, "best": 93.0, "best_epoch": 3})
+    (tmp_path / "runs/3/metrics.csv").unlink()
+    text, _ = run_report(tmp_path / "runs", "--format", "markdown")
+    assert "| 3 | 92.00 +- 1.00 | 91.50 +- 0.71 (2) | 91.50 +- 0.71 (2) | 92.00 +- 1.00 |" in text
+
+
+def test_other_data_under_the_same_name_are_no_pair(run_report, tmp_path):
+    for method, root in (("Plain", "a"), ("GCE", "b")):
+        for seed in (1, 2, 3):
+            own = {"dataset": {"name": "folder", "root": f"/{root}/photos"}}
+            run = tmp_path / f"{method}{seed}"
+            make_run(run, [90.0 + seed], seed=seed, loss={"name": method}, **own)
+            (run / "data.json").write_text(json.dumps({"training": {"sha256": root}}))
+    text, _ = run_report(tmp_path)
+    plain = re.search(r"Plain, data=\w{10}", text)[0]
+    text, _ = run_report(tmp_path, "--against", plain)
+    assert "+0.00 [-1.74, +1.74] Welch" in text and "paired" not in text
+    text, _ = run_report(tmp_path, "--against", plain, "--grid", "last")
+    assert "+0.00 [-1.74, +1.74] Welch" in text
+
+
+def test_labels_of_the_files_of_several_seeds_are_one_noise(run_report, tmp_path):
+    for seed in (1, 2, 3):
+        kind = f"file:runs/mnist/plain/permute-0.4/seed{seed}/noise.npz"
+        make_run(tmp_path / f"{seed}", [90.0 + seed], seed=seed, **MNIST, noise={"kind": kind})
+    text, _ = run_report(tmp_path, "--html", tmp_path / "page.html")
+    assert "noise file:plain/permute-0.4/seed/noise.npz" in text and "92.00 +- 1.00" in text
+
+
+def test_a_fraction_of_many_digits_is_one_cell_of_a_log_and_its_runs(tmp_path):
+    for seed in (1, 2):
+        noise = {"noise": {"kind": "permute", "fraction": 1 / 3}}
+        make_run(tmp_path / f"runs/{seed}", [90.0 + seed], seed=seed, **MNIST, **noise)
+    log_of(collect([tmp_path / "runs"]), tmp_path / "log")
+    make_run(tmp_path / "more", [93.0], seed=3, **MNIST, **noise)
+    assert table_of(tmp_path / "log", tmp_path / "more").n.tolist() == [3] * 4
+
+
+def test_equal_means_are_no_order(run_report, tmp_path):
+    for method in ("Plain", "GCE"):
+        make_run(tmp_path / method, [91.0], loss={"name": method}, **MNIST)
+    assert "Order at 0.4 by last, mean_last_5, mean_last_10, best: GCE = Plain" in run_report(
+        tmp_path
+    )[0].replace("\n", " ")
+
+
+def test_a_log_is_readable_after_each_step_of_writing_it_over(folder, tmp_path, monkeypatch):
+    log_of(collect([folder]), tmp_path / "log")
+    make_run(tmp_path / "new", [91.0], loss={"name": "SuperLoss"}, **MNIST)
+    whole = pd.DataFrame.to_csv
+    for failing in ("epochs", "runs"):
+
+        def to_csv(self, file, failing=failing, **options):
+            if f"{failing}.csv" in file.name:
+                raise OSError("no space left")
+            return whole(self, file, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+            patch.setattr(pd.DataFrame, "to_csv", to_csv)
+            log_of(collect([tmp_path / "log", tmp_path / "new"]), tmp_path / "log")
+        kept = collect([tmp_path / "log"])
+        assert len(kept.table) == 6 and len(kept.epochs_by_run) == 6 and not kept.skipped
+
+
+def test_hours_that_are_not_known_are_not_counted_as_none(folder, tmp_path):
+    log_of(collect([folder]), tmp_path / "log")
+    runs = pd.read_csv(tmp_path / "log/runs.csv")
+    runs.loc[0, "seconds"] = np.nan
+    runs.to_csv(tmp_path / "log/runs.csv", index=False)
+    assert table_of(tmp_path / "log").groupby("method").hours.first().isna().sum() == 1
+    assert "| - |" in markdown_table([str(tmp_path / "log")]).replace("hours", "")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"targets": "x/labels.npz"},
+        {"chunk_steps": 5},
+        {"validation": {"fraction": 0.5}},
+        {"dataset": {"keep": {"0": 500, "1": 500}}},
+        {"dataset": {"test_per_class": 100}},
+        {"features": {"name": "efficientnet_lite0"}},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_runs_on_other_data_or_labels_reproduce_nothing(tmp_path, other):
+    for name, own in (("same", {}), ("other", other)):
+        for seed in (1, 2, 3):
+            run = tmp_path / name / str(seed)
+            make_run(run, [98.06 + seed / 100], seed=seed, **published_protocol())
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            (run / "config.yaml").write_text(yaml.safe_dump(merge(config, own)))
+    same = table_of(tmp_path / "same").set_index("rule").verdict["best"]
+    there = table_of(tmp_path / "other").set_index("rule").verdict["best"]
+    assert same == "reproduced" and there.startswith("not compared: there ")
+
+
+def published_protocol():
+    """The sections of cross-entropy's configuration in the log of MNIST at 40 %."""
+    configs = yaml.safe_load((ROOT / "results/mnist/configs.yaml").read_text()).values()
+    (config,) = (
+        config
+        for config in configs
+        if config["loss"]["name"] == "Plain"
+        and config["noise"]["fraction"] == 0.4
+        and not config["dataset"].get("selection")
+    )
+    return {name: config[name] for name in ("dataset", "noise", "model", "optimizer", "epochs")}
+
+
 def test_any_csv_file_is_summarised(tmp_path):
     path = ROOT / "results/mnist/small_loss.csv"
     table = summarise(path, ["noise", "method"], ["last", "precision:4"])
@@ -1054,6 +1184,33 @@ def test_a_hostile_log_runs_nothing_on_the_page(run_report, folder, tmp_path):
     assert not page.open and page.tags.count("script") == text.count("<script") == 1
     assert f"config-{hostile}" in page.ids and f"#config-{hostile}" in page.links
     assert text.count("alert(1)") == text.count("&gt;&lt;script&gt;alert(1)") > 10
+
+
+def test_pictures_show_also_what_has_no_error_no_noise_and_a_strange_name(run_report, tmp_path):
+    clean = MNIST | {"noise": {"kind": "none"}, "loss": {"name": "DiscrimLoss"}}
+    for seed in (1, 2):
+        run = tmp_path / f"runs/clean{seed}"
+        make_run(run, [99.0, 100.0], seed=seed, realised=0.0, **clean)
+        metrics = pd.read_csv(run / "metrics.csv").assign(weight_incorrect=np.nan)
+        metrics.to_csv(run / "metrics.csv", index=False)
+    log_of(collect([tmp_path / "runs"]), tmp_path / "log")
+    run_report(tmp_path / "log", "--figures", tmp_path / "pictures")
+    assert list((tmp_path / "pictures").glob("weights-*.png"))
+    for count in (10, 100):
+        named = {"label": "_own", "trusted": {"count": count}}
+        make_run(tmp_path / f"perfect{count}", [98 + count / 50], **MNIST, **named)
+    rows = over(collect([tmp_path / "perfect10", tmp_path / "perfect100"]), "trusted.count").table
+    (axes,) = charts.metric_over(rows, "trusted.count", styles_of([("_own", "Plain")])).axes
+    assert axes.get_legend().get_texts()[0].get_text().endswith("_own")
+    assert (np.asarray(axes.lines[0].get_ydata(), float) > 0).all()
+
+
+def test_methods_at_several_noise_rates_are_told_apart_over_another_number(tmp_path):
+    for count, fraction in ((10, 0.2), (100, 0.8)):
+        own = {"trusted": {"count": count}, "noise": {"kind": "permute", "fraction": fraction}}
+        make_run(tmp_path / str(count), [90.0], **MNIST, **own)
+    table = over(collect([tmp_path]), "trusted.count").table
+    assert table.label.tolist() == ["Plain, 20 % noise", "Plain, 80 % noise"]
 
 
 def test_pictures_are_drawn_of_runs_and_of_logs(run_report, tmp_path):

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from utils.colours import COLOURS, KINDS, MARKERS
 from utils.metrics import METRICS, Metric
@@ -15,6 +15,7 @@ from utils.report.statistics import INTERVAL
 
 DETECTED = "hard_vs_incorrect_auroc"
 WIDTH = 9  # inches: what README shows at about 900 pixels
+NO_ERROR = 0.01  # percent
 GRID = {"color": "#dddddd", "linewidth": 0.6}
 
 
@@ -37,7 +38,7 @@ def accuracy_by_epoch(logged: pd.DataFrame, rows: pd.DataFrame, styles: dict) ->
         best, last = runs.best.mean(), runs["last"].mean()
         end = curve.index[-1] + step * number  # side by side
         outside = "" if low <= last <= high else " (off the axis)"
-        text = f"{label}: last {last:.2f}, best {best:.2f}{outside}"
+        text = _in_legend(f"{label}: last {last:.2f}, best {best:.2f}{outside}")
         axes.plot(curve.index, curve["mean"], color=colour, label=text)
         axes.fill_between(
             curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0
@@ -79,7 +80,7 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
     rows = rows.assign(last=_error(rows["last"], metric), best=_error(rows.best, metric))
     values = pd.concat([rows["last"], rows.best]).dropna()
     if percent:
-        low, high = np.exp(_fences(np.log(values.clip(lower=0.01)), span=1.5))
+        low, high = np.exp(_fences(np.log(values), span=1.5))
     else:
         low, high = _fences(values, span=5)
     better = 1 if percent or not metric.higher_is_better else -1
@@ -105,11 +106,12 @@ def error_by_noise(rows: pd.DataFrame, configs: dict[str, dict], styles: dict) -
         _noise_axis(axes, rows)
     figure = panels[0].figure
     figure.supylabel(name)
-    figure.supxlabel(
-        "noise fraction\nfilled: last; hollow: best; +: published last, x: best or another rule; "
-        "grey: last of the others",
-        fontsize="medium",
+    explained = (
+        "filled: last; hollow: best; +: published last, x: best or another rule; grey: last of the "
+        "others"
     )
+    characters = int(11 * figure.get_figwidth())
+    figure.supxlabel(f"noise fraction\n{textwrap.fill(explained, characters)}", fontsize="medium")
     return figure
 
 
@@ -123,7 +125,7 @@ def metric_over(rows: pd.DataFrame, axis: str, styles: dict) -> Figure:
     rows = rows.assign(last=_error(rows["last"], metric))
     name = _error_axis(axes, metric)
     for label, own in rows.groupby("label", sort=False):
-        _error_bars(axes, _by_noise(own, "last"), styles[label], label=label)
+        _error_bars(axes, _by_noise(own, "last"), styles[label], label=_in_legend(label))
     if values[0] > 0 and values[-1] >= 20 * values[0]:
         axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
@@ -134,8 +136,11 @@ def metric_over(rows: pd.DataFrame, axis: str, styles: dict) -> Figure:
 
 
 def _error(values, metric: Metric):
-    """What is drawn of a metric: of one in percent, 100 less it."""
-    return 100 - values if metric.unit == "%" else values
+    """What is drawn of a metric: of one in percent, 100 less it, which a logarithmic axis can show.
+
+    No error at all is drawn as NO_ERROR.
+    """
+    return np.maximum(100 - values, NO_ERROR) if metric.unit == "%" else values
 
 
 def _error_axis(axes, metric: Metric) -> str:
@@ -151,7 +156,7 @@ def _error_axis(axes, metric: Metric) -> str:
 def _noise_axis(axes, rows: pd.DataFrame):
     """A tick for each noise fraction, in percent."""
     axes.set_xticks(sorted(rows.fraction.unique()))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:g}%")
 
 
 def _by_noise(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -207,7 +212,7 @@ def detection_by_noise(rows: pd.DataFrame, styles: dict) -> Figure:
     known = rows[rows[DETECTED].notna()].astype({DETECTED: float})
     for label, own in known.groupby("label", sort=False):
         points = own.groupby("fraction")[DETECTED].agg(["mean", "std"])
-        _error_bars(axes, points, styles[label], label=label)
+        _error_bars(axes, points, styles[label], label=_in_legend(label))
     axes.set(xlabel="noise fraction", ylabel="AUROC among the large losses")
     _noise_axis(axes, known)
     _legend(axes, "by the method's own score")
@@ -271,7 +276,7 @@ def differences_by_noise(found: pd.DataFrame, rule: str, against: str) -> Figure
             color=COLOURS[number % 8],
             marker=MARKERS[(number + number // 8) % 8],
             capsize=2,
-            label=name.replace("$", r"\$"),
+            label=_in_legend(name.replace("$", r"\$")),
         )
     labels = {method: [method] for method in order}
     for row in found[~inside].itertuples():
@@ -304,7 +309,8 @@ def weights_by_epoch(logged: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(width, 2.6 * lines + 0.4), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, squeeze=False)
     for axes, (label, rows) in zip(panels.flat, shown, strict=False):
-        means = rows.groupby("epoch")[[f"weight_{kind}" for kind in KINDS]].mean()
+        weights = [f"weight_{kind}" for kind in KINDS]  # a log lacks those that no run has
+        means = rows.reindex(columns=["epoch", *weights]).groupby("epoch").mean()
         for kind, colour in KINDS.items():
             axes.plot(means.index, means[f"weight_{kind}"], color=colour, label=kind)
         axes.set_title(textwrap.fill(label, 24), fontsize="medium")
@@ -327,6 +333,11 @@ def has_weights(logged: pd.DataFrame) -> bool:
 def _axes():
     figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     return figure, figure.subplots()
+
+
+def _in_legend(label: str) -> str:
+    """The label as matplotlib takes it: it leaves out those that begin with an underscore."""
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def _legend(axes, title):

@@ -41,6 +41,7 @@ FOREIGN = (  # what files may raise that are not ours, or damaged
     RecursionError,
 )
 ORDER = ["dataset", "noise", "fraction", "label", *KEY]
+MEASURED = ("mass_incorrect", "hard_test")
 SHOWN = 20  # lines of what was not counted
 
 
@@ -50,7 +51,8 @@ class Results:
 
     ``table``: a row per run; ``configs``: by hash, without seeds and what says only where a run is
     executed; ``directories``, ``epochs_by_run``: by (config, seed), as far as they are there;
-    ``unfinished`` and ``skipped``: path -> why; ``axis``: the key that the column fraction has.
+    ``unfinished`` and ``skipped``: path -> why; ``axis``: the key that the column fraction has;
+    ``whole``: what ``choose`` has chosen this from, whose rows keep their index here.
     """
 
     table: pd.DataFrame
@@ -60,6 +62,7 @@ class Results:
     unfinished: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     axis: str = NOISE_RATE
+    whole: "Results | None" = None
 
     @functools.cached_property
     def epochs(self) -> pd.DataFrame:
@@ -73,7 +76,13 @@ class Results:
 
     @functools.cached_property
     def measured(self) -> pd.DataFrame:
-        """The table with what epochs and test samples say besides: mass_incorrect, hard_test."""
+        """The table with what epochs and test samples say besides: mass_incorrect, hard_test.
+
+        Which test samples are hard, all runs say that were read, also those not chosen.
+        """
+        if self.whole is not None:
+            known = self.whole.measured
+            return self.table.assign(**{name: known[name] for name in MEASURED})
         table = add_mass(self.table, self.epochs)
         return add_hardness(table, self.configs, self.directories, self.skipped)
 
@@ -192,13 +201,14 @@ def choose(results: Results, name: str | None, condition: str | None = None) -> 
                 f"there are some for {', '.join(names)}"
             )
         table = table[chosen]
-    return replace(results, table=where(table, condition))
+    return replace(results, table=where(table, condition), whole=results.whole or results)
 
 
 def over(results: Results, key: str) -> Results:
     """The same with a number of the configurations in the place of the noise fraction.
 
-    That is then in the column noise_fraction. Runs without such a number are skipped.
+    That is then in the column noise_fraction, and in the label of a method that was run at several.
+    Runs without such a number are skipped.
 
     Raises:
         UserError: none has one.
@@ -219,8 +229,11 @@ def over(results: Results, key: str) -> Results:
         noise_fraction=table.fraction, fraction=table.config.map(known).astype(float)
     )
     table["label"] = labels(table, results.configs, key).map(in_a_line)
+    rates = table.groupby(["dataset", "noise", "label"]).noise_fraction
+    rate = table.noise_fraction.map(lambda value: f", {100 * value:g} % noise")
+    table["label"] += rate.where(rates.transform("nunique") > 1, "")
     table = table.sort_values(ORDER, ignore_index=True)
-    return replace(results, table=table, axis=key, skipped=skipped)
+    return replace(results, table=table, axis=key, skipped=skipped, whole=None)
 
 
 def _is_number(value) -> bool:

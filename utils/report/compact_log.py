@@ -17,7 +17,7 @@ from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.escapes import from_a_cell, in_a_cell
 from utils.files import atomic_write, read_bytes, read_yaml
-from utils.report.identity import CELL, KEY, without_execution
+from utils.report.identity import CELL, KEY, identity, without_execution
 from utils.report.run_files import (
     NEEDED,
     TEXTS,
@@ -47,6 +47,7 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
     epochs, runs = _read_epochs(folder / "epochs.csv", skipped), []
     for row in table.to_dict("records"):
         check(row, configs[row["config"]])
+        row["fraction"] = identity(configs[row["config"]])["fraction"]  # not rounded
         name = f"{row['config']} seed {row['seed']}"
         own = epochs.get((row["config"], row["seed"]))
         if own is not None:
@@ -105,14 +106,16 @@ def write_log(
         table[name] = table[name].mask(logged)
     epochs = epochs.drop(columns=["seconds", "images_per_second"], errors="ignore")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("runs.csv", table), ("epochs.csv", epochs)):
+    # runs.csv last: with the runs of the log that was there, all that they need is there after
+    # each of these steps
+    with atomic_write(folder / "configs.yaml") as file:
+        kept = {name: configs[name] for name in sorted(set(table.config))}
+        yaml.safe_dump(kept, file, sort_keys=False)
+    for name, content in (("epochs.csv", epochs), ("runs.csv", table)):
         with atomic_write(folder / name) as file:
             _map_texts(content, in_a_cell).dropna(axis="columns", how="all").to_csv(
                 file, index=False, float_format="%.6g", lineterminator="\n"
             )
-    with atomic_write(folder / "configs.yaml") as file:
-        kept = {name: configs[name] for name in sorted(set(table.config))}
-        yaml.safe_dump(kept, file, sort_keys=False)
     return [folder / name for name in FILES]
 
 

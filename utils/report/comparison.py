@@ -7,7 +7,7 @@ from utils.epoch_rules import RULES
 from utils.metrics import METRICS, Metric
 from utils.report import published
 from utils.report.collect import Results
-from utils.report.identity import CELL, TABLE
+from utils.report.identity import CELL, TABLE, different_data
 from utils.report.run_files import LEARNED
 from utils.report.statistics import compare, difference_of_means, ranks
 
@@ -54,14 +54,14 @@ def compare_all(
     Cells of it are empty if a rule has no number, there is none to compare with, or the published
     one is of another rule. ``margins``: by the name of a metric, instead of its own.
     """
-    rows = []
+    rows, data = [], different_data(results.table, results.configs)
     for (*_, config), runs in results.table.groupby(CELL, sort=False):
         metric = METRICS[runs.metric.iloc[0]]
         margin = (margins or {}).get(metric.name, metric.margin)
         alike = published.matches(numbers, cell_of(runs), results.configs[config])
         shared = _shared(runs, metric)
         for rule in RULES:
-            by_seed = runs.set_index("seed")[rule].dropna().astype(float).to_dict()
+            by_seed = _by_seed(runs, rule, data)
             values = list(by_seed.values())
             if values:
                 spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
@@ -76,7 +76,17 @@ def compare_all(
     return table
 
 
-def differences(runs: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
+def _by_seed(runs: pd.DataFrame, rule: str, data: dict[str, str | None]) -> dict[tuple, float]:
+    """(seed, data) -> value, as far as it is known: the same seed on other data is no pair.
+
+    ``data``: as from ``different_data``.
+    """
+    known = runs[runs[rule].notna()]
+    pairs = zip(known.seed, known.config.map(data), strict=True)
+    return dict(zip(pairs, known[rule].astype(float), strict=True))
+
+
+def differences(results: Results, rule: str, against: str) -> pd.DataFrame:
     """How far the methods are from one of them at the same noise, by one rule for the epoch.
 
     A row per dataset, metric, method and noise at which both were run: the difference of the means
@@ -84,14 +94,14 @@ def differences(runs: pd.DataFrame, rule: str, against: str) -> pd.DataFrame:
     stand in the order of their mean difference, the best first, which is no ranking where they
     were run under different noises.
 
-    ``runs``: the table of ``Results``, in which ``against`` is a label.
+    ``against``: a label of the table.
     """
-    rows = []
+    runs, rows = results.table, []
+    data = different_data(runs, results.configs)
     for key, group in runs[runs[rule].notna()].groupby([*TABLE, "fraction"], sort=False):
         _, noise, _, fraction = key
         by_label = {
-            label: own.set_index("seed")[rule].astype(float).to_dict()
-            for label, own in group.groupby("label", sort=False)
+            label: _by_seed(own, rule, data) for label, own in group.groupby("label", sort=False)
         }
         base = by_label.pop(against, None)
         for label, by_seed in by_label.items() if base else ():
@@ -138,16 +148,18 @@ def _shared(runs: pd.DataFrame, metric: Metric) -> dict:
 def _cost(runs: pd.DataFrame) -> dict:
     """The hours of training of all runs together, and of what device they are.
 
-    The device is "" if that is not known, or not the same for all.
+    The device is "" if that is not known, or not the same for all; the hours are NaN if those of
+    one run are not known.
     """
     hours, devices = runs.seconds * runs.processes / 3600, set(runs.device)
+    total = hours.sum(skipna=False)
     if len(devices) > 1 or not all(isinstance(name, str) for name in devices):
-        return {"hours": hours.sum(), "device": ""}
+        return {"hours": total, "device": ""}
     if devices != {"cpu"}:
-        return {"hours": hours.sum(), "device": "GPU"}
+        return {"hours": total, "device": "GPU"}
     if runs.threads.isna().any():
-        return {"hours": hours.sum(), "device": ""}
-    return {"hours": (hours * runs.threads.astype(float)).sum(), "device": "CPU"}
+        return {"hours": total, "device": ""}
+    return {"hours": (hours * runs.threads.astype(float)).sum(skipna=False), "device": "CPU"}
 
 
 def _verdict(rule: str, values: list[float], matches: list[tuple], margin: float | str) -> dict:

@@ -73,7 +73,7 @@ def _draw_against(
 ) -> list[Picture]:
     """The differences to one method under all noises, a picture a dataset and metric."""
     pictures = []
-    found = differences(results.table, rule, method)
+    found = differences(results, rule, method)
     for (dataset, metric), rows in found.groupby(["dataset", "metric"], sort=False):
         name = _in_a_name(f"{rule}-{dataset}-{metric}-against-{method}")
         save(differences_by_noise(rows, rule, method), folder / f"{name}.png", forms)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.report.identity import KEY
+from utils.report.identity import KEY, data_of
 from utils.report.run_files import read_arrays
 
 HARD = 0.1  # the part of the test samples that count as hard
@@ -79,7 +79,8 @@ def _clean_losses(table, configs, directories, skipped):
 def _recipe(config):
     """What two runs share if their test samples are the same and as hard for both networks."""
     dataset = {key: value for key, value in config["dataset"].items() if key != "selection"}
-    return json.dumps([dataset, config["model"], config["task"]], sort_keys=True)
+    same = [dataset, data_of(config), config["model"], config["task"]]
+    return json.dumps(same, sort_keys=True)
 
 
 def _tested(directory, skipped):

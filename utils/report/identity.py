@@ -56,6 +56,8 @@ def shorten_path(value: str) -> str:
     Of a file of a run, <method>/<noise>/seed<k>/<file>, the last four parts without the k; of
     another full path, the last two.
     """
+    if value.startswith("file:"):  # a kind of noise
+        return f"file:{shorten_path(value[5:])}"
     parts = Path(value).parts
     same = ["seed" if SEED_DIRECTORY.fullmatch(part) else part for part in parts]
     if same != list(parts):
@@ -175,7 +177,7 @@ def identity(config: dict) -> dict:
     fraction = 0.0 if kind == "none" or ":" in kind else float(config["noise"]["fraction"])
     return {
         "dataset": dataset_name(config),
-        "noise": kind,
+        "noise": shorten_path(kind),
         "fraction": fraction,
         "method": method_name(config),
         "model": config["model"]["name"],
@@ -202,13 +204,29 @@ def method_name(config: dict) -> str:
     return selected if name == "Plain" else f"{selected} + {name}"
 
 
+def data_of(config: dict) -> str | None:
+    """The hash of the user's own data, if it is known."""
+    return config.get("inputs", {}).get("data")
+
+
+def different_data(table: pd.DataFrame, configs: dict[str, dict]) -> dict[str, str | None]:
+    """Configuration -> the hash of its data, if others under the same name and noise had others."""
+    found = dict.fromkeys(configs)
+    for _, group in table.groupby(["dataset", "noise"], sort=False):
+        data = {name: data_of(configs[name]) for name in dict.fromkeys(group.config)}
+        if len(set(data.values()) - {None}) > 1:
+            found |= data
+    return found
+
+
 def labels(table: pd.DataFrame, configs: dict[str, dict], axis: str = NOISE_RATE) -> pd.Series:
     """The label of each run, or else its method, with the values in which it is unusual.
 
     It may only be so if the label has several configurations at one noise fraction, or whatever
     key of the configuration the column ``fraction`` has, the ``axis``. A
     configuration that differs in more than four keys has its hash, and so have those that would be
-    left with one label.
+    left with one label. All have the hash of their data where those of one dataset, by its name,
+    are not the same.
     """
     flat = {name: flatten(config) for name, config in configs.items()}
     for keys in flat.values():
@@ -223,6 +241,9 @@ def labels(table: pd.DataFrame, configs: dict[str, dict], axis: str = NOISE_RATE
             alike = collections.Counter(suffixes[name] for name in names)
             for name in names:
                 suffixes[name] += f" [{name}]" if alike[suffixes[name]] > 1 else ""
+    for name, data in different_data(table, configs).items():
+        if data and f"data={data}" not in suffixes[name]:
+            suffixes[name] += f", data={data}"
     return bases + table.config.map(suffixes)
 
 

@@ -157,7 +157,7 @@ def _first_cells(dataset, noise, method) -> tuple[dict[str, str], list[Cell]]:
 def _results(table: pd.DataFrame) -> list[Table]:
     heads = ["method", "fraction", "n", *RULES, "gap", "published", "difference", "verdict"]
     rows = []
-    for config, cell in table.groupby("config", sort=False):
+    for (*_, config), cell in table.groupby(CELL, sort=False):
         by_rule, first = cell.set_index("rule"), cell.iloc[0]
         values, cells = _first_cells(first.dataset, first.noise, first.method)
         cells.append(_linked(f"{first.fraction:g}", first.fraction, config))
@@ -171,7 +171,9 @@ def _results(table: pd.DataFrame) -> list[Table]:
         shown = side_by_side(cell, whole=True).iloc[0]
         cells.append(_linked(shown["gap"], first.gap, config))
         cells += _compared(cell, shown, config)
-        hours = f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}"
+        hours = "-"
+        if not np.isnan(first.hours):
+            hours = f"{first.hours:.2f}{f' ({first.device})' if first.device else ''}"
         cells.append(_linked(shown["wrong labels"], first.realised, config))
         cells.append(_linked(hours, first.hours, config))
         rows.append((values, cells))

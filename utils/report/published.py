@@ -22,9 +22,16 @@ PATH = Path(__file__).parents[2] / "results/published.csv"
 NOT_STATED = "not stated"
 # with which of our rules a number of a rule is compared
 COMPARED = {rule: (rule,) for rule in RULES} | {NOT_STATED: ("last", "best")}
-LACKING = {  # by a key of the configuration, what no experiment of the file had
+LACKING = {  # by a key or section of the configuration, what no experiment had that is silent on it
     "trusted.count": "no trusted samples",
     "init_from": "no network to begin with",
+    "targets": "the labels as given",
+    "features": "no features",
+    "chunk_steps": "whole passes for epochs",
+    "dataset.keep": "all samples of each class",
+    "dataset.test_per_class": "all test samples",
+    "validation.fraction": "no part held out",
+    "validation.folds": "no part held out",
 }
 NUMBERS = ("fraction", "value", "std", "n")
 NEEDED = ["dataset", "noise", "method", "model", "rule", "convention", "paper", "confidence"]
@@ -116,7 +123,11 @@ def _differences(number: pd.Series, flat: dict) -> list[str]:
         different.append("a noise whose convention is not stated")
     if "epochs=" not in number.parameters:
         different.append("a protocol that is not known here")
-    different += [text for key, text in LACKING.items() if flat.get(key)]
+    for key, text in LACKING.items():
+        set_here = any(value for name, value in flat.items() if f"{name}.".startswith(f"{key}."))
+        stated = key in number.parameters or (number["rule"] == "validated" and "held out" in text)
+        if set_here and not stated:
+            different.append(text)
     for text in filter(None, number.parameters.split("; ")):
         key, _, value = text.partition("=")
         here = flat.get(key)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -73,14 +73,16 @@ def half_interval(
     own, other = std**2 / n, 0.0
     if other_std is not None and other_n is not None and other_n > 1:
         other = other_std**2 / other_n
-    if own + other == 0:
+    variance = own + other
+    if variance == 0:
         return 0.0
-    freedom = (own + other) ** 2 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
-    return float(stdtrit(freedom, 1 - ALPHA)) * math.sqrt(own + other)
+    own, other = own / variance, other / variance  # shares, whose squares do not underflow
+    freedom = 1 / (own**2 / (n - 1) + (other**2 / (other_n - 1) if other else 0))
+    return float(stdtrit(freedom, 1 - ALPHA)) * math.sqrt(variance)
 
 
 def difference_of_means(
-    own: Mapping[int, float], other: Mapping[int, float]
+    own: Mapping[Hashable, float], other: Mapping[Hashable, float]
 ) -> tuple[float, float, str]:
     """The difference of two means, half its interval of confidence 1 - 2 ALPHA, and the test.
 
@@ -88,7 +90,7 @@ def difference_of_means(
     same seeds, the interval is that of the differences by seed ("paired"), else Welch's. It is NaN,
     and the test "", if one of them has a single seed.
 
-    ``own``, ``other``: seed -> value.
+    ``own``, ``other``: seed, or what else makes a pair, -> value.
     """
     mine, theirs = np.array(list(own.values())), np.array(list(other.values()))
     difference = float(mine.mean() - theirs.mean())

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.escapes import in_a_line
 from utils.files import read_bytes
 from utils.report.collect import where
-from utils.report.tables import spread
+from utils.report.tables import of_fewer, spread
 
 
 def summarise(
@@ -46,6 +46,7 @@ def summarise(
         row = dict(zip(by, map(in_a_line, values), strict=True)) | {"n": str(len(group))}
         for name in digits:
             row[name] = _text(group[name], digits[name], median)
+            row[name] += of_fewer(group[name].count(), len(group))
         rows.append(row)
     return pd.DataFrame(rows)
 

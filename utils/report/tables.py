@@ -47,18 +47,19 @@ def tables(
     """Everything that is printed of some runs.
 
     ``margins``: see ``compare_all``; ``hard``: hard against incorrect samples; ``grid_rule``: a
-    column per noise fraction, by this rule; ``against``: see ``side_by_side``, and with both a
-    column per noise, of differences.
+    column per noise fraction, by this rule, or, as csv, the rows of that rule; ``against``: see
+    ``side_by_side``, and with both a column per noise, of differences.
     """
     if hard:
         return render_blocks(_hard_blocks(results), form)
     if grid_rule and against and form != "csv":
-        return render_blocks(_grids_against(results.table, grid_rule, against), form)
+        return render_blocks(_grids_against(results, grid_rule, against), form)
     numbers = published.load()
     if results.axis != NOISE_RATE:
         numbers = numbers[:0]  # which are of noise rates
     table = compare_all(results, numbers, margins)
     if form == "csv":
+        table = table[table["rule"] == grid_rule] if grid_rule else table
         table = table.rename(columns={"fraction": results.axis.removeprefix("noise.")})
         return render(table.drop(columns=["by_seed", "further"]), form)
     blocks = []
@@ -102,7 +103,10 @@ def _row(cell: pd.DataFrame, bases: pd.DataFrame, against: str | None) -> dict[s
     row = {"fraction": f"{first.fraction:g}", "method": first.method, "n": str(cell.n.max())}
     for rule in RULES:
         known = rule in by_rule.index
-        row[rule] = spread(by_rule["mean"][rule], by_rule["std"][rule]) if known else "-"
+        row[rule] = "-"
+        if known:
+            row[rule] = spread(by_rule["mean"][rule], by_rule["std"][rule])
+            row[rule] += of_fewer(by_rule["n"][rule], cell.n.max())
     row["gap"] = f"{first.gap:.2f}".replace("-0.00", "0.00")
     if against is not None:
         row[f"last, to {against}"] = "-"
@@ -111,9 +115,10 @@ def _row(cell: pd.DataFrame, bases: pd.DataFrame, against: str | None) -> dict[s
             difference = _difference(by_rule.loc["last"], bases.loc[first.fraction])
             row[f"last, to {against}"] = difference
     row |= _published(cell[cell.published.notna()])
-    wrong = first.realised
+    wrong, hours = first.realised, first.hours
     row["wrong labels"] = "unknown" if np.isnan(wrong) else f"{100 * wrong:.1f} %"
-    row[f"{first.device}-hours" if first.device else "hours"] = f"{first.hours:.2f}"
+    named = f"{first.device}-hours" if first.device else "hours"
+    row[named] = "-" if np.isnan(hours) else f"{hours:.2f}"
     return row
 
 
@@ -172,12 +177,12 @@ def grid(table: pd.DataFrame, rule: str, axis: str = NOISE_RATE) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _grids_against(runs: pd.DataFrame, rule: str, against: str) -> list[Block]:
+def _grids_against(results: Results, rule: str, against: str) -> list[Block]:
     """A row per method, a column per noise: the difference to one of them, with its interval.
 
     Below the last one stands where that one was not run.
     """
-    found = differences(runs, rule, against)
+    found = differences(results, rule, against)
     if found.empty:
         raise UserError(f"--grid {rule} --against {against}: nothing was run beside it")
     blocks = []
@@ -190,7 +195,7 @@ def _grids_against(runs: pd.DataFrame, rule: str, against: str) -> list[Block]:
         blocks.append(Block(title, "", shown, [], f"in brackets the {INTERVAL}"))
     keys = ["dataset", "noise", "fraction"]
     known = set(found[keys].itertuples(index=False, name=None))
-    run = dict.fromkeys(runs[keys].itertuples(index=False, name=None))
+    run = dict.fromkeys(results.table[keys].itertuples(index=False, name=None))
     missing = [f"{key[0]}, {condition_of(*key[1:])}" for key in run if key not in known]
     if missing:
         blocks[-1].notes.append(f"Without {against}, and so not here: {'; '.join(missing)}")
@@ -202,6 +207,11 @@ def spread(mean: float, std: float, digits: int = 2) -> str:
     if np.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" +- {std:.{digits}f}")
+
+
+def of_fewer(count: int, n: int) -> str:
+    """ " (3)" after a number that is of three of ``n`` runs."""
+    return f" ({count})" if 0 < count < n else ""
 
 
 def interval(difference: float, low: float, high: float) -> str:
@@ -243,20 +253,23 @@ def order_notes(table: pd.DataFrame) -> list[str]:
 
 
 def _orders(means, higher_is_better) -> str:
-    """ "by last, mean_last_5: GCE > Plain; by best: Plain > GCE"."""
+    """ "by last, mean_last_5: GCE > Plain; by best: Plain > GCE"; equal means: "GCE = Plain"."""
     rules_of_order = {}
     for rule, values in means.items():
         rank = ranks(values, higher_is_better)
-        rules_of_order.setdefault(" > ".join(sorted(rank, key=rank.get)), []).append(rule)
+        order = itertools.groupby(sorted(rank, key=rank.get), key=rank.get)
+        names = " > ".join(" = ".join(equal) for _, equal in order)
+        rules_of_order.setdefault(names, []).append(rule)
     return "; ".join(f"by {', '.join(rules)}: {order}" for order, rules in rules_of_order.items())
 
 
 def _changes(rows, means, higher_is_better) -> list[str]:
     """The pairs of methods whose order depends on the rule, and how many are not worth a name."""
     pairs = reversals(means, higher_is_better)
+    values = {(row.rule, row.method): row.by_seed for row in rows.itertuples()}
     texts = []
     for first, second, rule, other in pairs:
-        doubt = _doubt(rows, first, second, (rule, other))
+        doubt = _doubt(values, first, second, (rule, other))
         if not doubt or len(pairs) <= NAMED:
             before = f"{means[rule][first]:.2f}, {means[rule][second]:.2f}"
             after = f"{means[other][first]:.2f}, {means[other][second]:.2f}"
@@ -270,14 +283,16 @@ def _changes(rows, means, higher_is_better) -> list[str]:
     return texts
 
 
-def _doubt(rows, first, second, rules) -> str:
-    """ "" if the two differ under both rules by more than their seeds let expect."""
-    by_method = rows.set_index(["rule", "method"])
+def _doubt(values, first, second, rules) -> str:
+    """ "" if the two differ under both rules by more than their seeds let expect.
+
+    ``values``: (rule, method) -> by seed.
+    """
     for rule in rules:
-        own, other = by_method.loc[(rule, first)], by_method.loc[(rule, second)]
-        if min(own.n, other.n) < 2:
+        own, other = values[rule, first], values[rule, second]
+        if min(len(own), len(other)) < 2:
             return ", of too few seeds"
-        difference, half, _ = difference_of_means(own.by_seed, other.by_seed)
+        difference, half, _ = difference_of_means(own, other)
         if abs(difference) <= half:
             return ", within the spread of the seeds"
     return ""
@@ -321,6 +336,7 @@ def hard_table(measured: pd.DataFrame) -> pd.DataFrame:
             row[heading] = spread(factor * values.mean(), factor * values.std(), digits)
             if percent and not values.empty:
                 row[heading] += " %"
+            row[heading] += of_fewer(len(values), len(cell))
         rows.append((fraction, row | {"config": config}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda entry: entry[0])])
 
