@@ -14,7 +14,7 @@ import numpy as np
 
 from datasets.csv_file import read as read_images
 from datasets.folder import find_parts
-from datasets.label_files import read_columns
+from datasets.label_files import read_columns, read_human
 from datasets.scan import is_hidden, scan
 from datasets.text import read as read_texts
 from datasets.utkface import image_files
@@ -46,8 +46,9 @@ def contents(
         parts = dict(LISTS[spec["name"]](data_root=data_root, **arguments))
     if noise_kind.startswith("file:"):
         parts["noise.kind"] = _labels_of_noise(noise_kind.removeprefix("file:"))
-    elif noise_kind.startswith("human:"):
-        parts["noise.kind"] = _bytes(*sorted(Path(data_root).glob("CIFAR-*_human.*")))
+    elif noise_kind.startswith("human:"):  # not the file's bytes: .pt and .npz hold the same
+        given, _ = read_human(noise_kind.removeprefix("human:"), spec["name"], data_root)
+        parts["noise.kind"] = (("", str(label)) for label in given)
     if targets is not None:
         parts["targets"] = _arrays(targets)
     if recording is not None and Path(recording).is_file():

@@ -21,6 +21,7 @@ CIFAR_N = {  # what a params file calls them, and what the release does
     "random3": "random_label3",
     "noisy": "noisy_label",
 }
+HUMAN = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}  # files of the release
 
 
 def read_labels(
@@ -124,24 +125,41 @@ def read_columns(path: str) -> dict[str, np.ndarray]:
     raise UserError(f"labels are read from .npz or .csv, got {path}")
 
 
-def human(
-    name: str, clean: np.ndarray, num_classes: int, dataset: str, data_root: str
-) -> np.ndarray:
+def human(name: str, clean: np.ndarray, dataset: str, data_root: str) -> np.ndarray:
+    """Human labels of CIFAR-N as ``read_human``; their clean_label must be the dataset's own.
+
+    Raises:
+        UserError: a file that is of other labels; and as ``read_human``.
+    """
+    given, true = read_human(name, dataset, data_root)
+    if true is not None and not np.array_equal(true, clean):
+        raise UserError(
+            f"clean_label of the file of human:{name} differs from the labels of {dataset}: the "
+            f"files are not in the same order"
+        )
+    if given.shape != clean.shape:
+        raise UserError(f"human:{name} must be {len(clean)} labels, got {list(given.shape)}")
+    return given
+
+
+def read_human(name: str, dataset: str, data_root: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Human labels of CIFAR-N (Wei et al. 2022): worse, aggre, random1 to random3; or noisy.
 
     The last one is for CIFAR-100. Read from the official ``data_root/CIFAR-10_human.pt`` (or
-    CIFAR-100_human.pt), or from a .npz of that name with the same arrays; whose clean_label must be
-    the labels of the dataset, in the same order.
+    CIFAR-100_human.pt), or from a .npz of that name with the same arrays.
+
+    Returns:
+        The labels, and the clean_label of the file, if it has any.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: another dataset or name; a file that cannot be read, or is of other labels.
+        UserError: another dataset or name; a file that cannot be read.
     """
-    if dataset not in ("cifar10", "cifar100"):
+    if dataset not in HUMAN:
         raise UserError(
             f"noise kind human:{name} exists for cifar10 and cifar100 (CIFAR-N), not for {dataset}"
         )
-    path = Path(data_root) / f"CIFAR-{num_classes}_human.pt"
+    path = Path(data_root) / HUMAN[dataset]
     if not path.is_file() and path.with_suffix(".npz").is_file():
         path = path.with_suffix(".npz")
     if not path.is_file():
@@ -160,15 +178,8 @@ def human(
     names |= {short: key for short, key in CIFAR_N.items() if key in columns}
     if name not in names:
         raise UserError(f"{path} has no labels {name!r}; it has {', '.join(names)}")
-    if "clean_label" in columns and not np.array_equal(np.asarray(columns["clean_label"]), clean):
-        raise UserError(
-            f"clean_label of {path} differs from the labels of {dataset}: the files are not in the "
-            f"same order"
-        )
-    given = np.asarray(columns[names[name]])
-    if given.shape != clean.shape:
-        raise UserError(f"{path} must hold {len(clean)} labels, got {list(given.shape)}")
-    return given.astype(np.int64)
+    true = np.asarray(columns["clean_label"]) if "clean_label" in columns else None
+    return np.asarray(columns[names[name]]).astype(np.int64), true
 
 
 def _read_release(path):

@@ -142,7 +142,7 @@ def inject(
         path = kind.removeprefix("file:")
         given = read_labels(path, len(clean), num_classes, classes)
     elif kind.startswith("human:"):
-        given = human(kind.removeprefix("human:"), clean, num_classes, dataset, data_root)
+        given = human(kind.removeprefix("human:"), clean, dataset, data_root)
     elif kind not in KINDS:
         raise UserError(unknown("noise.kind", kind, KIND_NAMES))
     elif true is not None:

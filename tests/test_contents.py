@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from datasets.contents import contents
 from tests.test_datasets import write_tree
@@ -126,6 +127,24 @@ def test_targets_of_another_run_are_compared(tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match="cannot be read"):
         now()
+
+
+def test_human_labels_are_the_same_in_every_container(tmp_path):
+    labels = {"clean_label": np.arange(60) % 10, "worse_label": np.arange(60) % 7}
+
+    def now():
+        arguments = {"targets": None, "recording": None, "data_root": str(tmp_path)}
+        return contents({"name": "cifar10"}, noise_kind="human:worse", **arguments)
+
+    torch.save(labels, tmp_path / "CIFAR-10_human.pt")
+    before = now()
+    (tmp_path / "CIFAR-10_human.pt").unlink()
+    for write in (np.savez, np.savez_compressed):
+        small = {name: column.astype(np.uint8) for name, column in labels.items()}
+        write(tmp_path / "CIFAR-10_human.npz", **small)
+        assert before.keys() == {"noise.kind"} and now() == before
+    np.savez(tmp_path / "CIFAR-10_human.npz", **small | {"worse_label": small["clean_label"]})
+    assert now() != before
 
 
 def contents_of(name, root, **arguments):
