@@ -347,6 +347,16 @@ def test_a_configuration_is_labelled_by_what_most_others_do_not_have(tmp_path):
     assert labels.str.contains(r"DiscrimLoss \[.{10}\]$").sum() == 2
 
 
+def test_a_whole_number_is_no_other_value_in_a_label(tmp_path):
+    for name, fraction in (("a", 0), ("b", 0.0)):
+        own = MNIST | {"optimizer": {"lr": 0.1 if name == "a" else 0.2}}
+        make_run(tmp_path / name, [90.0], **own)
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        config["validation"]["fraction"] = fraction
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    assert sorted(collect([tmp_path]).table.label) == ["Plain, lr=0.1", "Plain, lr=0.2"]
+
+
 def test_a_configuration_with_a_label_is_called_by_it(tmp_path):
     make_run(tmp_path / "usual", [97.0] * 3, **MNIST)
     optimizer = {"name": "SGD", "lr": 0.01, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1}

@@ -256,7 +256,7 @@ def _unusual_keys(cells: list[list[str]], flat: dict[str, dict]) -> dict[str, li
     unusual = {name: [] for names in cells for name in names}
     for names in cells:
         for key in dict.fromkeys(key for name in names for key in flat[name]):
-            values = {name: repr(flat[name].get(key)) for name in unusual}
+            values = {name: _as_text(flat[name].get(key)) for name in unusual}
             here = [values[name] for name in names]
             if len(set(here)) > 1:
                 usual = _majority(here) or _majority(list(values.values()))
@@ -264,6 +264,12 @@ def _unusual_keys(cells: list[list[str]], flat: dict[str, dict]) -> dict[str, li
                     if values[name] != usual:
                         unusual[name].append(key)
     return unusual
+
+
+def _as_text(value) -> str:
+    """What tells values apart: 0 and 0.0 are one."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return repr(float(value) if is_whole else value)
 
 
 def _suffixes(unusual: dict[str, list[str]], flat: dict[str, dict]) -> dict[str, str]:
