@@ -695,8 +695,10 @@ def test_of_numbers_that_not_all_runs_have_it_is_said_how_many_there_are(run_rep
         make_run(tmp_path / f"runs/{seed}", [90.0 + seed] * epochs, seed=seed, **MNIST)
     change_summary(tmp_path / "runs/3", test={"last": 93.0, "best": 93.0, "best_epoch": 3})
     (tmp_path / "runs/3/metrics.csv").unlink()
-    text, _ = run_report(tmp_path / "runs", "--format", "markdown")
+    page = tmp_path / "page.html"
+    text, _ = run_report(tmp_path / "runs", "--format", "markdown", "--html", page)
     assert "| 3 | 92.00 +- 1.00 | 91.50 +- 0.71 (2) | 91.50 +- 0.71 (2) | 92.00 +- 1.00 |" in text
+    assert "91.50\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.71 (2) (#1)" in page.read_text()
 
 
 def test_other_data_under_the_same_name_are_no_pair(run_report, tmp_path):

@@ -17,7 +17,7 @@ from utils.epoch_rules import RULES
 from utils.errors import UserError
 from utils.escapes import from_a_cell, in_a_cell
 from utils.files import atomic_write, read_bytes, read_yaml
-from utils.report.identity import CELL, KEY, identity, without_execution
+from utils.report.identity import CELL, KEY, without_execution
 from utils.report.run_files import (
     NEEDED,
     TEXTS,
@@ -47,7 +47,6 @@ def read_log(folder: Path, skipped: dict[str, str]) -> list[LoggedRun]:
     epochs, runs = _read_epochs(folder / "epochs.csv", skipped), []
     for row in table.to_dict("records"):
         check(row, configs[row["config"]])
-        row["fraction"] = identity(configs[row["config"]])["fraction"]  # not rounded
         name = f"{row['config']} seed {row['seed']}"
         own = epochs.get((row["config"], row["seed"]))
         if own is not None:

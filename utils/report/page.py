@@ -162,13 +162,13 @@ def _results(table: pd.DataFrame) -> list[Table]:
         values, cells = _first_cells(first.dataset, first.noise, first.method)
         cells.append(_linked(f"{first.fraction:g}", first.fraction, config))
         cells.append(_linked(cell.n.max(), cell.n.max(), config))
+        shown = side_by_side(cell, whole=True).iloc[0]
         for rule in RULES:
             text, mean = "-", None
             if rule in by_rule.index:
-                mean, std, rank = by_rule.loc[rule, ["mean", "std", "rank"]]
-                text = f"{spread(mean, std)} (#{int(rank)})"
+                mean, rank = by_rule.loc[rule, ["mean", "rank"]]
+                text = f"{shown[rule]} (#{int(rank)})"
             cells.append(_linked(text, mean, config))
-        shown = side_by_side(cell, whole=True).iloc[0]
         cells.append(_linked(shown["gap"], first.gap, config))
         cells += _compared(cell, shown, config)
         hours = "-"

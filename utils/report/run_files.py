@@ -133,13 +133,15 @@ def _stored_numbers(summary):
 def check(row: dict, config: dict):
     """Raise an Exception if something in a row or configuration is no such; of many kinds.
 
-    The names in the row are made printable, each in one line.
+    The names in the row are made printable, each in one line, and its noise fraction, which a log
+    rounds, is that of the configuration.
     """
     if row["metric"] not in METRICS:
         raise UserError(f"the metric {row['metric']!r} is not known")
     if len(row) > MOST_COLUMNS:
         raise UserError(f"it has more than {MOST_COLUMNS} numbers")
-    for name, value in {**identity(config), **row}.items():
+    named = identity(config)
+    for name, value in (named | row).items():
         if name not in TEXTS:
             _check_number(name, value)
         elif name in NEEDED or not (value is None or value != value):
@@ -149,6 +151,7 @@ def check(row: dict, config: dict):
     row |= {name: in_a_line(row[name]) for name in NEEDED}
     if not 0 <= row["fraction"] <= 1 or row["seed"] != int(row["seed"]) or row["seed"] < 0:
         raise UserError(f"there is no noise fraction {row['fraction']}, or no seed {row['seed']}")
+    row["fraction"] = named["fraction"]
     _check_text("task", config["task"])  # figures and hardness need it
 
 

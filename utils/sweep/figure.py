@@ -31,7 +31,8 @@ def draw_trials(table: pd.DataFrame, path: Path):
     needed = {"method", "noise", "state", "test_last", "noisy_validation", "chosen"}
     if not needed <= set(table) or table.noise.nunique() > 1:
         raise UserError("a picture is of the trials under one noise, with the column chosen")
-    table = table.assign(error=100 - table.test_last, noisy_error=100 - table.noisy_validation)
+    errors = 100 - table[["test_last", "noisy_validation"]].clip(upper=99.99)  # a log axis has no 0
+    table = table.assign(error=errors.test_last, noisy_error=errors.noisy_validation)
     medians = table.groupby("method").error.median()
     methods = medians.sort_values(ascending=False, na_position="first").index
     figure = Figure(figsize=(WIDTH, 1.2 + 0.35 * len(methods)), layout="constrained")
