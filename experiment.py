@@ -48,9 +48,9 @@ from utils.files import map_array
 from utils.labels import read_labels
 from utils.metrics import METRIC_OF_TASK
 from utils.network import WEIGHTS, describe_use, load_weights
-from utils.run_directory import RunDirectory
+from utils.run_directory import RunDirectory, update_summary
 from utils.run_state import describe, read_summary
-from utils.scores import OUT_OF_SAMPLE, RECORDED, recorded, suspicion
+from utils.scores import IN_TRAINING, OUT_OF_SAMPLE, RECORDED, recorded, suspicion
 from utils.seed import seed_everything
 from utils.training_dynamics import margins
 from utils.training_record import TrainingRecord
@@ -282,8 +282,14 @@ class Experiment:
 
     @property
     def corrupted(self) -> np.ndarray | None:
-        """[N] bool: these are not the true ones; None if the truth is unknown."""
-        return wrong_labels(self.given.numpy(), self.noise.true)
+        """[N] bool: what is trained on is not the true label; None if the truth is unknown.
+
+        Of targets that another run left, and of distributions the most probable class.
+        """
+        learned = loader.learned_targets(self.noise, self.parts, self.targets)
+        if learned.ndim == 2:
+            learned = learned.argmax(1)
+        return wrong_labels(learned.numpy(), self.noise.true)
 
     @property
     def noise_transition(self) -> Tensor | None:
@@ -433,7 +439,9 @@ class Experiment:
     def _write_inputs(self):
         print(printable(f"{self.path}: {self.data}"), flush=True)
         targets = None if self.targets is None else self.targets.numpy()
-        run_inputs.write_config(self.path, self.config)
+        begun = (self.path / "config.yaml").exists()
+        if not begun:  # first, as it tells a run's directory from any other
+            run_inputs.write_config(self.path, self.config)
         run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
         if self.data.made_split:
             run_inputs.write_split(self.path, self.data.train.source, self.data.test.source)
@@ -446,6 +454,9 @@ class Experiment:
             run_inputs.create_recordings(
                 self.path, self._recordings, self.epochs, count, longer=extended
             )
+        if begun:  # last, as what is refused above is to leave the run as it was
+            update_summary(self.path, finished=False)  # it may go on for more epochs
+            run_inputs.write_config(self.path, self.config)
 
     def _check_score(self):
         score = self.config["score"]
@@ -453,6 +464,12 @@ class Experiment:
             raise UserError(
                 f"score={score} takes predictions of networks that were not trained on a sample: "
                 f"run the folds with examples/folds.sbatch, and join them with it"
+            )
+        in_part = self.selection_spec is not None or self.config["trusted"]["train"] == "only"
+        if in_part and score in IN_TRAINING and score != "mean_loss":
+            raise UserError(
+                f"score={score} is of samples that are trained on, and here that is only a part of "
+                f"them: take mean_loss, or {score}_recorded with record_losses=true"
             )
         if score in RECORDED and not self.config["record_losses"]:
             raise UserError(f"score={score} is made from recordings: set record_losses=true")

@@ -3,7 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from PIL import Image
+
+from utils import schedules
+from utils.build import build
+from utils.config import extension
+from utils.run_state import run_state
 
 PLAIN = {"params": "params/digits/plain.yaml"}
 
@@ -45,7 +52,130 @@ def test_a_schedule_is_the_longer_one_from_there_on(run):
 
 
 def test_only_more_epochs_of_a_finished_run_are_an_extension(run):
-    run("epochs=3", **PLAIN)
-    for options in (["epochs=2"], ["epochs=6", "batch_size=64"], ["batch_size=64"]):
+    _, directory, *_ = run("epochs=3", **PLAIN)
+    before = {path: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    changes = [
+        [],
+        ["batch_size=256"],  # twice what it was, as the epochs are
+        ["optimizer.lr=0.2"],
+        ["optimizer.weight_decay=0.9"],
+        ["noise.fraction=0.8"],
+        ["seed=2"],
+        ["validation.fraction=0.1"],
+        ["record_losses=true"],
+        ["loss.q=0.5"],
+    ]
+    for options in (["epochs=2"], ["batch_size=64"], *(["epochs=6", *more] for more in changes[1:])):
+        if options[-1] == "loss.q=0.5":
+            options = ["epochs=6", "loss={name: GCE, q: 0.5}"]
         code, _, _, complaint = run(*options, **PLAIN)
-        assert code == 2 and "holds a run with another configuration" in complaint
+        assert code == 2 and "holds a run with another configuration" in complaint, options
+    assert {path: path.read_bytes() for path in directory.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_one"),
+    [
+        (10, 20, True),
+        ([2, 3], [4, 6], True),
+        (7, 13, True),  # a third of 20 and of 40, rounded
+        (10, 10, True),  # a number that was no share
+        (10, 11, False),
+        ([2, 3], [4, 9], False),
+        ([2], [4, 6], False),
+        (0.5, 1.0, False),
+        (True, False, False),
+    ],
+)
+def test_the_same_share_of_the_epochs(first, second, is_one):
+    old = {"epochs": 20, "loss": {"name": "DiscrimLoss", "q": first}}
+    new = {"epochs": 40, "loss": {"name": "DiscrimLoss", "q": second}}
+    assert bool(extension(old, new)) == is_one
+
+
+def test_milestones_are_shares_too(run):
+    options = ["schedule={name: MultiStepLR, milestones: [50% of epochs, 75% of epochs]}"]
+    _, whole, *_ = run(*options, "epochs=8", name="whole", **PLAIN)
+    run(*options, "epochs=4", **PLAIN)
+    code, directory, *_ = run(*options, "epochs=8", **PLAIN)
+    assert code == 0 and rates(directory)[4:] == pytest.approx(rates(whole)[4:])
+
+
+def test_an_extension_that_breaks_off_is_not_finished(run, monkeypatch):
+    run("epochs=2", **PLAIN)
+
+    def full(*arguments, **keywords):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("utils.training_record.TrainingRecord.start", full)
+        code, directory, *_ = run("epochs=4", **PLAIN)
+    assert code == 1 and run_state(directory)[0] == "failed"
+    code, _, printed, _ = run("epochs=4", **PLAIN)
+    assert code == 0 and len(rates(directory)) == 4 and "is finished:" not in printed
+    assert run_state(directory)[0] == "done"
+
+
+def test_a_refused_extension_leaves_the_run_as_it_was(run, tmp_path):
+    for number in range(20):
+        Image.new("L", (8, 8), 10 * number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(20)]
+    table = tmp_path / "table.csv"
+    options = [f"dataset.file={table}", f"dataset.root={tmp_path}", "dataset.image_size=8"]
+    options += ["dataset.num_workers=0", "features=null", "model={name: mlp, hidden: [4]}"]
+
+    def train(lines, *more):
+        table.write_text("\n".join(["path,label", *lines]))
+        return run(*options, *more, params="params/csv/plain.yaml")
+
+    code, directory, *_ = train(rows, "epochs=2")
+    before = (directory / "config.yaml").read_bytes()
+    assert code == 0
+    code, _, _, complaint = train(rows[1:], "epochs=4")
+    assert code == 2 and "choose another run_dir=" in complaint
+    assert (directory / "config.yaml").read_bytes() == before
+    assert run_state(directory)[0] == "done"
+    assert train(rows, "epochs=4")[0] == 0 and len(rates(directory)) == 4
+
+
+SCHEDULES = [
+    {"name": "LinearLR", "total_iters": 3},
+    {"name": "ConstantLR", "total_iters": 3},
+    {"name": "MultiStepLR", "milestones": [0, 4]},
+    {"name": "StepLR", "step_size": 2},
+    {"name": "CosineAnnealingLR", "T_max": 6},
+    {"name": "PolynomialLR", "total_iters": 6},
+    {"name": "ExponentialLR", "gamma": 0.5},
+    {"name": "ConstantThenLinear", "constant_epochs": 4, "late_beta1": 0.1},
+]
+
+
+@pytest.mark.parametrize("spec", SCHEDULES, ids=lambda spec: spec["name"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_schedule_is_taken_to_where_the_longer_one_is(spec, times):
+    def made():
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        facts = {"optimizer": optimizer, "epochs": 6, "steps_per_epoch": 1}
+        if spec["name"] != "ConstantThenLinear":
+            facts = {"optimizer": optimizer}
+        schedule = build(schedules, spec, **facts)
+        optimizer.step()  # else PyTorch warns
+        return optimizer, schedule
+
+    def at_its_place(optimizer):
+        (group,) = optimizer.param_groups
+        return group["lr"], *group["betas"]
+
+    expected, longer = made()
+    for _ in range(3):
+        longer.step()
+    optimizer, schedule = made()
+    extended = schedules.FromItsStart(schedule)
+    for group in optimizer.param_groups:  # what the checkpoint has of the shorter one
+        group.update(lr=0.007, betas=(0.1, 0.999))
+    for last_epoch in (5, 3)[-times:]:  # of a checkpoint that is damaged, and of the one before
+        extended.load_state_dict({"last_epoch": last_epoch})
+    assert at_its_place(optimizer) == pytest.approx(at_its_place(expected))
+    longer.step()
+    schedule.step()
+    assert at_its_place(optimizer) == pytest.approx(at_its_place(expected))

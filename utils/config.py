@@ -261,8 +261,8 @@ def differences(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
 def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
     """What changes if a finished run goes on with the same configuration for more epochs.
 
-    Its old values by key: that of ``epochs``, and of numbers that are the same share of them, as
-    the length of a schedule. {} if the new configuration differs in anything else.
+    Its old values by key: that of ``epochs``, and of numbers of epochs that are the same share of
+    them, as the length of a schedule. {} if the new configuration differs in anything else.
     """
     before, now = flatten(old), flatten(new)
     if not before["epochs"] < now["epochs"]:
@@ -270,12 +270,25 @@ def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
     changed = {}
     for line in differences(old, new, (*free, "extended")):
         key = line.split(":")[0]
-        first, second = before.get(key), now.get(key)
-        numbers = isinstance(first, (int, float)) and isinstance(second, (int, float))
-        if not numbers or abs(second - first * now["epochs"] / before["epochs"]) > 1:
+        pair = before.get(key), now.get(key)
+        counts_epochs = key.split(".")[0] in ("loss", "schedule")
+        if key != "epochs" and not (
+            counts_epochs and _same_share(*pair, before["epochs"], now["epochs"])
+        ):
             return {}
-        changed[key] = first
+        changed[key] = pair[0]
     return changed
+
+
+def _same_share(first, second, before: int, now: int) -> bool:
+    """Whether a share of ``before`` epochs, rounded, is the first and of ``now`` the second."""
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = zip(first, second, strict=True)
+        return all(_same_share(*pair, before, now) for pair in pairs)
+    if not fits(first, int) or not fits(second, int):
+        return False
+    low = max((first - 0.5) / before, (second - 0.5) / now)
+    return low < min((first + 0.5) / before, (second + 0.5) / now)
 
 
 def default_run_dir(config: dict, params: Path) -> str:

@@ -3,6 +3,7 @@
 RampUpAndDown and those of torch.optim are stepped after each epoch, the others after each batch.
 """
 
+import copy
 import math
 import warnings
 from typing import Literal
@@ -44,6 +45,7 @@ def is_ascending(epochs: list[int]) -> bool:
     return list(epochs) == sorted(epochs) and all(epoch >= 0 for epoch in epochs)
 
 
+CHANGED = {"lr", "betas"}  # by a schedule, in the groups of an optimiser
 # of the arguments of PyTorch's own, which checks few of them
 RANGES = {
     "gamma": [AT_LEAST_0],
@@ -68,13 +70,20 @@ class FromItsStart:
 
     def __init__(self, schedule):
         self.schedule = schedule
+        self.start = copy.deepcopy(schedule.state_dict())
+        # a schedule changes them by factors, the first one when it is made
+        self.rates = [
+            {key: group[key] for key in CHANGED & group.keys()}
+            for group in schedule.optimizer.param_groups
+        ]
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.schedule.last_epoch}
 
     def load_state_dict(self, state: dict):
-        for group in self.schedule.optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
+        self.schedule.load_state_dict(copy.deepcopy(self.start))
+        for group, rates in zip(self.schedule.optimizer.param_groups, self.rates, strict=True):
+            group.update(rates)
         with warnings.catch_warnings():  # the optimiser's steps were made by another process
             warnings.simplefilter("ignore")
             for _ in range(state["last_epoch"] - self.schedule.last_epoch):
