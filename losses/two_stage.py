@@ -70,7 +70,8 @@ class TwoStage(SampleLoss):
 
     1. Z is divided by its sum, not by 1 - a^(e + 1). The two are equal if every epoch visits every
        sample; their code divides by the sum only if it does not.
-    2. K/N is counted among the samples that have been drawn.
+    2. K/N is counted among the samples that have been drawn, and a sample has no consistency until
+       it has an ensemble; both matter if an epoch does not visit every sample.
 
     Raises:
         UserError: a regression task loss, or an argument out of range.
@@ -137,8 +138,9 @@ class TwoStage(SampleLoss):
             trusted = trusted & (target.amax(1) >= 1)
             if self.training:
                 self.trusted.index_copy_(0, index, trusted)
-        goal = normalised(self.average[index]).to(prediction.dtype)
-        apart = (prediction - goal).square().mean(1)
+        average = self.average[index]
+        goal = normalised(average).to(prediction.dtype)
+        apart = (prediction - goal).square().mean(1).masked_fill(average.sum(1) == 0, 0)
         return losses.masked_fill(~trusted, 0) + self.weight() * apart
 
     def weight(self) -> Tensor | float:
@@ -150,9 +152,9 @@ class TwoStage(SampleLoss):
 
     @torch.no_grad()
     def end_epoch(self, predict: Predict):
-        # the ensembles of stage 2 start without those of stage 1
-        decay = 0.0 if self.epoch == self.select_epochs else self.decay
-        moved = decay * self.average + (1 - self.decay) * self.latest
+        if self.epoch == self.select_epochs:
+            self.average.zero_()  # the ensembles of stage 2 start without those of stage 1
+        moved = self.decay * self.average + (1 - self.decay) * self.latest
         self.average.copy_(torch.where(self.drawn.unsqueeze(1), moved, self.average))
         self.drawn.fill_(False)
         if self.epoch + 1 == self.select_epochs:

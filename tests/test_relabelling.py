@@ -497,6 +497,28 @@ def test_an_epoch_that_leaves_samples_out_leaves_their_ensembles():
     assert not torch.equal(loss.average[:B], before[:B])
 
 
+def test_of_stage_two_nothing_is_known_of_a_sample_until_it_is_drawn():
+    loss = two_stage(select_epochs=1, decay=0.5)
+    first, second = torch.arange(B), torch.arange(B, 2 * B)
+    outputs = [torch.randn(B, C, generator=torch.Generator().manual_seed(k)) for k in range(5)]
+    loss.set_epoch(0)
+    loss(outputs[0], GIVEN[:B], first)
+    loss(outputs[1], GIVEN[B : 2 * B], second)
+    loss.end_epoch(None)
+    # an epoch may be a chunk of a pass: these draw one half of the samples each
+    for epoch, index in ((1, first), (2, second)):
+        loss.set_epoch(epoch)
+        own = cross_entropy(outputs[epoch + 1], GIVEN[index]) * loss.trusted[index]
+        torch.testing.assert_close(loss(outputs[epoch + 1], GIVEN[index], index), own)
+        loss.end_epoch(None)
+        torch.testing.assert_close(
+            normalised(loss.average[index]), outputs[epoch + 1].softmax(1)
+        )
+    loss.set_epoch(3)
+    own = cross_entropy(outputs[4], GIVEN[:B]) * loss.trusted[:B]
+    assert (loss(outputs[4], GIVEN[:B], first) > own).all()
+
+
 def test_both_stages_in_one_run():
     loss = two_stage(select_epochs=2, share=0.5, decay=0.5)
     index = torch.arange(8)
