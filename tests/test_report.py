@@ -357,6 +357,18 @@ def test_a_whole_number_is_no_other_value_in_a_label(tmp_path):
     assert sorted(collect([tmp_path]).table.label) == ["Plain, lr=0.1", "Plain, lr=0.2"]
 
 
+def test_runs_that_write_a_number_differently_are_of_one_configuration(tmp_path):
+    for seed, rate in ((1, 1), (2, 1.0), (3, 1), (3, 1.0)):
+        own = MNIST | {"optimizer": {"name": "SGD", "lr": rate}, "seed": seed}
+        make_run(tmp_path / f"{seed}-{rate}", [90.0], **own)
+    found = collect([tmp_path])
+    assert found.table.seed.tolist() == [1, 2, 3] and found.table.config.nunique() == 1
+    (reason,) = found.skipped.values()
+    assert reason.startswith("the same configuration and seed as ")
+    write_log(tmp_path / "log", found.table, found.epochs, found.configs)
+    assert len(collect([tmp_path / "log", tmp_path]).table) == 3
+
+
 def test_a_configuration_with_a_label_is_called_by_it(tmp_path):
     make_run(tmp_path / "usual", [97.0] * 3, **MNIST)
     optimizer = {"name": "SGD", "lr": 0.01, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1}

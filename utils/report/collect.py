@@ -22,6 +22,7 @@ from utils.report.identity import (
     NOISE_RATE,
     config_hash,
     labels,
+    same_numbers,
     shared_variants,
     variant,
     without_variant,
@@ -102,7 +103,7 @@ def collect(paths: list[Path]) -> Results:
         for folder, files in _folders(paths, results.skipped)
         for run in _read(folder, files, results)
     ]
-    for run in _tell_apart(found):
+    for run in _tell_apart(_take_together(found)):
         key, path = (run.row["config"], run.row["seed"]), run.row["path"]
         if key in counted:
             results.skipped[path] = (
@@ -124,6 +125,16 @@ def collect(paths: list[Path]) -> Results:
         table["label"] = labels(table, results.configs).map(in_a_line)
         results.table = table.sort_values(ORDER, ignore_index=True)
     return results
+
+
+def _take_together(runs: list[LoggedRun]) -> list[LoggedRun]:
+    """The runs, those that write numbers differently, as 1 and 1.0, under the first one's hash."""
+    texts = [same_numbers(run.config) for run in runs]
+    first = dict(zip(reversed(texts), reversed(runs), strict=True))
+    return [
+        run._replace(row=run.row | {"config": first[text].row["config"]}, config=first[text].config)
+        for run, text in zip(runs, texts, strict=True)
+    ]
 
 
 def _tell_apart(runs: list[LoggedRun]) -> list[LoggedRun]:

@@ -158,14 +158,24 @@ def config_hash(config: dict) -> str:
     """Ten digits that all runs share which differ only in seed, label and where they are executed.
 
     A top-level key with its default counts as absent, so that a key new in a later version changes
-    no hash.
+    no hash. 1 and 1.0 do: ``same_numbers`` finds such configurations.
     """
-    flat = {
+    text = json.dumps(_what_counts(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def same_numbers(config: dict) -> str:
+    """A text that configurations share which differ only in writing a number as 1 or as 1.0."""
+    counts = _what_counts(config)
+    return json.dumps({key: _as_text(value) for key, value in counts.items()}, sort_keys=True)
+
+
+def _what_counts(config):
+    return {
         key: value
         for key, value in flatten(without_execution(config)).items()
         if key not in DISPLAY and (key not in DEFAULT_KEYS or DEFAULT_KEYS[key] != value)
     }
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def identity(config: dict) -> dict:
