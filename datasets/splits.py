@@ -128,7 +128,7 @@ def hold_out(
 
     Raises:
         UserError: a class too small for a fraction; a fold that there is not; ``clean`` if the
-            truth is unknown.
+            truth is unknown, or nothing is held out.
     """
     rows, labels = np.arange(len(noise.given)), noise.true if clean else noise.given
     if folds is None and fold is not None:
@@ -136,6 +136,11 @@ def hold_out(
     if folds is not None:
         _check_folds(folds, fold, fraction, len(rows))
     elif not fraction:
+        if clean:
+            raise UserError(
+                "validation.clean=true says by which labels a held-out part is judged, and none is "
+                "held out: set validation.fraction"
+            )
         return rows, rows[:0], labels
     if clean and noise.corrupted is None:
         raise UserError(

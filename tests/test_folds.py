@@ -19,6 +19,7 @@ from utils import folds, scores
 from utils.errors import UserError
 from utils.judged import judge
 from utils.review.__main__ import main as review
+from utils.run_state import read_summary
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["model=mlp", "dataset.image_size=8", "dataset.num_workers=0", "dataset.flip=false"]
@@ -66,6 +67,7 @@ def test_each_sample_is_held_out_in_one_fold_with_its_copies_class_by_class():
         (["validation.folds=3", "validation.fold=3"], "got 3"),
         (["validation.fold=0"], "set validation.folds"),
         (["validation.folds=1", "validation.fold=0"], "at least 2"),
+        (["validation.clean=true"], "none is held out: set validation.fraction"),
         (["validation.folds=2000", "validation.fold=0"], "more than the 1297 samples"),
         (["validation.folds=3", "validation.fold=1", "validation.fraction=.1"], "two ways"),
     ],
@@ -86,6 +88,8 @@ def test_a_folder_is_judged_whole(run, photos, tmp_path, capsys):
             name=f"whole/fold{fold}",
         )
         assert code == 0 and not (directory / "test.npz").exists()
+        held_out = {"folds": 3, "fold": fold, "labels": "given", "part": "test"}
+        assert read_summary(directory)["validation"] == held_out
     whole = tmp_path / "whole"
     assert folds.main([str(whole)]) == 0
     assert "120 samples judged" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -361,6 +362,9 @@ def test_labels_of_a_run_are_what_another_one_trains_on(run, toys):
     _, clean, *_ = run("noise=none", *short, **PLAIN, name="clean")
     assert code == 0
     assert equal(weights(corrected)["model"], weights(clean)["model"])
+    # what is incorrect among what is trained on, of which nothing is wrong here
+    assert (pd.read_csv(corrected / "metrics.csv").mass_incorrect == 0).all()
+    assert (pd.read_csv(second / "metrics.csv").mass_incorrect > 0).all()
 
     for overrides, message in (
         ([targets, "loss=GCE"], "GCE needs a class: use Plain, SuperLoss or DiscrimLoss"),

@@ -511,9 +511,7 @@ def test_of_stage_two_nothing_is_known_of_a_sample_until_it_is_drawn():
         own = cross_entropy(outputs[epoch + 1], GIVEN[index]) * loss.trusted[index]
         torch.testing.assert_close(loss(outputs[epoch + 1], GIVEN[index], index), own)
         loss.end_epoch(None)
-        torch.testing.assert_close(
-            normalised(loss.average[index]), outputs[epoch + 1].softmax(1)
-        )
+        torch.testing.assert_close(normalised(loss.average[index]), outputs[epoch + 1].softmax(1))
     loss.set_epoch(3)
     own = cross_entropy(outputs[4], GIVEN[:B]) * loss.trusted[:B]
     assert (loss(outputs[4], GIVEN[:B], first) > own).all()

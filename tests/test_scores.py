@@ -164,6 +164,10 @@ def test_a_score_chosen_by_name_ranks_the_samples(run, name):
     [
         (["score=self_confidence"], "run the folds with examples/folds.sbatch"),
         (["score=aum_recorded"], "set record_losses=true"),
+        (
+            ["score=aum", "trusted.count=50", "trusted.train=only"],
+            "take mean_loss, or aum_recorded with record_losses=true",
+        ),
         (["score=entropy"], "must be one of mean_loss, aum,"),
     ],
 )

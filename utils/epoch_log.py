@@ -218,12 +218,20 @@ class EpochLog:
         return dict.fromkeys(key for row in self.rows for key in row)
 
     def _validation(self):
-        """What the epoch of the rule ``validated`` is chosen on."""
+        """What the epoch of the rule ``validated`` is chosen on, or what stands for the test part.
+
+        That is what is held out, where there is no test part.
+        """
         settings = self.config["validation"]
-        if settings["fraction"]:
-            labels = "true" if settings["clean"] else "given"
-            return {"fraction": settings["fraction"], "labels": labels}
-        return {"fraction": 0, "labels": "the dataset's own"} if self.data.validation else None
+        if settings["folds"] is not None:
+            held_out = {"folds": settings["folds"], "fold": settings["fold"]}
+        elif settings["fraction"]:
+            held_out = {"fraction": settings["fraction"]}
+        else:
+            own = {"fraction": 0, "labels": "the dataset's own"}
+            return own if self.data.validation else None
+        stands_for = {} if len(self.data.test) else {"part": "test"}
+        return held_out | {"labels": "true" if settings["clean"] else "given"} | stands_for
 
 
 def _digits(value):
