@@ -128,6 +128,16 @@ def test_a_folder_is_judged_whole(run, photos, tmp_path, capsys):
     }
     judged = judge(whole)
     assert judged.names == suspects.path.tolist() and judged.picture(0).size == (8, 8)
+    # a sample that could not be read where it was held out is in no fold, and in no other's scores
+    paths = [whole / f"fold{fold}" for fold in range(3)]
+    held_out = dict(np.load(paths[0] / "held_out.npz"))
+    gone = held_out["index"][0]
+    without = [np.delete(values, 0, axis=0) for values in held_out.values()]
+    np.savez(paths[0] / "held_out.npz", **dict(zip(held_out, without, strict=True)))
+    fewer = folds.join(paths, None)
+    kept = samples["index"] != gone
+    assert gone not in fewer["index"]
+    np.testing.assert_array_equal(fewer["aum"], samples["aum"][kept])
 
     root.rename(root.with_name("moved"))
     assert folds.main([str(whole)]) == 2

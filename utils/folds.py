@@ -128,10 +128,12 @@ def _of_training(folds, index):
     sums, counts = {}, {}
     for path in folds:
         table = read_arrays(path / "samples.npz")
+        # a file that could not be read just where it was held out is in no fold
+        judged = np.isin(table["index"], index)
         rows = np.searchsorted(index, table["index"])
         named = {name: table[name] for name in scores.NAMES if name in table}
         for name, values in (named | {"method": table["score"]}).items():
-            known = np.isfinite(values)
+            known = np.isfinite(values) & judged
             sums.setdefault(name, np.zeros(len(index)))[rows[known]] += values[known]
             counts.setdefault(name, np.zeros(len(index)))[rows[known]] += 1
     return {
