@@ -442,9 +442,12 @@ class Experiment:
         begun = (self.path / "config.yaml").exists()
         if not begun:  # first, as it tells a run's directory from any other
             run_inputs.write_config(self.path, self.config)
-        run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets)
+        sources, files = (self.data.train.source, self.data.test.source), None
+        if self.data.made_split or self.config["features"] is not None:
+            files = run_inputs.files_sha256(*sources)  # which files these are, depends on them all
+        run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets, files)
         if self.data.made_split:
-            run_inputs.write_split(self.path, self.data.train.source, self.data.test.source)
+            run_inputs.write_split(self.path, *sources)
         run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
@@ -557,8 +560,10 @@ class Experiment:
 
 
 def build_data(config: dict) -> datasets.base.Dataset:
-    """The data of a run's configuration alone."""
+    """The data of a run's configuration alone, to look at: texts are not embedded."""
     spec, _ = without_selection(config["dataset"])
+    if spec["name"] == "text":
+        spec = spec | {"features": False}
     facts = {"data_root": config["data_root"], "seed": config["seed"], "device": "cpu"}
     known = {name: fact for name, fact in facts.items() if asks_for(datasets, spec, name)}
     data = build(datasets, spec, **known, encoder=config["model"].get("path"))

@@ -14,6 +14,7 @@ from datasets.base import Dataset, Split
 from datasets.features import replace_images
 from datasets.look import mismatches
 from tests.test_datasets import random_images, write_tree
+from utils.review.__main__ import main as review
 
 MEAN = (0.5, 0.5, 0.5)
 
@@ -92,14 +93,15 @@ def test_features_are_made_once_and_anew_if_anything_changes(tree, tmp_path, mon
         seen()
 
 
-def test_what_cannot_be_read_is_left_out_named_and_counted(run, tmp_path):
+def test_what_cannot_be_read_is_left_out_named_and_counted(run, tmp_path, capsys):
     root = tmp_path / "photos"
     for row in range(210):
         path = root / "train" / ("cat" if row % 2 else "dog") / f"{row:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (row, 255 * (row % 2), 0)).save(path)
     damaged, *others = (Path(path) for path in folder(root=str(root)).train.inputs[:4])
-    damaged.write_bytes(damaged.read_bytes()[:40])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:40].ljust(len(whole), b"\0"))  # the lists of the data are the same
     options = [f"dataset.root={root}", "features.image_size=32", f"data_root={tmp_path}/data"]
     options += ["features.name=efficientnet_lite0", "schedule=null", "model.hidden=[]"]
     for name in ("first", "from the cache"):
@@ -118,6 +120,11 @@ def test_what_cannot_be_read_is_left_out_named_and_counted(run, tmp_path):
             for path, label in zip(suspects.path, suspects.given_label, strict=True)
         )
         assert (directory / "suspects.png").exists()
+    assert review([str(directory)]) == 0
+    damaged.write_bytes(whole)  # then each sample after it is another one
+    capsys.readouterr()
+    assert review([str(directory)]) == 2
+    assert "are not those that it was trained on, though its lists" in capsys.readouterr().err
     for path in others:
         path.write_bytes(b"no image")
     code, _, _, complaints = run(*options, name="bad", params="params/folder/plain.yaml")

@@ -676,6 +676,22 @@ def test_a_folder_is_trained_on_reviewed_mended_and_trained_on_again(run, tmp_pa
     assert code == 0 and len(pd.read_csv(again / "split.csv")) == 95
 
 
+def test_copies_that_are_none_any_more_are_split_otherwise(run, tmp_path, capsys):
+    for number in range(40):
+        Image.new("L", (8, 8), 6 * (number // 2)).save(tmp_path / f"{number}.png")  # two of each
+    rows = [f"{number}.png,{'ab'[number // 2 % 2]}" for number in range(40)]
+    table = write_rows(tmp_path / "t.csv", rows, "path,label")
+    options = [f"dataset.file={table}", f"dataset.root={tmp_path}", *TINY, *SMALL]
+    _, directory, *_ = run(*options, params="params/csv/plain.yaml")
+    assert review(directory) == 0
+    for number in range(0, 40, 4):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")  # as many bytes, read as the same image
+    capsys.readouterr()
+    assert review(directory) == 2
+    assert "what were copies of each other are none now" in capsys.readouterr().err
+
+
 def test_labels_of_data_in_memory_are_mended_and_trained_on_again(run, tmp_path):
     code, directory, *_ = run("epochs=1", "model.hidden=[4]")
     assert code == 0

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from datasets import text, wikihow
 from datasets.text import embed, tokenize
 from models import text_encoder
+from utils.judged import judge
 from utils.pretrained import load_pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +183,16 @@ def test_features_are_the_mean_states_of_length_one(tiny_bert):
     for row, words in enumerate(texts):
         mean = encoder(**tokenizer(words, return_tensors="pt")).last_hidden_state[0].mean(0)
         torch.testing.assert_close(features[row], mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_who_looks_at_texts_does_not_embed_them_again(run, washing, tiny_bert, monkeypatch):
+    options = [f"dataset.file={washing}/train.csv", f"dataset.encoder={tiny_bert}", "epochs=1"]
+    code, directory, _, complaints = run(*options, params="params/text/plain_frozen.yaml")
+    assert code == 0, complaints
+    monkeypatch.setattr(sys.modules["datasets.text"], "embed", None)
+    judged = judge(directory)
+    suspects = pd.read_csv(directory / "suspects.csv")
+    assert judged.names == suspects.text.tolist() and judged.kind == "text"
 
 
 def test_fine_tuning_with_wrong_labels(run, washing, tiny_bert):

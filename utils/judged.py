@@ -17,7 +17,7 @@ from utils.build import asks_for
 from utils.errors import UserError
 from utils.exports import doubtful, names_of, split_of
 from utils.files import read_arrays, read_json
-from utils.run_inputs import changes
+from utils.run_inputs import changes, check_samples
 from utils.run_state import finished_config
 
 JOINED = "folds.json"  # in the directory that the folds of a run were joined into
@@ -97,6 +97,7 @@ def judge(directory: Path, moved: Mapping[str, str] = MappingProxyType({})) -> J
     if changed:
         raise UserError(f"the data of {directory} have changed since it was trained: {changed}")
     data = build_data(config)
+    check_samples(first, data.train.source, data.test.source)
     names = ("samples.npz", "held_out.npz", "test.npz")
     paths = [directory / name for name in names]
     parts = [read_arrays(path) if path.exists() else None for path in paths]

@@ -1,6 +1,7 @@
 """What a run was begun with: written into its directory once, and compared when it is resumed."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -57,13 +58,20 @@ def write_config(directory: Path, config: dict):
         yaml.safe_dump(config, file, sort_keys=False)
 
 
-def write_noise(directory: Path, noise, trusted: np.ndarray, targets: np.ndarray | None):
+def write_noise(
+    directory: Path,
+    noise,
+    trusted: np.ndarray,
+    targets: np.ndarray | None,
+    files: str | None = None,
+):
     """noise.npz: the labels of the training set.
 
     Args:
         noise: a datasets.noise.Noise.
         trusted: positions of the samples whose true labels the method uses.
         targets: the labels that another run left, which this one trains on.
+        files: the ``files_sha256`` of the data, if their lists do not say which they are.
 
     Raises UserError if the run was begun with others.
     """
@@ -79,7 +87,37 @@ def write_noise(directory: Path, noise, trusted: np.ndarray, targets: np.ndarray
         sha256=noise.sha256,
         trusted=trusted if len(trusted) else None,
         targets=targets,
+        files_sha256=files,
     )
+
+
+def files_sha256(train: Sequence, test: Sequence) -> str | None:
+    """A hash of the files of both parts in their order, by their paths; None if they are no files.
+
+    An image that cannot be read is none of them if features take the place of images.
+    """
+    if not all(isinstance(name, str) for name in (*train[:1], *test[:1])):
+        return None
+    return hashlib.sha256(_list_of_split(train, test).encode(errors="surrogateescape")).hexdigest()
+
+
+def check_samples(directory: Path, train: Sequence, test: Sequence):
+    """Raise UserError if these are not the files that a finished run was trained and tested on.
+
+    Of a run of an older version it is only known how many there were.
+    """
+    before = read_arrays(directory / "noise.npz")
+    known = before.get("files_sha256")
+    same = len(before["given"]) == len(train)
+    if same and known is not None:
+        same = str(known) == files_sha256(train, test)
+    if not same:
+        raise UserError(
+            f"the samples of {directory} are not those that it was trained on, though its lists "
+            "are the same: images that could not be read can be now, or the other way round "
+            "(unreadable_images in its summary.json), or what were copies of each other are none "
+            "now; put them back as they were, or train again"
+        )
 
 
 def write_data(directory: Path, contents: dict[str, dict]):
@@ -163,21 +201,26 @@ def write_split(directory: Path, train: list[str], test: list[str]):
 
     Raises UserError if the run was begun with others.
     """
-    path, content = directory / "split.csv", io.StringIO()
-    folders = [os.path.dirname(os.path.abspath(name)) for name in (*train, *test)]
+    path, content = directory / "split.csv", _list_of_split(train, test)
+    if not os.path.lexists(path):
+        with atomic_write(path) as file:
+            file.write(content)
+        return
+    with open_regular(path) as file:
+        before = file.read().decode(errors="surrogateescape")
+    if before != content:
+        raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
+
+
+def _list_of_split(train, test):
+    content = io.StringIO()
+    folders = {os.path.dirname(os.path.abspath(name)) for name in (*train, *test)}
     root = os.path.commonpath(folders)
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["part", "path"])
     for part, names in (("train", train), ("test", test)):
         writer.writerows([part, in_a_cell(os.path.relpath(name, root))] for name in names)
-    if not os.path.lexists(path):
-        with atomic_write(path) as file:
-            file.write(content.getvalue())
-        return
-    with open_regular(path) as file:
-        before = file.read().decode(errors="surrogateescape")
-    if before != content.getvalue():
-        raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
+    return content.getvalue()
 
 
 def create_recordings(
