@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.decoding import UNREADABLE, check_regular, decode
+from utils.decoding import decode, read_size
 from utils.files import atomic_write
 
 MAX_RATIO = 32  # of the sides of an image: of a longer one the middle is taken
@@ -76,15 +76,11 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
 
     Else the paths as they are.
     """
-    from PIL import Image
-
     shapes, total = [], 0
     for path in paths if memory_limit else ():
         try:
-            check_regular(path)
-            with Image.open(path) as image:  # reads the header
-                height, width = image.height, image.width
-        except (*UNREADABLE, Image.DecompressionBombError):
+            height, width = read_size(path)
+        except OSError:
             height = width = 0
         shapes.append((height, width))
         total += 3 * height * width

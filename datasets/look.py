@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 
 from datasets.base import Dataset
-from utils.decoding import UNREADABLE, check_regular
+from utils.decoding import read_size
 
 HEADERS = 200  # files that are opened, evenly spread
 SMALL, LARGE = 64, 100  # pixels of the shorter side: small images end, and photographs begin
@@ -17,15 +17,11 @@ LARGE_NETWORK = 5_000_000
 
 def median_side(paths: Sequence[str]) -> int:
     """The median of the shorter sides in pixels, by the headers of some files; 0 without any."""
-    from PIL import Image  # takes a second to import
-
     lengths = []
     for row in np.unique(np.linspace(0, len(paths) - 1, min(HEADERS, len(paths))).astype(int)):
         try:
-            check_regular(paths[row])
-            with Image.open(paths[row]) as image:  # reads the header
-                lengths.append(min(image.size))
-        except (*UNREADABLE, Image.DecompressionBombError):
+            lengths.append(min(read_size(paths[row])))
+        except OSError:
             continue
     return round(median(lengths)) if lengths else 0
 

@@ -1,15 +1,19 @@
 """Pictures that would decode to nothing: of 16 bits, of floats, with alpha; and those to turn."""
 
+import io
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, features
+from torchvision.transforms import functional
 from torchvision.transforms.functional import pil_to_tensor
 
 from datasets.images import decode, decode_all, pack
+from datasets.look import median_side
 from utils import plots
 from utils.plots import draw_suspects
 
@@ -122,6 +126,37 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "x.png")]
     Image.new("RGB", (4, 4)).save(paths[0])
     assert decode_all(paths, 10**6).shapes.tolist() == [[4, 4], [0, 0]]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow knows no AVIF")
+def test_a_damaged_avif_is_an_image_that_cannot_be_read(tmp_path):
+    paths, buffer, messages = [str(tmp_path / "a.png"), str(tmp_path / "b.avif")], io.BytesIO(), ""
+    Image.new("RGB", (4, 4)).save(paths[0])
+    Image.new("RGB", (16, 16)).save(buffer, "AVIF")
+    whole = buffer.getvalue()
+    for length in range(len(whole)):  # as a broken download leaves it: zeros at its end
+        content = whole[:length].ljust(len(whole), b"\0")
+        (tmp_path / "b.avif").write_bytes(content)
+        try:
+            Image.open(io.BytesIO(content)).load()
+        except RuntimeError as error:
+            messages += str(error)
+            with pytest.raises(OSError, match=re.escape(str(error))):
+                decode(paths[1])
+            assert decode_all(paths, 10**6).shapes.tolist() == [[4, 4], [0, 0]]
+            assert median_side(paths) in (4, 10)
+        except OSError:
+            continue
+    assert "decode image" in messages and "decode frame" in messages  # of header and of pixels
+
+
+def test_an_error_of_pytorch_is_none_of_an_image(tmp_path, monkeypatch):
+    def out_of_memory(image):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(functional, "pil_to_tensor", out_of_memory)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        decoded(tmp_path / "x.png", Image.new("RGB", (4, 4)))
 
 
 def test_below_an_image_stand_its_rank_and_file_and_labels_in_a_font_that_has_their_letters(

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-UNREADABLE = (OSError, SyntaxError, ValueError)  # of Pillow; besides, DecompressionBombError
 JPEG = [0xFF, 0xD8]  # the first bytes of such a file
 ORIENTATION = 0x0112  # a tag of EXIF
 # by its value: whether rows become columns, and which of the axes of [3, H, W] are mirrored then
@@ -32,25 +31,50 @@ def decode(path: str) -> Tensor:
     by 255; other pixels of more than 8 bits are an error, since nobody says what white is.
     """
     # these take seconds to import: only where images are decoded
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms.functional import pil_to_tensor
 
-    try:
+    with _pillow_errors():
         check_regular(path)
         content = np.fromfile(path, np.uint8)
-        # raises if there are too many pixels to decode
-        with Image.open(io.BytesIO(content)) as image:
-            # the same pixels as Pillow's in less time; on damaged PNGs torchvision crashes
-            if content[:2].tolist() == JPEG:
-                with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
-                    pixels = decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
-                    return _turned(pixels, _orientation(image))
+        image = Image.open(io.BytesIO(content))  # raises if there are too many pixels to decode
+    with image:
+        # the same pixels as Pillow's in less time; on damaged PNGs torchvision crashes
+        if content[:2].tolist() == JPEG:
+            with contextlib.suppress(RuntimeError):  # Pillow reads more, and says what is wrong
+                pixels = decode_jpeg(torch.from_numpy(content), ImageReadMode.RGB)
+                return _turned(pixels, _orientation(image))
+        with _pillow_errors():
             image.load()  # which turns a TIFF
-            return _turned(pil_to_tensor(_as_rgb(image)), _orientation(image))
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # its message names a buffer
-        raise OSError("no image of a format that is known" if unknown else str(error)) from None
+            rgb = _as_rgb(image)
+        return _turned(pil_to_tensor(rgb), _orientation(image))
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Height and width by the header of an image file; raises OSError as ``decode``."""
+    from PIL import Image
+
+    with _pillow_errors():
+        check_regular(path)
+        with open(path, "rb") as file, Image.open(file) as image:
+            return image.height, image.width
+
+
+@contextlib.contextmanager
+def _pillow_errors():
+    """Whatever Pillow raises over a file, as OSError.
+
+    Around Pillow alone: of an AVIF it raises RuntimeError, as PyTorch does where memory runs out.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except UnidentifiedImageError:  # its message names a buffer
+        raise OSError("no image of a format that is known") from None
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from None
 
 
 def check_regular(path: str):
