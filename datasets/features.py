@@ -117,7 +117,8 @@ class _Extractor:
                     self._write(path, inputs, pool)
                 bar.update(len(rows))
                 chunks.append(self._read(path, len(rows)))
-        features = torch.cat(chunks)
+        width = max(chunk.shape[1] for chunk in chunks)  # 1 where no image can be read
+        features = torch.cat([chunk.expand(-1, width) for chunk in chunks])
         kept = features[:, 0].isfinite().nonzero().squeeze(1)
         if len(kept) < len(part):
             self._leave_out(part.inputs, features)
@@ -145,7 +146,7 @@ class _Extractor:
                     np.save(file, features.numpy())
 
     def _compute(self, inputs, pool):
-        """Features [n, D]; NaN of those that cannot be read."""
+        """Features [n, D]; NaN of those that cannot be read; [n, 1] if none can."""
         batches = []
         for start in range(0, len(inputs), BATCH):
             batch = inputs[start : start + BATCH]

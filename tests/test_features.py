@@ -131,6 +131,22 @@ def test_what_cannot_be_read_is_left_out_named_and_counted(run, tmp_path, capsys
     assert code == 2 and "image files cannot be read, more than 1%: mend or remove" in complaints
 
 
+def test_a_chunk_without_a_readable_image_is_left_out_or_named(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "CHUNK", 7)  # 8 training images
+    for _ in ("computed", "from the cache"):
+        source = folder(str(tree))
+        last = source.train.inputs[-1]
+        Path(last).write_bytes(b"no image")
+        data = replaced(source, Means(), tmp_path / "kept")
+        assert data.train.source == source.train.inputs[:-1] and data.unreadable.keys() == {last}
+        assert data.train.inputs.shape == (7, 3) and data.train.inputs.isfinite().all()
+    for path in source.train.inputs[:7]:
+        Path(path).write_bytes(b"no image")
+    Image.new("RGB", (30, 20)).save(last)
+    with pytest.raises(OSError, match=r"7 of 8 image files cannot be read, .*/train/cat/0\.png, "):
+        replaced(folder(str(tree)), Means(), tmp_path / "kept")
+
+
 def test_features_fit_every_dataset_of_images_and_noise_that_looks_at_them(run, tmp_path):
     options = ["features=efficientnet_lite0", "features.image_size=32", "epochs=1"]
     options += ["noise.kind=instance", f"data_root={tmp_path}", "batch_size=500"]
