@@ -81,6 +81,26 @@ def test_what_cannot_be_predicted_is_said(trained, tmp_path, capsys, inputs, mes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_the_output_is_made_before_anything_is_predicted(
+    trained, tmp_path, capsys, monkeypatch
+):
+    photos = str(trained / "photos/test/3")
+    output = tmp_path / "new" / "folder" / "p.csv"
+    assert predict.main([str(trained / "run"), photos, "--output", str(output)]) == 0
+    assert len(pd.read_csv(output)) == len(list((trained / "photos/test/3").iterdir()))
+    assert [path.name for path in output.parent.iterdir()] == ["p.csv"]
+    exported = tmp_path / "other" / "m.pt2"
+    assert predict.main([str(trained / "run"), "--export", str(exported)]) == 0
+    assert exported.exists()
+    capsys.readouterr()
+
+    monkeypatch.setattr(predict, "decode_each", lambda *_: pytest.fail("predicts already"))
+    (tmp_path / "file").write_text("")
+    for folder in (f"{tmp_path}/file", "/proc"):  # where nothing can be written
+        assert predict.main([str(trained / "run"), photos, "--output", f"{folder}/p.csv"]) == 2
+        assert folder in capsys.readouterr().err
+
+
 def test_a_run_that_is_not_finished_or_damaged_is_refused(trained, tmp_path, capsys):
     import shutil
 

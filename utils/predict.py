@@ -20,6 +20,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,6 +247,7 @@ def export(network: Network, use: dict, path: Path):
         content = program.model_proto.SerializeToString()
     else:
         raise UserError(f"--export writes .pt2 or .onnx, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:
         file.write(content)
     with atomic_write(labels) as file:
@@ -311,7 +313,10 @@ def _main(options):
         raise UserError(
             f"predictions are of images and of texts, not of the dataset {use['dataset']['name']}"
         )
-    answers = list(answers)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.output.parent).close()  # now, if nobody can write there
+    answers = list(answers)  # computed here
     failed = [path for path, answer in zip(paths, answers, strict=True) if answer is None]
     for path in failed:
         print(printable(f"warning: {path} cannot be read as an image"), file=sys.stderr)
