@@ -1,6 +1,8 @@
 """What a finished network says of new images and texts, and where else it can be used."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,9 +60,27 @@ def test_tables_files_and_images_that_cannot_be_read(trained, tmp_path, capsys):
     assert predict.main([str(trained / "run"), *inputs]) == 0
     printed = capsys.readouterr()
     rows = printed.out.splitlines()
-    assert rows[1].startswith(names[0]) and rows[2] == "nowhere.png,,,,,,"
+    assert rows[1].startswith(f"{photos}/{names[0]},") and rows[2] == f"{photos}/nowhere.png,,,,,,"
     assert rows[3].endswith("broken.png,,,,,,") and printed.err.count("cannot be read") == 2
     assert predict.main([str(trained / "run"), str(tmp_path / "broken.png")]) == 2
+
+
+def test_of_several_inputs_each_image_has_a_name_of_its_own(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = next((trained / "photos").glob("test/3/*.png"))
+    for folder in ("day1", "day2"):
+        Path(folder).mkdir()
+        shutil.copy(image, f"{folder}/0.png")
+        Path(folder, "t.csv").write_text("path\n0.png\n")
+
+    def names(*inputs):
+        assert predict.main([str(trained / "run"), *inputs]) == 0
+        return [row.split(",")[0] for row in capsys.readouterr().out.splitlines()[1:]]
+
+    for inputs in (["day1/", "day2/"], ["day1/t.csv", "day2/t.csv"], ["day1", "day2/0.png"]):
+        assert names(*inputs) == ["day1/0.png", "day2/0.png"]
+    assert names("day1") == names("day1/t.csv") == ["0.png"]
+    assert names("day1/0.png") == ["day1/0.png"]
 
 
 @pytest.mark.parametrize(
@@ -102,8 +122,6 @@ def test_the_folder_of_the_output_is_made_before_anything_is_predicted(
 
 
 def test_a_run_that_is_not_finished_or_damaged_is_refused(trained, tmp_path, capsys):
-    import shutil
-
     assert predict.main([str(tmp_path), "x.png"]) == 2
     assert "is not the directory of a run" in capsys.readouterr().err
     (tmp_path / "folds" / "fold0").mkdir(parents=True)

@@ -102,7 +102,10 @@ def _without_download(spec):
 
 
 def find_images(inputs: list[Path], root: Path | None) -> tuple[list[str], list[str]]:
-    """Paths of images, and their names: as a table has them, or as they were found.
+    """Paths of images, and their names.
+
+    Of one folder or table these are relative to it, or as it has them; of several inputs, whose
+    names may be the same, they are the paths.
 
     Raises FileNotFoundError for what is not there, UserError if there are none.
     """
@@ -124,7 +127,7 @@ def find_images(inputs: list[Path], root: Path | None) -> tuple[list[str], list[
             names.append(str(given))
         else:
             raise FileNotFoundError(f"there is no file or folder {given}")
-    return paths, names
+    return paths, names if len(inputs) == 1 else paths
 
 
 def _column(path, name) -> list[str]:
