@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from datasets import csv
 from tests.fixtures import write_digits
 from utils import predict
 from utils.predict import load_network
@@ -81,6 +82,16 @@ def test_of_several_inputs_each_image_has_a_name_of_its_own(trained, tmp_path, m
         assert names(*inputs) == ["day1/0.png", "day2/0.png"]
     assert names("day1") == names("day1/t.csv") == ["0.png"]
     assert names("day1/0.png") == ["day1/0.png"]
+
+
+def test_a_table_of_images_is_read_as_that_of_a_training_is(trained, tmp_path, capsys):
+    image = next((trained / "photos").glob("test/3/*.png"))
+    (tmp_path / "t.csv").write_text(f"label, path\n3, {image}\n3,  {image}\n")
+    assert csv(str(tmp_path / "t.csv"), test_fraction=0, task="regression").train.inputs
+    capsys.readouterr()
+    assert predict.main([str(trained / "run"), str(tmp_path / "t.csv")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count(f"{image},") == 2 and not printed.err
 
 
 @pytest.mark.parametrize(
