@@ -94,6 +94,15 @@ def test_a_table_of_images_is_read_as_that_of_a_training_is(trained, tmp_path, c
     assert printed.out.count(f"{image},") == 2 and not printed.err
 
 
+@pytest.mark.parametrize("content", ["path\n", ""])
+def test_a_table_without_rows_is_named(trained, tmp_path, capsys, content):
+    (tmp_path / "t.csv").write_text(content)
+    command = [str(trained / "run"), str(tmp_path / "t.csv"), "--output", str(tmp_path / "p.csv")]
+    assert predict.main(command) == 2 and not (tmp_path / "p.csv").exists()
+    complaint = capsys.readouterr().err
+    assert "t.csv has no rows: there is nothing" in complaint and complaint.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "inputs, message",
     [
@@ -189,7 +198,7 @@ def test_images_in_memory_are_predicted_from_files(run, tmp_path):
     assert len(table) == 500 and agree.mean() > 0.99
 
 
-def test_texts_are_predicted_by_a_run_on_texts(run, tiny_bert, tmp_path):
+def test_texts_are_predicted_by_a_run_on_texts(run, tiny_bert, tmp_path, capsys):
     texts = [f"{('cut', 'wash')[row % 2]} the {'abcdefgh'[row % 8]}" for row in range(40)]
     labels = [("Cutting", "Washing")[row % 2] for row in range(40)]
     pd.DataFrame({"text": texts, "label": labels}).to_csv(tmp_path / "train.csv", index=False)
@@ -203,6 +212,9 @@ def test_texts_are_predicted_by_a_run_on_texts(run, tiny_bert, tmp_path):
     table = pd.read_csv(output)
     assert list(table)[:3] == ["text", "label", "probability"] and len(table) == len(texts)
     assert set(table.label) <= {"Cutting", "Washing"} and table.probability.between(0.5, 1).all()
+    (tmp_path / "new.csv").write_text("text\n")
+    assert predict.main([str(directory), str(tmp_path / "new.csv")]) == 2
+    assert "new.csv has no rows: there is nothing to predict" in capsys.readouterr().err
 
 
 def test_a_run_begins_with_the_weights_of_another(run):

@@ -135,6 +135,8 @@ def _column(path, name, skip_spaces=False) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     table = read_table(path, skip_spaces=skip_spaces)
+    if table.empty:
+        raise UserError(f"{path} has no rows: there is nothing to predict in it")
     if name not in table:
         raise UserError(f"{path} has no column {name!r}; it has {', '.join(table.columns)}")
     return list(table[name])
