@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SEPARATORS = {",": "comma", ";": "semicolon"}
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+ZIP = ".zip"
 
 
 def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame":
@@ -86,10 +87,16 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
     return table
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is a table by its name, which may end as that of a compressed one."""
+    name = path.with_suffix("") if path.suffix in (*OPENERS, ZIP) else path
+    return name.suffix.lower() in (".csv", ".tsv", ".txt")
+
+
 def _open(path):
     """The file as text."""
     options = {"newline": "", "encoding": "utf-8-sig"}  # -sig: spreadsheets mark the encoding
-    if path.suffix != ".zip":
+    if path.suffix != ZIP:
         return OPENERS.get(path.suffix, open)(path, "rt", **options)
     archive = zipfile.ZipFile(path)
     return io.TextIOWrapper(archive.open(archive.namelist()[0]), **options)

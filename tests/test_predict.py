@@ -92,6 +92,9 @@ def test_a_table_of_images_is_read_as_that_of_a_training_is(trained, tmp_path, c
     assert predict.main([str(trained / "run"), str(tmp_path / "t.csv")]) == 0
     printed = capsys.readouterr()
     assert printed.out.count(f"{image},") == 2 and not printed.err
+    pd.DataFrame({"path": [image] * 2, "label": 3}).to_csv(tmp_path / "t.csv.gz", index=False)
+    assert predict.main([str(trained / "run"), str(tmp_path / "t.csv.gz")]) == 0
+    assert capsys.readouterr() == printed
 
 
 @pytest.mark.parametrize("content", ["path\n", ""])

@@ -10,7 +10,7 @@ import pytest
 
 from datasets import csv, text, wikihow
 from datasets.label_files import read_labels
-from datasets.tables import read_table, visible
+from datasets.tables import is_table, read_table, visible
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ def test_compressed_tables_are_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "t.csv.zip", "w") as archive:
         archive.write(plain, "t.csv")
     for name in ("t.csv", "t.csv.gz", "t.csv.zip"):
+        assert is_table(Path(name)) and not is_table(Path(name.replace("csv", "png")))
         assert read_table(tmp_path / name).to_dict("records") == [{"path": "a", "label": "b"}]
     (tmp_path / "long.csv").write_text("path,label\na," + "b" * 200_000)
     assert len(read_table(tmp_path / "long.csv").label.iloc[0]) == 200_000

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import models
 from datasets.images import decode_each, middle, normalisation, shorter_side
 from datasets.scan import all_images
-from datasets.tables import read_table
+from datasets.tables import is_table, read_table
 from models import backbones
 from models.several import build_several
 from utils.build import asks_for, build
@@ -117,7 +117,7 @@ def find_images(inputs: list[Path], root: Path | None) -> tuple[list[str], list[
                 raise UserError(f"{given} holds no images")
             paths += found
             names += [os.path.relpath(path, given) for path in found]
-        elif given.suffix.lower() in (".csv", ".tsv", ".txt"):
+        elif is_table(given):
             table = _column(given, "path", skip_spaces=True)
             base = root or given.parent
             paths += [str(base / path) for path in table]
