@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, features
 from scipy import stats
 
 from tests.fixtures import make_run, make_sweep
@@ -28,6 +28,7 @@ from utils.report.comparison import compare_all
 from utils.report.condition import evaluate
 from utils.report.identity import config_hash
 from utils.report.render import render
+from utils.report.sample_figures import read_sheets
 from utils.report.statistics import TOO_FEW
 from utils.report.summarise import summarise
 from utils.report.update import MARKER, renew, update
@@ -1436,6 +1437,17 @@ def test_the_sheets_of_a_run_are_among_its_pictures(run_report, tmp_path):
     complaints = run_report(tmp_path / "runs", "--figures", tmp_path / "pictures")[1]
     assert "0 skipped" in complaints
     assert any(path.name.startswith("sheet") for path in (tmp_path / "pictures").iterdir())
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow knows no AVIF")
+def test_a_sheet_that_is_a_damaged_avif_is_skipped(tmp_path):
+    buffer, path = io.BytesIO(), tmp_path / "suspects.png"
+    Image.new("RGB", (16, 16)).save(buffer, "AVIF")
+    whole = buffer.getvalue()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length].ljust(len(whole), b"\0"))
+        skipped = {}
+        assert read_sheets(tmp_path, skipped) == {} and skipped.keys() == {str(path)}
 
 
 def test_a_method_has_one_colour_in_every_picture_and_a_second_configuration_a_shade():

@@ -104,7 +104,7 @@ def read_sheets(directory: Path, skipped: dict[str, str]) -> dict[str, np.ndarra
             continue
         try:
             content = io.BytesIO(read_bytes(path))
-            width, height = Image.open(content).size  # of the header
+            width, height = Image.open(content, formats=["PNG"]).size  # of the header
             if not 0 < height <= 2 * width <= 2 * LARGEST_SHEET:
                 raise UserError(f"it has {width} x {height} pixels")
             content.seek(0)
