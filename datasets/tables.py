@@ -31,6 +31,11 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ZIP = ".zip"
 
 
+def find_table(file: str, data_root: str) -> Path:
+    """Where a table is that is named relative to ``data_root``, unless it is there as it stands."""
+    return Path(file) if Path(file).is_file() else Path(data_root) / file
+
+
 def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame":
     """A CSV file, perhaps compressed, as texts; the index is the line in which each row begins.
 

@@ -1,7 +1,6 @@
 """The user's own texts with labels, in a table."""
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from datasets.base import Dataset, Split, split_off, warn
 from datasets.copies import among, count_copies, find_copies
-from datasets.tables import number_labels, read_table
+from datasets.tables import find_table, number_labels, read_table
 from utils.errors import UserError
 from utils.pretrained import load_pretrained, mean_of_tokens
 
@@ -116,7 +115,7 @@ def read(
 
     Its index is the line of each row.
     """
-    path = Path(file) if Path(file).is_file() else Path(data_root) / file
+    path = find_table(file, data_root)
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset.{key}: there is no file {file}, here or under data_root={data_root}; it must "

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,14 +17,16 @@ from PIL import Image
 
 from datasets import digits
 from datasets.label_files import read_labels
+from experiment import SCHEMAS, build_data
 from tests.fixtures import write_digits
 from tests.review_runs import CLASSES, make_judged
+from utils.config import load
 from utils.errors import UserError
 from utils.files import file_sha256
 from utils.review import page
 from utils.review.decisions import read_decisions
 from utils.review.exchange import OUTPUTS, export
-from utils.review.listing import identifiers, keys, make_listing, write_listing
+from utils.review.listing import identifiers, in_words, keys, make_listing, write_listing
 from utils.review.mend import describe, how_to_train, mend
 
 
@@ -261,10 +264,51 @@ def test_a_test_part_of_its_own_is_mended_apart(tmp_path):
     assert test.label.tolist() == ["owl", "cat", "cat"] and len(pd.read_csv(written[0])) == 8
 
 
-def test_a_folder_with_a_test_part_gets_both_tables(tmp_path):
-    judged = make_judged(tmp_path / "run", made_split=False)
+@pytest.mark.parametrize("name", ["folder", "webvision"])
+def test_a_test_part_that_no_table_lists_gets_one(tmp_path, name):
+    config = {"dataset": {"name": name}}
+    judged = make_judged(tmp_path / "run", made_split=False, config=config)
     written, _ = apply(judged, write_rows(tmp_path / "d.csv", decide(judged, n0="dog")))
     assert len(pd.read_csv(written[1])) == 4  # which no table has listed
+
+
+def read_again(judged, file, params, *overrides):
+    """The data that the printed arguments name, after the decisions of this file."""
+    printed = how_to_train(judged, apply(judged, file)[0])
+    return build_data(load(params, [*shlex.split(printed), *overrides], SCHEMAS))
+
+
+@pytest.mark.parametrize("kind", ["files", "numbers"])
+def test_the_printed_arguments_read_images_as_the_run_did(tmp_path, kind):
+    test_file, root = tmp_path / "trusted test.csv", tmp_path / "photos"
+    config = {"dataset": {"name": "csv", "test_file": str(test_file)}, "task_loss": "smooth_l1"}
+    config["data_root"] = "data"
+    judged = make_judged(tmp_path / "run", 30, kind=kind, config=config, made_split=False)
+    for number, path in enumerate(judged.data.train.source + judged.data.test.source):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"image %d" % number)  # nothing here decodes them
+    labels = [judged.classes[label] if judged.classes else label for label in range(2)]
+    names = [str(Path(path).relative_to(root)) for path in judged.data.test.source[:2]]
+    pairs = zip(names, labels, strict=True)
+    write_rows(test_file, [f"{name},{label}" for name, label in pairs], "path,label")
+    row = next(row for row, part in enumerate(judged.table["part"]) if part == "train")
+    given = in_words(judged, judged.table["given"][row])
+    file = write_rows(tmp_path / "d.csv", [f"{identifiers(judged)[row]},{given},drop,,"])
+    data = read_again(judged, file, "params/csv/small.yaml")
+    assert data.classes == judged.classes and data.task == judged.data.task
+    assert len(data.train) == 25 and data.test.targets.tolist() == [0, 1]
+
+
+def test_the_printed_arguments_read_texts_as_the_run_did(tmp_path, tiny_bert):
+    columns = {"text_column": "review", "label_column": "1"}
+    config = {"dataset": {"name": "text", "test_file": "trusted.csv", **columns}}
+    config["data_root"] = str(tmp_path)
+    judged = make_judged(tmp_path / "run", kind="text", config=config, made_split=False)
+    write_rows(tmp_path / "trusted.csv", ["so so,dog"], "review,1")
+    file = write_rows(tmp_path / "d.csv", ["train/5,owl,drop,,"])
+    data = read_again(judged, file, "params/text/plain.yaml", f"model.path={tiny_bert}")
+    assert len(data.train) == 7 and data.test.texts == ["so so"]
+    assert data.classes == CLASSES and data.test.targets.tolist() == [1]
 
 
 def test_texts_keep_the_columns_that_they_were_read_from(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from datasets.tables import find_table
 from utils.errors import UserError
 from utils.exports import names_of
 from utils.files import atomic_write, file_sha256, read_arrays, write_arrays
@@ -59,7 +60,7 @@ def _parts(judged, decisions) -> dict[str, tuple[str, ...]]:
         return {"labels_fixed": ("train", "test")}
     parts = {"labels_fixed": ("train",)}
     decided = any(judged.table["part"][row] == "test" for row in decisions)
-    if decided or spec["name"] == "folder":
+    if decided or (_is_table(judged) and spec.get("test_file") is None):
         parts["labels_fixed_test"] = ("test",)
     return parts
 
@@ -150,15 +151,24 @@ def _remaining(drawn, num_unsuspected) -> dict | None:
 
 
 def how_to_train(judged: Judged, written: list[Path]) -> str:
-    """The arguments of main.py with which the mended labels are trained on."""
-    first = written[0]
+    """The arguments of main.py that read the mended labels as the run has read its own."""
+    first, second, *_ = written
     if first.suffix == ".npz":
         return f"noise.kind=file:{first}"
+    config, spec = judged.config, judged.config["dataset"]
     arguments = {"dataset.file": first}
     if has_files(judged):
         arguments["dataset.root"] = judged.data.root or Path()
-    if written[1].suffix == ".csv":
-        arguments["dataset.test_file"] = written[1]
+    else:
+        columns = ("text_column", "label_column")
+        arguments |= {f"dataset.{key}": spec[key] for key in columns if key in spec}
+    if second.suffix == ".csv":
+        arguments["dataset.test_file"] = second
+    elif spec.get("test_file") is not None:
+        arguments["dataset.test_file"] = find_table(spec["test_file"], config["data_root"])
+    if not judged.classes:
+        task, task_loss = judged.data.task, config["task_loss"]
+        arguments |= {"dataset.task": task, "task": task, "task_loss": task_loss}
     return " ".join(f"{key}={shlex.quote(str(value))}" for key, value in arguments.items())
 
 
