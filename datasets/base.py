@@ -34,6 +34,7 @@ class Split:
     targets: Tensor  # [N], classes (int64), or in regression numbers to predict (float32)
     texts: list[str] | None = None  # the inputs in words, if they are words
     images: Tensor | list[str] | None = None  # what the inputs are features of, if they are that
+    given: Tensor | None = None  # [N], the labels that were given, if the targets are the true ones
 
     @property
     def source(self) -> Tensor | list[str]:

@@ -76,7 +76,8 @@ def csv(
             ) from None
         note, original = count_copies(original), among(original, rows)
         tested = (given if true is None else true)[held_out]
-        test_part = Split([table.path.iloc[row] for row in held_out], tested)
+        paths = [table.path.iloc[row] for row in held_out]
+        test_part = Split(paths, tested, given=given[held_out])
     else:
         rows = list(range(len(table)))
         test_part = Split(list(test.path), tested)

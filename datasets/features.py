@@ -125,7 +125,8 @@ class _Extractor:
         sources = part.source
         sources = sources[kept] if isinstance(sources, Tensor) else [sources[row] for row in kept]
         targets = part.targets[kept.to(part.targets.device)]
-        return Split(features[kept], targets, images=sources), kept
+        given = None if part.given is None else part.given[kept]
+        return Split(features[kept], targets, images=sources, given=given), kept
 
     def _name(self, inputs, pool):
         digest = hashlib.sha256(self.version)

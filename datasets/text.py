@@ -79,9 +79,10 @@ def text(
         note, original = count_copies(original), among(original, rows)
         test_texts = list(table[text_column].iloc[held_out])
         test_targets = (given if true is None else true)[held_out]
+        test_given = given[held_out]
     else:
         rows = list(range(len(table)))
-        test_texts, test_targets = list(test[text_column]), labels.test
+        test_texts, test_targets, test_given = list(test[text_column]), labels.test, None
     texts = list(table[text_column].iloc[rows])
     inputs = tokenize(encoder, texts + test_texts, max_length=max_length)
     used = inputs[:, 0] != load_tokenizer(encoder).pad_token_id
@@ -96,7 +97,7 @@ def text(
     train = Split(inputs[: len(texts)], given[rows], texts)
     return Dataset(
         train,
-        Split(inputs[len(texts) :], test_targets, test_texts),
+        Split(inputs[len(texts) :], test_targets, test_texts, given=test_given),
         classes=labels.classes,
         in_channels=inputs.shape[1] if features else 0,
         image_size=1 if features else 0,

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from datasets import digits
+import datasets
+from datasets import digits, features
 from datasets.label_files import read_labels
 from experiment import SCHEMAS, build_data
 from tests.fixtures import write_digits
@@ -24,7 +26,7 @@ from utils.config import load
 from utils.errors import UserError
 from utils.files import file_sha256
 from utils.review import page
-from utils.review.decisions import read_decisions
+from utils.review.decisions import Decision, read_decisions
 from utils.review.exchange import OUTPUTS, export
 from utils.review.listing import identifiers, in_words, keys, make_listing, write_listing
 from utils.review.mend import describe, how_to_train, mend
@@ -262,6 +264,35 @@ def test_a_test_part_of_its_own_is_mended_apart(tmp_path):
     assert how_to_train(judged, written).split() == [*expected, f"dataset.test_file={written[1]}"]
     test = pd.read_csv(written[1])
     assert test.label.tolist() == ["owl", "cat", "cat"] and len(pd.read_csv(written[0])) == 8
+
+
+@pytest.mark.parametrize("kind", ["images", "features", "texts"])
+def test_a_test_part_that_is_tested_on_true_labels_keeps_those_given(tmp_path, tiny_bert, kind):
+    true = ["cat" if number % 2 else "dog" for number in range(40)]
+    given = ["owl" if number % 5 == 0 else label for number, label in enumerate(true)]
+    names = [f"{number}.png" for number in range(40)]
+    for number, name in enumerate(names):
+        Image.new("L", (8, 8), number).save(tmp_path / name)
+    rows = map(",".join, zip(names, given, true, strict=True))
+    first = "text" if kind == "texts" else "path"
+    table = str(write_rows(tmp_path / "t.csv", rows, f"{first},label,true_label"))
+    config = {"dataset": {"name": "text" if kind == "texts" else "csv"}}
+    judged = make_judged(tmp_path / "run", config=config)
+    if kind == "texts":
+        judged.data = datasets.text(table, encoder=tiny_bert)
+    else:
+        judged.data = datasets.csv(table, root=str(tmp_path), image_size=8)
+    if kind == "features":
+        options = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
+        judged.data = features.replace_images(
+            judged.data, torch.nn.Flatten(), folder=tmp_path / "kept", **options
+        )
+    labels = judged.data.train.targets.numpy()
+    np.savez(judged.run / "noise.npz", given=labels)
+    judged.table = {"part": np.array(["train"]), "index": np.array([0]), "given": labels[:1]}
+    written, _ = mend(judged, {0: Decision("keep", None, "line 2")})
+    mended = pd.read_csv(written[0])
+    assert dict(mended.to_numpy()) == dict(zip(names, given, strict=True))
 
 
 @pytest.mark.parametrize("name", ["folder", "webvision"])

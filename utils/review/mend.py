@@ -70,9 +70,10 @@ def _mended(judged, decisions) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
 
     And which samples are dropped.
     """
-    table, is_test = judged.table, judged.table["part"] == "test"
+    table, is_test, test = judged.table, judged.table["part"] == "test", judged.data.test
     given = read_arrays(first_run(judged) / "noise.npz", ("given",))["given"]
-    labels = {"train": given, "test": judged.data.test.targets.numpy().copy()}
+    given_test = test.targets if test.given is None else test.given
+    labels = {"train": given, "test": given_test.numpy().copy()}
     for part, mask in (("train", ~is_test), ("test", is_test)):
         labels[part][table["index"][mask]] = table["given"][mask]
     dropped = {part: np.zeros(len(values), bool) for part, values in labels.items()}
