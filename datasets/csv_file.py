@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datasets.base import IMAGENET, Dataset, Split, cache_folder, check_files, split_off
 from datasets.copies import among, count_copies, find_copies
-from datasets.tables import number_labels, read_table
+from datasets.tables import NO_UTF_8, number_labels, read_table
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _are_numbers(classes: list[str]) -> bool:
     """Whether all names of the classes are numbers."""
     import pandas as pd
 
-    return bool(classes) and pd.to_numeric(pd.Series(classes), errors="coerce").notna().all()
+    numbers = pd.to_numeric(pd.Series(classes, dtype=object), errors="coerce")
+    return bool(classes) and numbers.notna().all()
 
 
 def _numbers(column, file) -> Tensor | None:
@@ -136,7 +137,7 @@ def read(key: str, file: str, root: Path) -> "pd.DataFrame":
             f"dataset.{key}: there is no file {file}; it must be a CSV file with the columns path "
             f"and label"
         )
-    table = read_table(file, skip_spaces=True)
+    table = read_table(file, skip_spaces=True, paths="path")
     for column in ("path", "label"):
         if column not in table:
             raise UserError(f"{file} has no column {column!r}; it has {', '.join(table.columns)}")
@@ -146,12 +147,17 @@ def read(key: str, file: str, root: Path) -> "pd.DataFrame":
             raise UserError(f"{file} has no {column} in line {empty[0]} ({len(empty)} such lines)")
     if table.empty:
         raise UserError(f"{file} lists no images")
-    table["path"] = [str(root / path) for path in table.path]
+    table.loc[:, "path"] = [str(root / path) for path in table.path]  # stays of dtype object
     missing = [row for row, path in enumerate(table.path) if not Path(path).is_file()]
     if missing:
+        hint = ""
+        if any(NO_UTF_8.search(table.path.iloc[row]) for row in missing):
+            hint = (
+                f"; {file} is not encoded in UTF-8: save it as UTF-8 if the names of the files are"
+            )
         raise FileNotFoundError(
             f"{file} lists {len(missing)} images that are not there, the first of them "
             f"{table.path.iloc[missing[0]]} in line {table.index[missing[0]]}; paths are relative "
-            f"to dataset.root"
+            f"to dataset.root{hint}"
         )
     return table

@@ -115,7 +115,8 @@ def read_columns(path: str) -> dict[str, np.ndarray]:
                     if None in row:
                         longer.append(reader.line_num)
         except (ValueError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as .csv ({error})") from None
+            hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+            raise UserError(f"{path} cannot be read as .csv ({error}){hint}") from None
         if longer:
             warn(
                 f"{path}: {len(longer)} rows have more fields than the head, the first of them in "

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEPARATORS = {",": "comma", ";": "semicolon"}
+NO_UTF_8 = re.compile("[\udc80-\udcff]")  # bytes that are none, as they are read
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ZIP = ".zip"
 
@@ -36,7 +37,9 @@ def find_table(file: str, data_root: str) -> Path:
     return Path(file) if Path(file).is_file() else Path(data_root) / file
 
 
-def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame":
+def read_table(
+    path: str | Path, *, skip_spaces: bool = False, paths: str | None = None
+) -> "pd.DataFrame":
     """A CSV file, perhaps compressed, as texts; the index is the line in which each row begins.
 
     Blank lines are skipped, and so are empty cells beyond the head's, which spreadsheets write.
@@ -45,6 +48,8 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
 
     Args:
         skip_spaces: those after a separator.
+        paths: a column of names of files. Where some of these are bytes that are no UTF-8, they are
+            read as Python reads such names, and so are others beside them, e.g. of their folders.
 
     Raises UserError, naming the line, if it is no CSV in UTF-8, or a row has more or fewer fields
     than the head.
@@ -71,6 +76,7 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
         raise UserError(
             f"{path} cannot be read as CSV, at the row that begins in line {line} ({error}{hint})"
         ) from None
+    _check_encoding(path, rows, lines, paths)
     head = _without_empty_end([name.strip() for name in rows.pop(0)], 0) if rows else []
     lines = lines[1:]
     if len(head) == 1 and "\t" in head[0]:
@@ -87,7 +93,8 @@ def read_table(path: str | Path, *, skip_spaces: bool = False) -> "pd.DataFrame"
             f"with a {SEPARATORS[separator]} in it needs quotes around it"
         )
     _warn_of_swallowed_rows(path, rows, lines, separator)
-    table = pd.DataFrame(rows, columns=head, index=lines, dtype=str)
+    # str may be that of pyarrow, which has no place for bytes that are no UTF-8
+    table = pd.DataFrame(rows, columns=head, index=lines, dtype=object)
     table.attrs["separator"] = separator
     return table
 
@@ -99,12 +106,29 @@ def is_table(path: Path) -> bool:
 
 
 def _open(path):
-    """The file as text."""
-    options = {"newline": "", "encoding": "utf-8-sig"}  # -sig: spreadsheets mark the encoding
+    """The file as text, as ``atomic_write`` writes it."""
+    # -sig: spreadsheets mark the encoding
+    options = {"newline": "", "encoding": "utf-8-sig", "errors": "surrogateescape"}
     if path.suffix != ZIP:
         return OPENERS.get(path.suffix, open)(path, "rt", **options)
     archive = zipfile.ZipFile(path)
     return io.TextIOWrapper(archive.open(archive.namelist()[0]), **options)
+
+
+def _check_encoding(path, rows, lines, paths):
+    """Raise UserError for bytes that are no UTF-8, unless there are some among the paths."""
+    strange = [row for row, cells in enumerate(rows) if NO_UTF_8.search("".join(cells))]
+    if not strange:
+        return
+    head = [name.strip() for name in rows[0]]
+    if 0 not in strange and paths in head:
+        column = head.index(paths)
+        if any(NO_UTF_8.search("".join(rows[row][column : column + 1])) for row in strange):
+            return
+    raise UserError(
+        f"{path} is not encoded in UTF-8, in the row that begins in line {lines[strange[0]]} "
+        f"({len(strange)} such rows): save it as UTF-8, which spreadsheets call CSV UTF-8"
+    )
 
 
 def separator_of(file: TextIO) -> str:

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from tests.review_runs import CLASSES, make_judged
 from utils.config import load
 from utils.errors import UserError
 from utils.files import file_sha256
+from utils.predict import find_images
 from utils.review import page
 from utils.review.decisions import Decision, read_decisions
 from utils.review.exchange import OUTPUTS, export
@@ -794,6 +796,25 @@ def test_names_of_classes_are_labels_of_a_run(run, tmp_path):
     code, directory, *_ = run(*options, params="params/csv/plain.yaml")
     with np.load(directory / "noise.npz") as arrays:
         assert code == 0 and arrays["given"].tolist() == [1] * 16
+
+
+def test_names_of_files_that_are_no_utf_8_are_mended_and_read_again(run, tmp_path):
+    for name in (b"caf\xe9", b"dog"):
+        folder = tmp_path / "photos" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for number in range(15):
+            path = folder / os.fsdecode(b"%d\xe9.png" % number)
+            Image.new("L", (8, 8), 2 * number + len(name)).save(path)
+    options = [f"dataset.root={tmp_path / 'photos'}", *TINY, *SMALL]
+    code, directory, *_ = run(*options, params="params/folder/plain.yaml")
+    assert code == 0
+    file = write_rows(tmp_path / "d.csv", ["train/23,dog,relabel,caf\ufffd,"])
+    assert review(directory, "--apply", file) == 0
+    mended = directory / "labels_fixed.csv"
+    data = datasets.csv(str(mended), root=str(tmp_path / "photos"))
+    assert data.classes == ["caf\udce9", "dog"] and len(data.train) + len(data.test) == 30
+    paths, names = find_images([mended], tmp_path / "photos")
+    assert all(map(os.path.exists, paths)) and names[0].endswith("\udce9.png")
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):

@@ -85,6 +85,27 @@ def test_compressed_tables_are_read(tmp_path):
     assert len(read_table(tmp_path / "long.csv").label.iloc[0]) == 200_000
 
 
+def test_what_is_not_encoded_in_utf_8_is_named(images, tmp_path):
+    rows = [f"im/{number}.png,cat" for number in range(2000)]  # more than is decoded at once
+    rows[1990] = "im/1990.png,caf\xe9"
+    table = images / "t.csv"
+    table.write_bytes("\n".join(["path,label", *rows]).encode("cp1252"))
+    message = r"t\.csv is not encoded in UTF-8, in the row that begins in line 1992 \(1 such rows\)"
+    for paths in (None, "path"):
+        with pytest.raises(UserError, match=rf"{message}: save it as UTF-8"):
+            read_table(table, paths=paths)
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        read_labels(f"{table}#label", 2000, 2)
+    table.write_bytes("path,label\nim/0.png,cat\nim/caf\xe9.png,cat".encode("cp1252"))
+    with pytest.raises(
+        FileNotFoundError, match=r"in line 3; .*t\.csv is not encoded in UTF-8: save"
+    ):
+        csv(str(table), root=str(images))
+    table.write_text("path,label\nim/0.png,cat", encoding="utf-16")
+    with pytest.raises(UserError, match=r"not encoded in UTF-8, in the row that begins in line 1 "):
+        read_table(table, paths="path")
+
+
 def test_semicolons_separate_where_the_head_has_no_comma(images, tmp_path):
     rows = ['im/0.png;"a;b"', "im/1.png;a, b"]
     table = read_table(write(tmp_path, rows, "\ufeffpath;label"))

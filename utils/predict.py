@@ -118,7 +118,7 @@ def find_images(inputs: list[Path], root: Path | None) -> tuple[list[str], list[
             paths += found
             names += [os.path.relpath(path, given) for path in found]
         elif is_table(given):
-            table = _column(given, "path", skip_spaces=True)
+            table = _column(given, "path", skip_spaces=True, paths="path")
             base = root or given.parent
             paths += [str(base / path) for path in table]
             names += table
@@ -130,11 +130,11 @@ def find_images(inputs: list[Path], root: Path | None) -> tuple[list[str], list[
     return paths, names if len(inputs) == 1 else paths
 
 
-def _column(path, name, skip_spaces=False) -> list[str]:
+def _column(path, name, **options) -> list[str]:
     """A column of a table, which is read as a dataset of images, or else of texts, reads it."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    table = read_table(path, skip_spaces=skip_spaces)
+    table = read_table(path, **options)
     if table.empty:
         raise UserError(f"{path} has no rows: there is nothing to predict in it")
     if name not in table:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.tables import read_table, visible
+from datasets.tables import NO_UTF_8, read_table, visible
 from utils.errors import UserError, unknown
 from utils.escapes import from_a_cell
 from utils.files import read_text
@@ -178,14 +178,21 @@ def _is_label(judged, text, row) -> bool:
 
 
 def find_class(classes: list[str], text: str) -> int | None:
-    """The class of this name, also if spaces or ".0" are there that it does not have."""
+    """The class of this name, also if spaces or ".0" are there that it does not have.
+
+    And as a browser writes it, which has no place for bytes that are no UTF-8.
+    """
     if text in classes:
         return classes.index(text)
-    for alike in (visible, _value_or_text):
+    for alike in (visible, _value_or_text, _as_saved):
         matches = [number for number, name in enumerate(classes) if alike(name) == alike(text)]
         if len(matches) == 1:
             return matches[0]
     return None
+
+
+def _as_saved(text):
+    return NO_UTF_8.sub("\ufffd", text)
 
 
 def _value_or_text(text):
