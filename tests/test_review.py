@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.files import file_sha256
 from utils.predict import find_images
 from utils.review import page
-from utils.review.decisions import Decision, read_decisions
+from utils.review.decisions import Decision, find_class, read_decisions
 from utils.review.exchange import OUTPUTS, export
 from utils.review.listing import identifiers, in_words, keys, make_listing, write_listing
 from utils.review.mend import describe, how_to_train, mend
@@ -456,6 +456,15 @@ def test_names_that_a_spreadsheet_would_compute_come_back(tmp_path):
     cell = {"=1+1": "'=1+1", "01": "1"}[other]  # as the page writes it, and as a spreadsheet does
     file = write_rows(tmp_path / "d.csv", [f"'=a,{given},relabel,{cell},"])
     assert read_decisions(judged, [file])[row].label == judged.classes.index(other)
+
+
+def test_capitals_of_a_spreadsheet_are_those_of_the_one_class_that_fits(tmp_path):
+    judged = make_judged(tmp_path / "run", classes=["False", "True", "a", "A"])
+    row = next(row for row, label in enumerate(judged.table["given"]) if label == 1)
+    file = write_rows(tmp_path / "d.csv", [f"{judged.names[row]},TRUE,relabel,FALSE ,"])
+    assert read_decisions(judged, [file])[row].label == 0
+    assert find_class(judged.classes, "a") == 2 and find_class(judged.classes, "A") == 3
+    assert find_class(["a b", "A B"], "a B") is None
 
 
 def test_empty_decisions_are_none_and_agreement_counts_once(judged, tmp_path):

@@ -178,13 +178,13 @@ def _is_label(judged, text, row) -> bool:
 
 
 def find_class(classes: list[str], text: str) -> int | None:
-    """The class of this name, also if spaces or ".0" are there that it does not have.
+    """The class of this name, also if spaces, ".0" or capitals are there that it does not have.
 
     And as a browser writes it, which has no place for bytes that are no UTF-8.
     """
     if text in classes:
         return classes.index(text)
-    for alike in (visible, _value_or_text, _as_saved):
+    for alike in (visible, _value_or_text, _as_saved, _folded):
         matches = [number for number, name in enumerate(classes) if alike(name) == alike(text)]
         if len(matches) == 1:
             return matches[0]
@@ -193,6 +193,10 @@ def find_class(classes: list[str], text: str) -> int | None:
 
 def _as_saved(text):
     return NO_UTF_8.sub("\ufffd", text)
+
+
+def _folded(text):  # a spreadsheet makes TRUE of True
+    return visible(text).casefold()
 
 
 def _value_or_text(text):
