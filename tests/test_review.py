@@ -355,6 +355,35 @@ def test_texts_keep_the_columns_that_they_were_read_from(tmp_path):
     assert dict(zip(table.review, table.stars, strict=True))['so, "so"\ngood'] == "cat"
 
 
+def test_what_is_not_decided_is_read_again_as_it_was(tmp_path, tiny_bert):
+    texts = [" two\r, or", "a\rb", "a\r\nb\n", ' "c", d ', "=1+1", "e;f", "'g"]
+    config = {"dataset": {"name": "text"}}
+    judged = make_judged(tmp_path / "texts", kind="text", num_test=0, config=config)
+    texts += judged.data.train.texts[len(texts) :]
+    judged.data.train.texts[:] = texts
+    file = write_rows(tmp_path / "d.csv", ["train/11,owl,keep,,"])
+    (path, _), _ = apply(judged, file)
+    data = datasets.text(str(path), encoder=tiny_bert, test_fraction=0)
+    assert data.train.texts == texts
+
+    numbers = [1234567.75, 0.1, 1 / 3, 16777215, 3e-20, 7]
+    names = [" a.png", "b .png", "c,.png", '"d".png', "e\r.png", " f\n.png"]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / "photos" / name).write_text(name)
+    judged = make_judged(tmp_path / "run", 6, kind="numbers", num_test=0)
+    judged.data.train.inputs[:] = [str(tmp_path / "photos" / name) for name in names]
+    judged.data.train.targets[:] = torch.tensor(numbers)
+    judged.table["given"] = judged.data.train.targets.numpy()[judged.table["index"]]
+    judged.names = [names[index] for index in judged.table["index"]]
+    np.savez(judged.run / "noise.npz", given=judged.data.train.targets.numpy())
+    (path, _), _ = apply(judged, write_rows(tmp_path / "d.csv", ["train/5,7,keep,,"]))
+    data = datasets.csv(str(path), root=str(judged.root), task="regression", test_fraction=0)
+    assert [data.name(file) for file in data.train.inputs] == names
+    assert data.train.targets.tolist() == judged.data.train.targets.tolist()
+    assert path.read_text().endswith(',"7"\n')  # and no more digits than it takes
+
+
 def test_numbers_are_mended(tmp_path):
     judged = make_judged(tmp_path / "run", kind="numbers")
     rows = ["train/a/03.png;3,5;relabel;7,25;", "train/a/04.png;4,5;keep;;"]
@@ -591,6 +620,16 @@ def test_label_studio_gets_tasks_and_gives_back_annotations(judged, tmp_path):
         owls[1]["data"]["path"]: ("keep", None),
         owls[2]["data"]["path"]: ("drop", None),
     }
+
+
+def test_numbers_of_label_studio_keep_their_digits(tmp_path):
+    judged = make_judged(tmp_path / "run", kind="numbers")
+    result = [{"from_name": "label", "value": {"number": 1234567.75}}]
+    data = {"path": "train/3", "given": "3.5"}
+    file = tmp_path / "e.json"
+    file.write_text(json.dumps([{"data": data, "annotations": [{"result": result}]}]))
+    (decision,) = read_decisions(judged, [file]).values()
+    assert np.float32(decision.label) == np.float32(1234567.75)
 
 
 def test_the_labelling_interface_fits_the_tasks(tmp_path):

@@ -15,7 +15,7 @@ from utils.escapes import from_a_cell
 from utils.files import read_text
 from utils.judged import Judged
 from utils.review.exchange import CONTROL, FLAG
-from utils.review.listing import identifiers, in_words, keys
+from utils.review.listing import identifiers, in_words, keys, shortest
 
 WORDS = ("keep", "relabel", "drop", "unsure")
 COLUMNS = ("path", "given", "decision", "label")
@@ -128,7 +128,7 @@ def read_label_studio(path: Path) -> Iterator[Written]:
 
 def _value(result):
     value = result["value"]
-    return str(value["choices"][0]) if "choices" in value else f"{float(value['number']):.7g}"
+    return str(value["choices"][0]) if "choices" in value else shortest(float(value["number"]))
 
 
 def _rows_by_key(judged) -> dict[str, list[int]]:

@@ -82,8 +82,13 @@ def first_run(judged: Judged) -> Path:
 
 
 def in_words(judged: Judged, label) -> str:
-    """A class by its name, a number in as few digits as tell it from others."""
-    return judged.classes[int(label)] if judged.classes else f"{float(label):.7g}"
+    """A class by its name, a number as ``shortest``."""
+    return judged.classes[int(label)] if judged.classes else shortest(label)
+
+
+def shortest(number: float) -> str:
+    """A number in as few digits as give the same float32 again, which labels are kept as."""
+    return str(np.float32(number)).removesuffix(".0")
 
 
 def write_listing(judged: Judged, listing: Listing):

@@ -92,7 +92,8 @@ def _write_table(judged, parts, labels, dropped, path):
     if not has_files(judged):
         heads = [spec.get("text_column", "text"), spec.get("label_column", "label")]
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # quoted, as spaces in front would be skipped, and a carriage return end the row
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(heads)
         for part in parts:
             index = np.flatnonzero(~dropped[part])
