@@ -505,6 +505,21 @@ def test_empty_decisions_are_none_and_agreement_counts_once(judged, tmp_path):
         read_decisions(judged, [write_rows(tmp_path / "a.csv", ["x,y,,,"])])
 
 
+def test_decisions_that_were_saved_later_under_a_number_are_pointed_at(judged, tmp_path, capsys):
+    names = ["decisions.csv", "decisions (2).csv", "decisions(3).csv", "decisions of Ann.csv"]
+    files = [write_rows(tmp_path / name, decide(judged, n0="owl")) for name in names]
+    for seconds, file in enumerate(files):
+        os.utime(file, (seconds, seconds))
+    for file in files[:2]:
+        read_decisions(judged, [file])
+        warned = capsys.readouterr().err
+        assert warned.startswith(f"warning: {files[2]} was saved after {file}, and is not applied")
+        assert warned.count("\n") == 1
+    for given in (files[2:3], files[:3], files[3:]):
+        read_decisions(judged, given)
+    assert capsys.readouterr().err == ""
+
+
 def test_relabelling_as_given_is_keeping(judged, tmp_path):
     file = write_rows(tmp_path / "d.csv", ["train/cat/00.png,cat,relabel,cat,"])
     assert next(iter(read_decisions(judged, [file]).values())).word == "keep"

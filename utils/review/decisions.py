@@ -3,12 +3,15 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from datasets.base import warn
 from datasets.tables import NO_UTF_8, read_table, visible
 from utils.errors import UserError, unknown
 from utils.escapes import from_a_cell
@@ -19,6 +22,7 @@ from utils.review.listing import identifiers, in_words, keys, shortest
 
 WORDS = ("keep", "relabel", "drop", "unsure")
 COLUMNS = ("path", "given", "decision", "label")
+NUMBERED = re.compile(r"( ?\(\d+\)|-\d)$")  # as browsers end a name that is there already
 NEAREST_OF = 20_000  # names among which the nearest one is looked for
 
 
@@ -58,6 +62,7 @@ def read_decisions(judged: Judged, paths: list[Path]) -> dict[int, Decision]:
         is_json = path.suffix.lower() == ".json"
         read = read_label_studio(path) if is_json else read_csv(path, not judged.classes)
         written += [row for row in read if row.decision]
+    _warn_of_newer(paths)
     if not written:
         raise UserError(f"there is no decision in {', '.join(map(str, paths))}")
     rows_of = _rows_by_key(judged)
@@ -73,6 +78,27 @@ def read_decisions(judged: Judged, paths: list[Path]) -> dict[int, Decision]:
                     f"and in {before.where} it is {_shown(judged, before)}: leave one of them"
                 )
     return decisions
+
+
+def _warn_of_newer(paths):
+    """Name files that were saved under the same name later, to which a browser gives numbers."""
+    given = {path.resolve() for path in paths}
+    for path in paths:
+        stem = NUMBERED.sub("", path.stem)
+        newer = [
+            other
+            for other in path.parent.glob(f"{escape(stem)}*{escape(path.suffix)}")
+            if NUMBERED.sub("", other.stem) == stem
+            and other.is_file()
+            and other.resolve() not in given
+            and other.stat().st_mtime > path.stat().st_mtime
+        ]
+        if newer:
+            newest = max(newer, key=lambda other: other.stat().st_mtime)
+            warn(
+                f"{newest} was saved after {path}, and is not applied: a browser numbers what it "
+                f"saves under one name, and the last one holds all decisions of its page"
+            )
 
 
 def read_csv(path: Path, labels_are_numbers: bool = False) -> Iterator[Written]:
