@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,18 @@ def test_methods_with_different_protocols_are_not_compared():
     message = "rsl of params/cifar10 differ from plain in model, epochs"
     with pytest.raises(UserError, match=message):
         search.cells_of_stage("trials", "cifar10", "pair", ["0.4"], ["plain", "rsl"], 1)
+
+
+@pytest.mark.parametrize(
+    "dataset, methods, message",
+    [
+        ("digitsum", ["plain"], "chooses by accuracy, and params/digitsum/plain.yaml is of"),
+        ("mnist", ["plain", "co_teaching_plus"], "clip_norm, schedule or optimizer"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_searched(dataset, methods, message):
+    with pytest.raises(UserError, match=message):
+        search.cells_of_stage("trials", dataset, "pair", ["0.4"], methods, 1)
 
 
 def test_both_stages_run_and_the_best_on_held_out_labels_is_chosen(tmp_path, monkeypatch, capsys):
@@ -197,9 +210,14 @@ def test_a_trial_that_diverged_is_over_and_one_that_was_killed_is_not(tmp_path, 
         table = table[table.method == method]
         assert table.state.tolist() == ["finished", "finished", "diverged", "finished"]
         assert table.chosen.tolist() == [False, True, False, False]
+        if method == "gce":  # of which the recording of RSL says nothing
+            recording = root / "rsl_recording/permute-0.4/trial2"
+            recording.mkdir(parents=True)
+            (recording / "failed.txt").write_text("error: the loss is not finite in epoch 0\n")
         (root / last / "permute-0.4/trial2/failed.txt").write_text("killed by SIGKILL\n")
         with pytest.raises(UserError, match="3 of 4 trials"):
             best_trial(root, method, 4)
+        shutil.rmtree(root / "rsl_recording")
 
 
 def test_trials_of_other_values_are_not_counted(tmp_path, monkeypatch):

@@ -111,18 +111,26 @@ def cells_of_stage(
 
 
 def check_protocols(dataset: str, methods: list[str]):
-    """Raises UserError if the methods differ in what all must share to be compared."""
+    """Raises UserError if the methods differ in what all must share to be compared.
+
+    And if nothing here is made for the task: the best trial is the one of the highest accuracy.
+    """
     protocols = {}
     for method in methods:
         config = resolve(f"params/{dataset}/{method}.yaml", [])
-        protocols[method] = {
-            key: config[key] for key in ("model", "epochs", "batch_size", "schedule")
-        }
+        if config["task"] != "classification":
+            raise UserError(
+                f"a search chooses by accuracy, and params/{dataset}/{method}.yaml is of the task "
+                f"{config['task']}"
+            )
+        shared = ("model", "epochs", "batch_size", "clip_norm", "schedule")
+        protocols[method] = {key: config[key] for key in shared}
+        protocols[method]["optimizer"] = config["optimizer"]["name"]
     different = [method for method in methods if protocols[method] != protocols[methods[0]]]
     if different:
         raise UserError(
             f"{', '.join(different)} of params/{dataset} differ from {methods[0]} in model, "
-            f"epochs, batch_size or schedule: there is nothing to compare"
+            f"epochs, batch_size, clip_norm, schedule or optimizer: there is nothing to compare"
         )
 
 

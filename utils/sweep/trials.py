@@ -33,8 +33,9 @@ def trial_state(directory: Path) -> str:
     """What has become of a trial: "finished"; "diverged", the worst; "" if it is to be run."""
     if read_summary(directory).get("finished"):
         return "finished"
-    reasons = [read_failed(path) for path in (directory, recording_of(directory))]
-    diverged = any("not finite" in reason for reason in reasons)
+    is_rsl = directory.parts[-3] == "rsl"
+    runs = (directory, recording_of(directory)) if is_rsl else (directory,)
+    diverged = any("not finite" in read_failed(run) for run in runs)
     return "diverged" if diverged else ""
 
 
