@@ -1,7 +1,10 @@
 """What a dataset is made of, and what a batch of it looks like."""
 
+import contextlib
+import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,14 +134,17 @@ class Dataset:
 def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
     """Training and test part of a torchvision dataset, downloaded if its folder is not there.
 
-    A folder that holds something is never written to.
+    A folder that holds something is never written to. Of several processes that find none, one
+    downloads; what is there then is whole.
 
     Raises FileNotFoundError, saying which files to put where, if they can neither be read nor
     downloaded.
     """
     download = not any((root / folder).glob("*"))
     try:
-        return [source(root, train=train, download=download) for train in (True, False)]
+        if download:
+            _download(source, root, folder)
+        return [source(root, train=train) for train in (True, False)]
     except (RuntimeError, ValueError, OSError) as error:  # missing, damaged, empty, or offline
         reason = "is damaged or incomplete"
         if download:
@@ -147,6 +153,20 @@ def from_torchvision(source: type, root: Path, folder: str, files: str) -> list:
             f"{source.__name__} under data_root={root} {reason}. Put there: {folder}/ with "
             f"{files}; or name the folder that has it with data_root=<folder>"
         ) from error
+
+
+def _download(source, root, folder):
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f".lock-{source.__name__}", "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if any((root / folder).glob("*")):  # another process was faster
+            return
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as made:
+            for train in (True, False):
+                source(made, train=train, download=True)
+            (root / folder).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(made, folder), root / folder)
 
 
 @main_process_only

@@ -5,7 +5,9 @@ import hashlib
 import pickle
 import re
 import struct
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,6 +19,7 @@ from sklearn.datasets import load_digits
 from torchvision.io import write_jpeg, write_png
 
 from datasets import cifar10, cifar100, csv, digits, folder, mnist
+from datasets.base import from_torchvision
 from datasets.noise import inject
 
 
@@ -252,6 +255,27 @@ def test_missing_cifar_names_the_folder_and_the_files(cifar, requested, tmp_path
         load(str(elsewhere))
     assert names_all(caught.value, elsewhere, directory)
     assert requested and all("cifar" in address for address in requested)
+
+
+def test_of_several_processes_one_downloads(tmp_path):
+    downloads = []
+
+    class Slow:
+        def __init__(self, root, train, download=False):
+            file = Path(root, "slow", f"{train}")
+            if download:
+                file.parent.mkdir(exist_ok=True)
+                time.sleep(0.1)  # while others look
+                file.write_text("whole")
+                downloads.append(train)
+            if file.read_text() != "whole":
+                raise RuntimeError("damaged")
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(from_torchvision, Slow, tmp_path, "slow", "true") for _ in range(4)]
+    assert all(len(task.result()) == 2 for task in tasks)
+    assert sorted(downloads) == [False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock-Slow", "slow"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
