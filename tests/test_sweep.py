@@ -19,6 +19,7 @@ from experiment import SCHEMAS
 from tests.fixtures import make_run
 from utils.config import load
 from utils.run_state import run_state
+from utils.sweep.__main__ import choose_cells, make_parser
 from utils.sweep.cells import Cell, choose, ranges, read_cells
 from utils.sweep.runner import CellRunner, failure_reason, python_command
 from utils.sweep.slurm import LAUNCHER_VARIABLES
@@ -222,6 +223,9 @@ def test_what_the_environment_chooses():
             "this job has 2 nodes, and MASTER_ADDR and MASTER_PORT must say where they meet",
         ),
         ([], {"SLURM_ARRAY_TASK_ID": "20", "OFFSET": "10"}, "there is no cell 30"),
+        (["--cells", "3"], {"SLURM_ARRAY_TASK_ID": "2"}, "--cells is not for an array"),
+        (["--submit", "--export=NONE"], {}, "write --export=ALL, or --export=ALL,NONE"),
+        (["--submit", "--dry-run"], {"SBATCH_EXPORT": "PATH"}, "SBATCH_EXPORT=PATH keeps from"),
         ([], {"SLURM_ARRAY_TASK_ID": "1", "OFFSET": "x"}, "OFFSET must be a whole number, got 'x'"),
         ([], {"MAX_RESTARTS": "-1"}, "MAX_RESTARTS must be a whole number, got '-1'"),
     ],
@@ -375,6 +379,63 @@ def test_a_run_of_another_configuration_is_not_the_cells(runner, tmp_path, capsy
     assert "2 cells: 2 other configuration; 0.00 hours" in status and changed in status
     assert "done" not in status and "92" not in status and "to run what" not in status
     assert "give these runs a run_dir= of their own" in status
+
+
+def test_a_run_that_main_py_goes_on_with_is_the_cells(tmp_path):
+    line = f"params/folder/plain.yaml dataset.root=2024 epochs=2 run_dir={tmp_path}/r"
+    (cell,) = read_cells([line], [])
+    begun = load("params/folder/plain.yaml", shlex.split(line)[1:], SCHEMAS)
+    assert begun["dataset"]["root"] == "2024"
+    make_run(tmp_path / "r", [92.0] * 2)
+    (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(begun))
+    assert cell.state()[0] == "done"
+    (moved,) = read_cells([line], ["dataset.root=/elsewhere/2024"])
+    assert moved.state()[0] == "other configuration"  # unless it is known what the data were
+    (tmp_path / "r/data.json").write_text("{}")
+    assert moved.state()[0] == "done"
+    (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(begun | {"extended": [{"epochs": 1}]}))
+    assert cell.state()[0] == "done"
+
+
+def test_a_job_that_was_put_back_leaves_out_what_has_failed(tmp_path):
+    lines = [f"params/digits/plain.yaml seed={seed} run_dir={tmp_path}/{seed}" for seed in (1, 2)]
+    cells = read_cells(lines, [])
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/failed.txt").write_text("exit code 1: error: the loss is not finite\n")
+    options = make_parser().parse_args(["run", "--launcher", "x", "--list", "y"])
+
+    def chosen(restarts):
+        made = choose_cells(cells, options, {"SLURM_RESTART_COUNT": restarts}, None)
+        return [cell.number for cell in made]
+
+    assert chosen("0") == [0, 1] and chosen("1") == [1]
+
+
+def test_the_status_of_a_launcher_is_that_of_its_cells_with_these_keys(custom, tmp_path):
+    launcher = custom(f"params/digits/plain.yaml epochs=2 run_dir={tmp_path}/r")
+    make_run(tmp_path / "r", [92.0] * 2)
+    begun = load("params/digits/plain.yaml", ["epochs=2", f"run_dir={tmp_path}/r"], SCHEMAS)
+    (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(begun | {"precision": "bf16"}))
+    command = [sys.executable, "-m", "utils.sweep", "status"]
+
+    def status(*arguments):
+        call = [*command, *map(str, arguments)]
+        return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+
+    assert "1 cells: 1 other configuration" in status(launcher).stdout
+    assert "1 cells: 1 done" in status(launcher, "precision=bf16").stdout
+    done = status(tmp_path, "precision=bf16")
+    assert done.returncode == 2 and "of the runs in a folder nothing is chosen" in done.stderr
+
+
+def test_where_processes_meet_is_not_where_others_were_submitted(cluster):
+    path, calls = cluster
+    (Path(path.split(":")[0]) / "sbatch").write_text(
+        f'#!/usr/bin/env bash\necho "${{MASTER_ADDR:-none}}" >> {calls}\n'
+    )
+    interactive = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "login", "PATH": path}
+    assert launch("examples/multi_node.sbatch", "--submit", **interactive)[0] == 0
+    assert calls.read_text() == "none\n"
 
 
 def test_each_job_gets_a_device_of_its_own(runner):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from utils.build import argument_problems, asks_for, fits, problems, public_names, type_hints
 from utils.errors import UserError
-from utils.params_file import flatten, merge, parse_overrides, read
+from utils.params_file import flatten, merge, parse_overrides, read, value_of
 from utils.settings import DEFAULTS, DISPLAY, EXECUTION, SECTIONS, Settings
 
 LIKE = "like"  # of a row of by_fraction: the fraction of the row it lies on top of
@@ -254,8 +254,17 @@ def differences(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     return [
         f"{key}: {old.get(key, 'not set')} before, {new.get(key, 'not set')} now"
         for key in {**old, **new}
-        if key not in (*EXECUTION, *DISPLAY, *free) and old.get(key) != new.get(key)
+        if key not in (*EXECUTION, *DISPLAY, *free) and not _same(old.get(key), new.get(key))
     ]
+
+
+def _same(first, second) -> bool:
+    """Whether two values are one, also a number and a text that looks like it: a folder 2024."""
+    if isinstance(first, str) and not isinstance(second, str):
+        first = value_of(first)
+    elif isinstance(second, str) and not isinstance(first, str):
+        second = value_of(second)
+    return first == second
 
 
 def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:

@@ -170,7 +170,7 @@ def parse_override(text: str) -> dict:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"an override is written key=value, e.g. noise.fraction=0.4; got {text!r}")
-    tree, parts = _value(value), key.split(".")
+    tree, parts = value_of(value), key.split(".")
     if not all(parts) or len(parts) > DEEPEST:
         raise UserError(f"{key!r} is no key; one is noise.fraction")
     _check_size(tree, key)
@@ -182,7 +182,8 @@ def parse_override(text: str) -> dict:
     return tree
 
 
-def _value(text):
+def value_of(text: str):
+    """What a text on the command line stands for: as ``parse_override`` says."""
     if text.strip()[:1] not in tuple("[{'\"") and not NO_TEXT.fullmatch(text.strip()):
         return text
     try:

@@ -1,6 +1,7 @@
 """Many runs: an array of SLURM jobs, or a loop on this machine; and what has become of them.
 
-    python -m utils.sweep status examples/mnist.sbatch      (or bash examples/mnist.sbatch --status)
+    python -m utils.sweep status examples/mnist.sbatch key=value ...
+                                            (or bash examples/mnist.sbatch --status key=value ...)
     python -m utils.sweep status runs/mnist                 of all runs in a folder
 
 The launchers in examples/ call ``run``; ``bash examples/mnist.sbatch --help`` says what they take.
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
         if options.command == "run":
             return run(options, others)
         end_with_the_reader()
-        return status_of(options.path)
+        return status_of(options.path, others)
     except (UserError, OSError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
@@ -122,11 +123,16 @@ def choose_cells(
     """The cells of --cells and --only, or the one of this task of an array."""
     text = options.cells
     if task is not None:
+        if text is not None:
+            raise UserError("--cells is not for an array: its tasks are the cells, --array=3-7,9")
         text = str(integer(environment, "OFFSET", 0) + int(task))
     chosen = [cells[number] for number in choose(text, len(cells))]
     restarted = environment.get("SLURM_RESTART_COUNT", "0") != "0"
-    if options.only is None or (task is not None and restarted):  # which has been chosen already
+    if task is not None and restarted:  # which has been chosen already
         return chosen
+    if options.only is None:
+        # of a job that was put back: what has failed in it would fail again
+        return [cell for cell in chosen if not restarted or cell.state()[0] != "failed"]
     states = ONLY[options.only]
     if restarted:  # what this job itself has begun; it may still be locked by a dead node
         states += ("interrupted", "running")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from utils.config import complete, differences, resolve
 from utils.errors import UserError
-from utils.run_state import OTHER, read_config, read_summary, run_state
+from utils.run_state import DATA, OTHER, read_config, read_summary, run_state
+from utils.settings import PLACES
 
 # What each value of --only chooses: states of cells.
 ONLY = {"missing": ("missing", "interrupted"), "failed": ("failed",)}
@@ -36,11 +37,16 @@ class Cell:
         return [*prepared, [*python, "main.py", *self.runs[position]]]
 
     def changed(self, position: int) -> list[str]:
-        """The keys in which the run that a directory holds differs from the one of the cell."""
-        begun = None
+        """The keys in which the run that a directory holds differs from the one of the cell.
+
+        As main.py compares them, which knows data by what they hold.
+        """
+        begun, directory = None, self.directories[position]
         with contextlib.suppress(OSError):  # damaged, which its state says
-            begun = read_config(self.directories[position]) if self.configs else None
-        return [] if begun is None else differences(begun, self.configs[position])
+            begun = read_config(directory) if self.configs else None
+        free = PLACES if (directory / DATA).exists() else ()
+        free = (*free, "extended")
+        return [] if begun is None else differences(begun, self.configs[position], free)
 
     def run_state(self, position: int) -> tuple[str, str]:
         """The state of one of its runs, and the reason or the progress.

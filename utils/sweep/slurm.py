@@ -104,6 +104,7 @@ def submit(
     ``options`` are those of sbatch. ``--array=%4`` among them sets how many tasks run at a time.
     """
     at_a_time, options = _split_array(options)
+    _check_export(options)
     if not numbers:
         print("nothing to run")
         return 0
@@ -118,6 +119,18 @@ def submit(
         if code:
             return code
     return 0
+
+
+def _check_export(options: list[str]):
+    """Raise UserError if tasks would not get what says their cells: METHODS, OFFSET and others."""
+    values = [option.partition("=")[2] for option in options if option.startswith("--export=")]
+    exported = values[-1] if values else os.environ.get("SBATCH_EXPORT", "ALL")
+    if "ALL" not in exported.split(","):
+        where = "--export" if values else "SBATCH_EXPORT"
+        raise UserError(
+            f"{where}={exported} keeps from the tasks the variables that say which cells they are, "
+            f"so that they would run others: write --export=ALL, or --export=ALL,{exported}"
+        )
 
 
 def _split_array(options: list[str]) -> tuple[int, list[str]]:

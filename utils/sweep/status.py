@@ -50,10 +50,16 @@ def relaunch(
     return commands
 
 
-def status_of(path: str) -> int:
-    """Print the status of the cells of a launcher, or of the runs in a folder; the exit code."""
+def status_of(path: str, arguments: list[str]) -> int:
+    """Print the status of the cells of a launcher, or of the runs in a folder; the exit code.
+
+    Args:
+        arguments: key=value for every cell of a launcher.
+    """
     if Path(path).is_file():
-        return subprocess.run(["bash", path, "--status"], check=False).returncode
+        return subprocess.run(["bash", path, "--status", *arguments], check=False).returncode
+    if arguments:
+        raise UserError(f"of the runs in a folder nothing is chosen: {' '.join(arguments)}")
     files = [file for name in ("config.yaml", FAILED) for file in Path(path).rglob(name)]
     directories = sorted({file.parent for file in files})
     if not directories:
