@@ -103,30 +103,32 @@ class _Extractor:
         """The part made of features, and which of its rows can be read."""
         if len(part) == 0:  # a test part may be
             return Split(torch.empty(0, 0), part.targets, images=part.source), torch.arange(0)
-        chunks = []
+        features, chunks = None, torch.arange(len(part)).split(CHUNK)
         with (
             ThreadPoolExecutor() as pool,  # files are read without the interpreter's lock
             tqdm(
                 total=len(part), desc="features", unit=" images", leave=False, disable=None
             ) as bar,
         ):
-            for rows in torch.arange(len(part)).split(CHUNK):
+            for rows in chunks:
                 inputs = part.inputs[rows[0] : rows[-1] + 1]
                 path = self.folder / f"{self._name(inputs, pool)}.npy"
                 if not path.exists():
                     self._write(path, inputs, pool)
                 bar.update(len(rows))
-                chunks.append(self._read(path, len(rows)))
-        width = max(chunk.shape[1] for chunk in chunks)  # 1 where no image can be read
-        features = torch.cat([chunk.expand(-1, width) for chunk in chunks])
-        kept = features[:, 0].isfinite().nonzero().squeeze(1)
+                made = self._read(path, len(rows))
+                if features is None or features.shape[1] < made.shape[1]:  # 1: none can be read
+                    features = torch.full((len(part), made.shape[1]), torch.nan)
+                features[rows] = made
+        kept = features[:, 0].isnan().logical_not().nonzero().squeeze(1)
         if len(kept) < len(part):
             self._leave_out(part.inputs, features)
+            features = features[kept]
         sources = part.source
         sources = sources[kept] if isinstance(sources, Tensor) else [sources[row] for row in kept]
         targets = part.targets[kept.to(part.targets.device)]
         given = None if part.given is None else part.given[kept]
-        return Split(features[kept], targets, images=sources, given=given), kept
+        return Split(features, targets, images=sources, given=given), kept
 
     def _name(self, inputs, pool):
         digest = hashlib.sha256(self.version)

@@ -73,23 +73,27 @@ class FileLoader:
     def set_epoch(self, epoch: int, first_batch: int = 0):
         """The order and augmentation of ``epoch``, from its batch ``first_batch`` on."""
         generator = torch.Generator().manual_seed(derive(self.seed, epoch, ORDER))
-        order = self.draw(generator) if self.draw else self.rows
-        samples = [
-            (row, derive(self.seed, epoch, ORDER, position))
-            for position, row in enumerate(order.tolist())
-        ]
-        self.batches = [samples[part] for part in batch_slices(len(samples), self.batch_size)]
-        self.first_batch = first_batch
+        self.order = self.draw(generator) if self.draw else self.rows
+        self.batches = batch_slices(len(self.order), self.batch_size)
+        self.epoch, self.first_batch = epoch, first_batch
 
     def rows_of(self, batch: int) -> list[int]:
         """Positions in the split of the samples in a batch of the present epoch."""
-        return [row for row, _ in self.batches[batch]]
+        return self.order[self.batches[batch]].tolist()
+
+    def _samples(self):
+        """Of each batch this process's share: row and seed of each sample."""
+        for number, batch in enumerate(self.batches[self.first_batch :], self.first_batch):
+            placed = list(enumerate(self.rows_of(number), batch.start))
+            yield [
+                (row, derive(self.seed, self.epoch, ORDER, position))
+                for position, row in placed[rank_slice(slice(0, len(placed)))]
+            ]
 
     def __iter__(self):
-        batches = self.batches[self.first_batch :]
         loader = DataLoader(
             self.files,
-            batch_sampler=[batch[rank_slice(slice(0, len(batch)))] for batch in batches],
+            batch_sampler=self._samples(),
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method,
             pin_memory=torch.device(self.device).type == "cuda",

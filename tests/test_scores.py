@@ -65,7 +65,7 @@ def test_what_is_kept_in_training_is_what_a_loop_over_all_epochs_gives(history):
     assert kept["forgetting"][0] == 0 and kept["forgetting"][1] == 6
 
 
-def test_recordings_give_the_same_scores(history):
+def test_recordings_give_the_same_scores(history, monkeypatch):
     output, target = history
     losses = np.stack(
         [torch.nn.functional.cross_entropy(part, target, reduction="none") for part in output]
@@ -78,6 +78,10 @@ def test_recordings_give_the_same_scores(history):
         np.testing.assert_allclose(made[f"{name}_recorded"], values, rtol=1e-4, atol=1e-5)
     losses[2:, 5], losses[:, 6], gaps[2:, 5], gaps[:, 6] = (np.nan,) * 4  # could not be read
     made = scores.recorded(losses, gaps)
+    with monkeypatch.context() as patched:
+        patched.setattr(scores, "BLOCK", 6)
+        for name, values in scores.recorded(losses, gaps).items():
+            np.testing.assert_array_equal(values, made[name], err_msg=name)
     assert made["aum_recorded"][5] == pytest.approx(gaps[:2, 5].mean())
     assert all(np.isnan(values[6]) for values in made.values())
     assert list(scores.recorded(losses, None)) == ["mean_loss_recorded"]

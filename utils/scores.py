@@ -47,6 +47,7 @@ OUT_OF_SAMPLE = ("self_confidence", "normalised_margin", "confident_learning")
 IN_TRAINING = tuple(name for name in LARGER_IS_WORSE if name not in OUT_OF_SAMPLE)
 RECORDED = tuple(f"{name}_recorded" for name in IN_TRAINING)
 NAMES = (*IN_TRAINING, *RECORDED, *OUT_OF_SAMPLE)
+BLOCK = 100_000  # samples whose recordings are summed up together
 
 
 def suspicion(name: str, scores: dict[str, np.ndarray]) -> np.ndarray:
@@ -66,6 +67,16 @@ def recorded(losses: np.ndarray, margins: np.ndarray | None = None) -> dict[str,
 
     An epoch of which a sample has no record (NaN) does not count; without any it has no score.
     """
+    # what is made on the way takes 27 bytes for each epoch and sample
+    blocks = [slice(start, start + BLOCK) for start in range(0, losses.shape[1], BLOCK)]
+    parts = [
+        _recorded(losses[:, block], None if margins is None else margins[:, block])
+        for block in blocks
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _recorded(losses, margins):
     known = np.isfinite(losses)
     count = np.where(known.any(0), known.sum(0), np.nan)
 
