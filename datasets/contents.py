@@ -181,7 +181,7 @@ def _labels_of_noise(path) -> Iterator[Line]:
     path, _, key = path.partition("#")
     columns = read_columns(path)
     used = [columns[name] for name in (key or "given", "index") if name in columns]
-    for row in zip(*used, strict=True):
+    for row in zip(*used, strict=False):  # of different lengths, they are refused where used
         yield "", "\t".join(map(str, row))
 
 

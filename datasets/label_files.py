@@ -29,9 +29,8 @@ def read_labels(
 ) -> np.ndarray:
     """Labels [num_samples] from a .npz or a .csv: its column ``given``, or another after a #.
 
-    They are class numbers, or names of ``classes``, or with num_classes = 0 any finite numbers. A
-    csv may have a column ``index`` with the position of each row in the training set; otherwise
-    rows are in order.
+    They are class numbers, or names of ``classes``, or with num_classes = 0 any finite numbers. The
+    column ``index`` is the position of each row in the training set; without it, rows are in order.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,7 +60,7 @@ def read_labels(
             f"{path} must hold class numbers in [0, {num_classes}), got {given[bad[0]]} at "
             f"position {bad[0]} ({len(bad)} such)"
         )
-    if path.endswith(".csv") and "index" in columns:
+    if "index" in columns:
         index = _whole_numbers(columns["index"], f"{path}, index")
         if not np.array_equal(np.sort(index), np.arange(num_samples)):
             raise UserError(
@@ -74,7 +73,13 @@ def read_labels(
 def _named(column, what, classes):
     """Class numbers of texts that are names of classes; other texts as they are."""
     numbers = {visible(name): number for number, name in enumerate(classes)}
-    names = ["" if text is None else visible(str(text)) for text in column.ravel()]
+
+    def as_class(text):
+        name = "" if text is None else visible(str(text))
+        whole = re.sub(r"\.0*$", "", name)  # 1.0 for 1, as pandas writes a column with a gap
+        return whole if name not in numbers and whole in numbers else name
+
+    names = [as_class(text) for text in column.ravel()]
     strange = [position for position, name in enumerate(names) if name not in numbers]
     if not numbers or (strange and all(map(_is_number, names))):
         return column

@@ -476,6 +476,11 @@ def test_csv_is_sorted_by_its_column_index(tmp_path):
     path = write_csv(tmp_path / "labels.csv", rows, "index,given,other")
     assert read_labels(path, 8, 10).tolist() == LABELS
     assert read_labels(f"{path}#other", 8, 10).tolist() == [9 - label for label in LABELS]
+    arrays = tmp_path / "labels.npz"
+    np.savez(arrays, given=np.array(LABELS)[order], index=order)
+    assert read_labels(str(arrays), 8, 10).tolist() == LABELS
+    np.savez(arrays, given=np.array(LABELS), index=order[:7])
+    refused(str(arrays), r"index of .* each position in \[0, 8\) once")
 
 
 def test_csv_of_a_spreadsheet_is_read(tmp_path):
@@ -774,11 +779,13 @@ def test_files_of_labels_may_have_names_of_classes(tmp_path):
 def test_class_numbers_stay_numbers(tmp_path):
     assert read_names(tmp_path, ["1", "0", "2"], ["cat", "dog", "owl"]).tolist() == [1, 0, 2]
     assert read_names(tmp_path, ["1", "0"], ["0", "1"]).tolist() == [1, 0]
+    assert read_names(tmp_path, ["1.0", "0.0"], ["0", "1"]).tolist() == [1, 0]
     assert read_names(tmp_path, ["1", "0"], ["1", "2"]).tolist() == [1, 0]  # 0 is no name
 
 
 def test_names_that_are_other_numbers_or_unknown_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'2' may be the number of a class or its name"):
-        read_names(tmp_path, ["2", "1"], ["1", "2", "3"])
+    for point in ("", ".0"):  # as a spreadsheet and as pandas may write them
+        with pytest.raises(ValueError, match="'2' may be the number of a class or its name"):
+            read_names(tmp_path, [f"2{point}", f"1{point}"], ["1", "2", "3"])
     with pytest.raises(ValueError, match=r"'dgo' is not known; did you mean 'dog'\?.*position 1"):
         read_names(tmp_path, ["cat", "dgo"], ["cat", "dog"])
