@@ -1,5 +1,6 @@
 """WebVision 1.0: photographs that Google found for the 1,000 classes of ImageNet."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def webvision(
     return Dataset(
         train,
         test,
-        classes=[synset[-1].split(",")[0] for synset in synsets],
+        classes=_names(synsets),
         in_channels=3,
         image_size=image_size,
         **IMAGENET,
@@ -65,6 +66,16 @@ def webvision(
         cache=cache_folder(data_root, cache),
         note="" if more else f"no ImageNet images in {imagenet}",
     )
+
+
+def _names(synsets):
+    """The first word for each synset, with its number where another one has the same word."""
+    words = [synset[-1].split(",")[0] for synset in synsets]
+    count = Counter(words)
+    return [
+        f"{word} ({synset[0]})" if count[word] > 1 else word
+        for word, synset in zip(words, synsets, strict=True)
+    ]
 
 
 def read(path: Path, folder: Path, num_classes: int) -> Split:

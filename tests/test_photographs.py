@@ -505,6 +505,10 @@ def test_webvision_is_read_from_its_lists(tmp_path):
         webvision(str(tmp_path), num_classes=4)
     (tmp_path / "imagenet").rename(tmp_path / "elsewhere")
     assert not webvision(str(tmp_path), num_classes=3).more_tests
+    names = ["n1 crane, a bird", "n2 tench", "n3 crane, a machine", "n4 tench, not among three"]
+    (tmp_path / "webvision/info/synsets.txt").write_text("\n".join(names))
+    data = webvision(str(tmp_path), num_classes=3)
+    assert data.classes == ["crane (n1)", "tench", "crane (n3)"]
 
 
 def test_a_run_on_webvision_is_tested_on_both(run, tmp_path):
