@@ -91,8 +91,8 @@ def decode_all(paths: list[str], memory_limit: int) -> list[str] | Decoded:
     images = Decoded(paths, np.array(shapes), torch.empty(total, dtype=torch.uint8))
     unreadable = []
     for row, image in enumerate(decode_each(paths)):
-        if image is None:
-            unreadable.append(row)
+        if image is None or image.numel() != 3 * images.shapes[row].prod():
+            unreadable.append(row)  # at least now or before
         else:
             images.shapes[row] = image.shape[1:]  # of one that was turned, the other way round
             images[row].copy_(image)

@@ -84,7 +84,7 @@ def _images(folder, entered, left_out):
     while waiting:
         current = waiting.pop()
         names = by_folder.setdefault(current, [])
-        for entry in os.scandir(current):
+        for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
             if is_hidden(entry.name):
                 left_out["hidden"] += 1
                 continue

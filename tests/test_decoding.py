@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_a_contact_sheet_shows_what_is_trained_on(tmp_path):
     draw_suspects(tmp_path / "sheet.png", table, str, [path])
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[26:122, 2:98]
     assert sheet[:, :48].min() == 255 and sheet[:, 48:].max() == 0
+
+
+def test_an_image_without_room_in_memory_leaves_that_of_others(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{shade}.png") for shade in (10, 20, 30, 40)]
+    for path in paths:
+        Image.new("L", (4, 4), int(Path(path).stem)).save(path)
+    looked = iter([False, False, True, False])
+
+    def read_size(path):  # of a drive that fails for a moment
+        if next(looked):
+            raise OSError("no answer")
+        return 4, 4
+
+    monkeypatch.setattr("datasets.images.read_size", read_size)
+    images = decode_all(paths, 10**6)
+    assert [int(images[row].unique()) for row in range(4)] == [10, 20, 30, 40]
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

@@ -68,6 +68,10 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(run, monkeypatch):
     assert code == 0 and read_summary(directory)["finished"]
     assert complaints == "warning: draw_curves has failed (ValueError: no such)\n"
     assert (directory / "samples.png").exists() and (directory / "suspects.csv").exists()
+    samples = dict(np.load(directory / "samples.npz"))
+    samples["score"][0] = np.nan  # which could not be read while it was trained on
+    np.savez(directory / "samples.npz", **samples)
+    utils.plots.draw_samples(directory)
 
 
 def test_samples_without_a_score_do_not_count():

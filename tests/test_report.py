@@ -1245,6 +1245,7 @@ def test_pictures_are_drawn_of_runs_and_of_logs(run_report, tmp_path):
         true = generator.integers(0, 10, 200)
         given = np.where(generator.random(200) < 0.4, (true + 1) % 10, true)
         score = (given != true) + generator.normal(0, 1, 200)
+        score[0] = np.nan  # a sample that could not be read while it was trained on
         np.savez(directory / "samples.npz", given=given, true=true, score=score)
         change_summary(directory, detection={"auroc": 0.9, "hard_vs_incorrect_auroc": 0.9})
     run_report(tmp_path / "runs", "--figures", tmp_path / "pictures", "--log", tmp_path / "log")

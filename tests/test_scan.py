@@ -90,6 +90,12 @@ def test_no_folder_is_entered_twice(tree):
         "cat/more/9.png",
     ]
     assert len(found.paths) == 8 and found.left_out["links to folders that are read anyway"] == 6
+    for name in ("b", "a"):
+        (cats / name).symlink_to(tree / "others")
+    (tree / "others").mkdir()
+    Image.new("L", (8, 8)).save(tree / "others/4.png")
+    found = scan(tree / "train")  # whatever the order of the file system
+    assert f"{cats}/a/4.png" in found.paths and f"{cats}/b/4.png" not in found.paths
     (tree / "train/puppy").symlink_to("dog")
     with pytest.raises(UserError, match=r"puppy and .*dog are one folder, and cannot be two"):
         scan(tree / "train")

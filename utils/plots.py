@@ -75,6 +75,8 @@ def draw_samples(directory: Path):
 def _draw_scores(axes, directory):
     with np.load(directory / "samples.npz") as samples:
         score, incorrect = samples["score"], wrong_labels(samples["given"], samples["true"])
+    known = np.isfinite(score)
+    score, incorrect = score[known], None if incorrect is None else incorrect[known]
     bins = np.histogram_bin_edges(score, 50)
     if incorrect is None:
         axes.hist(score, bins, color=COLOURS["grey"])

@@ -32,10 +32,9 @@ def read_samples(directories: dict[str, Path], skipped: dict[str, str]) -> dict[
         if arrays is None:
             continue
         score, given, true = arrays
-        incorrect = wrong_labels(given, true)
-        both = incorrect is not None and incorrect.any() and not incorrect.all()
-        if both and np.isfinite(score).all():
-            samples[label] = score, incorrect
+        known, incorrect = np.isfinite(score), wrong_labels(given, true)
+        if incorrect is not None and len(set(incorrect[known])) == 2:
+            samples[label] = score[known], incorrect[known]
     return samples
 
 
