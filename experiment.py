@@ -32,7 +32,12 @@ from utils.detection import (
     wrong_labels,
 )
 from utils.device import choose_device
-from utils.distributed import data_parallel, local_main_first, main_process_only
+from utils.distributed import (
+    data_parallel,
+    fail_together,
+    local_main_first,
+    main_process_only,
+)
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
 from utils.escapes import printable
@@ -73,8 +78,8 @@ SCHEMAS = {
             "num_outputs": lambda self: self.data.num_outputs,
             "in_channels": lambda self: self.data.in_channels,
             "image_size": lambda self: self.data.image_size,
-            "mean": lambda self: self.data.mean,
-            "std": lambda self: self.data.std,
+            "image_mean": lambda self: self.data.mean,
+            "image_std": lambda self: self.data.std,
         },
     ),
     "loss": Schema(
@@ -226,11 +231,28 @@ class Experiment:
         return schedules.FromItsStart(self.schedule) if extended else self.schedule
 
     def resume(self):
-        """Go on from the checkpoint, if there is one, and distribute the model."""
-        self.epoch, self.step = self.checkpoint.load() or (0, 0)
+        """Go on from the checkpoint, if there is one, and distribute the model.
+
+        Raises OSError if a finished run is to go on for more epochs, and has none.
+        """
+        position = self.checkpoint.load()
+        with fail_together():
+            self._go_on(position)
+        self.epoch, self.step = position or (0, 0)
         if self.config["record_losses"]:
             run_inputs.check_losses(self.path, self.epoch, self.parts.rows)
         self.forward = data_parallel(self.model, self.device, self.config["compile"])
+
+    @main_process_only
+    def _go_on(self, position):
+        """A finished run is so no more, and its configuration is the present one."""
+        if position is None and read_summary(self.path).get("finished"):
+            raise OSError(
+                f"{self.path} is finished, and the checkpoint from which it could go on for more "
+                "epochs is gone: choose another run_dir="
+            )
+        update_summary(self.path, finished=False)
+        run_inputs.write_config(self.path, self.config)
 
     def _origins(self):
         """What left the files of other runs that this one depends on."""
@@ -441,15 +463,17 @@ class Experiment:
     def _write_inputs(self):
         print(printable(f"{self.path}: {self.data}"), flush=True)
         targets = None if self.targets is None else self.targets.numpy()
-        begun = (self.path / "config.yaml").exists()
-        if not begun:  # first, as it tells a run's directory from any other
+        if not (self.path / "config.yaml").exists():
+            # first, as it tells a run's directory from any other; one that is there is replaced
+            # when nothing can be refused any more
             run_inputs.write_config(self.path, self.config)
-        sources, files = (self.data.train.source, self.data.test.source), None
+        listing = None
         if self.data.made_split or self.config["features"] is not None:
-            files = run_inputs.files_sha256(*sources)  # which files these are, depends on them all
-        run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets, files)
+            # which files these are depends on what all of them hold
+            listing = run_inputs.list_files(self.data.train.source, self.data.test.source)
+        run_inputs.write_noise(self.path, self.noise, self.parts.trusted, targets, listing)
         if self.data.made_split:
-            run_inputs.write_split(self.path, *sources)
+            run_inputs.write_split(self.path, listing)
         run_inputs.write_data(self.path, contents_of(self.config))
         if self.selection is not None:
             run_inputs.write_selection(self.path, self.selection)
@@ -459,9 +483,6 @@ class Experiment:
             run_inputs.create_recordings(
                 self.path, self._recordings, self.epochs, count, longer=extended
             )
-        if begun:  # last, as what is refused above is to leave the run as it was
-            update_summary(self.path, finished=False)  # it may go on for more epochs
-            run_inputs.write_config(self.path, self.config)
 
     def _check_score(self):
         score = self.config["score"]

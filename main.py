@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
         with process_group(), StopRequest() as stop:
             with fail_together():
                 config = parse(arguments, __doc__, SCHEMAS)
-            with RunDirectory(config) as directory:
+            with RunDirectory(config, arguments) as directory:
                 if directory.finished:
                     with fail_together():
                         say_finished(config, directory.path)

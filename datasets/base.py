@@ -163,6 +163,9 @@ def _download(source, root, folder):
         if any((root / folder).glob("*")):  # another process was faster
             return
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as made:
+            archive = root / getattr(source, "filename", folder)
+            if archive.is_file():  # downloaded before, and not unpacked
+                Path(made, archive.name).symlink_to(archive.resolve())
             for train in (True, False):
                 source(made, train=train, download=True)
             (root / folder).parent.mkdir(parents=True, exist_ok=True)

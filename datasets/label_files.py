@@ -76,8 +76,10 @@ def _named(column, what, classes):
 
     def as_class(text):
         name = "" if text is None else visible(str(text))
-        whole = re.sub(r"\.0*$", "", name)  # 1.0 for 1, as pandas writes a column with a gap
-        return whole if name not in numbers and whole in numbers else name
+        if name not in numbers and _is_number(name):  # 1.0 for 1, as pandas writes it
+            whole = name.partition(".")[0]
+            return whole if whole in numbers else name
+        return name
 
     names = [as_class(text) for text in column.ravel()]
     strange = [position for position, name in enumerate(names) if name not in numbers]

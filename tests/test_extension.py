@@ -9,7 +9,6 @@ from PIL import Image
 
 from utils import schedules
 from utils.build import build
-from utils.config import extension
 from utils.run_state import run_state
 
 PLAIN = {"params": "params/digits/plain.yaml"}
@@ -65,30 +64,11 @@ def test_only_more_epochs_of_a_finished_run_are_an_extension(run):
         ["epochs=6", "validation.fraction=0.1"],
         ["epochs=6", "record_losses=true"],
         ["epochs=6", "loss=GCE"],
+        ["epochs=6", "schedule={name: StepLR, step_size: 2}"],
     ):
         code, _, _, complaint = run(*options, **PLAIN)
         assert code == 2 and "holds a run with another configuration" in complaint, options
     assert {path: path.read_bytes() for path in directory.iterdir() if path.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "is_one"),
-    [
-        (10, 20, True),
-        ([2, 3], [4, 6], True),
-        (7, 13, True),  # a third of 20 and of 40, rounded
-        (10, 10, True),  # a number that was no share
-        (10, 11, False),
-        ([2, 3], [4, 9], False),
-        ([2], [4, 6], False),
-        (0.5, 1.0, False),
-        (True, False, False),
-    ],
-)
-def test_the_same_share_of_the_epochs(first, second, is_one):
-    old = {"epochs": 20, "loss": {"name": "DiscrimLoss", "q": first}}
-    new = {"epochs": 40, "loss": {"name": "DiscrimLoss", "q": second}}
-    assert bool(extension(old, new)) == is_one
 
 
 def test_milestones_are_shares_too(run):

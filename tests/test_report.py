@@ -360,7 +360,8 @@ def test_a_whole_number_is_no_other_value_in_a_label(tmp_path):
 
 def test_runs_that_write_a_number_differently_are_of_one_configuration(tmp_path):
     for seed, rate in ((1, 1), (2, 1.0), (3, 1), (3, 1.0)):
-        own = MNIST | {"optimizer": {"name": "SGD", "lr": rate}, "seed": seed}
+        steps = {"name": "MultiStepLR", "milestones": [rate]}
+        own = MNIST | {"optimizer": {"name": "SGD", "lr": rate}, "seed": seed, "schedule": steps}
         make_run(tmp_path / f"{seed}-{rate}", [90.0], **own)
     found = collect([tmp_path])
     assert found.table.seed.tolist() == [1, 2, 3] and found.table.config.nunique() == 1

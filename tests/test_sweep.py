@@ -19,7 +19,6 @@ from experiment import SCHEMAS
 from tests.fixtures import make_run
 from utils.config import load
 from utils.run_state import run_state
-from utils.sweep.__main__ import choose_cells, make_parser
 from utils.sweep.cells import Cell, choose, ranges, read_cells
 from utils.sweep.runner import CellRunner, failure_reason, python_command
 from utils.sweep.slurm import LAUNCHER_VARIABLES
@@ -395,20 +394,10 @@ def test_a_run_that_main_py_goes_on_with_is_the_cells(tmp_path):
     assert moved.state()[0] == "done"
     (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(begun | {"extended": [{"epochs": 1}]}))
     assert cell.state()[0] == "done"
-
-
-def test_a_job_that_was_put_back_leaves_out_what_has_failed(tmp_path):
-    lines = [f"params/digits/plain.yaml seed={seed} run_dir={tmp_path}/{seed}" for seed in (1, 2)]
-    cells = read_cells(lines, [])
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1/failed.txt").write_text("exit code 1: error: the loss is not finite\n")
-    options = make_parser().parse_args(["run", "--launcher", "x", "--list", "y"])
-
-    def chosen(restarts):
-        made = choose_cells(cells, options, {"SLURM_RESTART_COUNT": restarts}, None)
-        return [cell.number for cell in made]
-
-    assert chosen("0") == [0, 1] and chosen("1") == [1]
+    (longer,) = read_cells([line], ["epochs=4"])
+    assert longer.state() == ("interrupted", "finished after 2 of now 4 epochs")
+    (other,) = read_cells([line], ["epochs=4", "batch_size=7"])
+    assert other.state()[0] == "other configuration"
 
 
 def test_the_status_of_a_launcher_is_that_of_its_cells_with_these_keys(custom, tmp_path):

@@ -30,6 +30,7 @@ from utils.seed import restore_rng_state, rng_state
 MAY_BE_MISSING = re.compile(
     r"record\.(lr|dynamics|samples\.(seen|plain_pull))|schedule\._\w+|optimizer\.param_groups\.\d+"
     r"\.(maximize|foreach|capturable|differentiable|fused|decoupled_weight_decay)"
+    r"|(model|objective)\.(.+\.)?rescale\.(scale|shift)"
 )
 
 

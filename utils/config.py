@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,37 +267,27 @@ def _same(first, second) -> bool:
     return first == second
 
 
-def extension(old: dict, new: dict, free: tuple[str, ...] = ()) -> dict:
-    """What changes if a finished run goes on with the same configuration for more epochs.
+def extension(begun: dict, config: dict, arguments: Sequence[str], free: tuple[str, ...]) -> dict:
+    """What changes if a finished run goes on for more epochs, its old values by key.
 
-    Its old values by key: that of ``epochs``, and of numbers of epochs that are the same share of
-    them, as the length of a schedule. {} if the new configuration differs in anything else.
+    That of ``epochs``, and of what the params file or the command line gives as a share of them.
+    {} if ``config`` is not that of the run but for its epochs.
+
+    Args:
+        begun: the configuration of the finished run.
+        arguments: what ``config`` was made of: the params file and the overrides.
+        free: keys that may differ.
     """
-    before, now = flatten(old), flatten(new)
-    if not before["epochs"] < now["epochs"]:
+    if not arguments or not begun["epochs"] < config["epochs"]:
         return {}
-    changed = {}
-    for line in differences(old, new, (*free, "extended")):
-        key = line.split(":")[0]
-        pair = before.get(key), now.get(key)
-        counts_epochs = key.split(".")[0] in ("loss", "schedule")
-        if key != "epochs" and not (
-            counts_epochs and _same_share(*pair, before["epochs"], now["epochs"])
-        ):
-            return {}
-        changed[key] = pair[0]
-    return changed
-
-
-def _same_share(first, second, before: int, now: int) -> bool:
-    """Whether a share of ``before`` epochs, rounded, is the first and of ``now`` the second."""
-    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        pairs = zip(first, second, strict=True)
-        return all(_same_share(*pair, before, now) for pair in pairs)
-    if not fits(first, int) or not fits(second, int):
-        return False
-    low = max((first - 0.5) / before, (second - 0.5) / now)
-    return low < min((first + 0.5) / before, (second + 0.5) / now)
+    overrides = [*arguments[1:], f"epochs={begun['epochs']}"]
+    as_before = complete(resolve(arguments[0], overrides), arguments[0])
+    free = (*free, "extended")
+    if differences(begun, as_before, free):
+        return {}
+    old = flatten(begun)
+    changed = (line.split(":")[0] for line in differences(begun, config, free))
+    return {key: old.get(key) for key in changed}
 
 
 def default_run_dir(config: dict, params: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config import differences, extension
@@ -38,6 +39,11 @@ class RunDirectory:
 
     Of several processes the first alone locks it and writes.
 
+    Args:
+        config: of the run.
+        arguments: what it was made of, the params file and the overrides: with these a finished run
+            may go on for more epochs.
+
     Attributes:
         path: of the directory.
         finished: whether it holds a finished run; then nothing is locked.
@@ -49,8 +55,8 @@ class RunDirectory:
         OSError: it cannot be written, or its files are damaged.
     """
 
-    def __init__(self, config: dict):
-        self.path, self.config = Path(config["run_dir"]), config
+    def __init__(self, config: dict, arguments: Sequence[str] = ()):
+        self.path, self.config, self.arguments = Path(config["run_dir"]), config, arguments
         self.lock = self.log = None
         self._extends = False  # a finished run, which goes on for more epochs
         self.new_folders: list[Path] = []  # that are made for this run, the innermost first
@@ -95,7 +101,7 @@ class RunDirectory:
         earlier = begun.get("extended")
         changed = differences(begun, self.config, (*free, "extended"))
         if changed and read_summary(self.path).get("finished"):
-            more = extension(begun, self.config, free)
+            more = extension(begun, self.config, self.arguments, free)
             if more:
                 self._extend(more, earlier or [])
                 return

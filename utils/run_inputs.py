@@ -18,7 +18,6 @@ from utils.files import (
     atomic_write,
     file_sha256,
     map_array,
-    open_regular,
     read_arrays,
     read_json,
     write_arrays,
@@ -63,7 +62,7 @@ def write_noise(
     noise,
     trusted: np.ndarray,
     targets: np.ndarray | None,
-    files: str | None = None,
+    listing: str | None = None,
 ):
     """noise.npz: the labels of the training set.
 
@@ -71,7 +70,7 @@ def write_noise(
         noise: a datasets.noise.Noise.
         trusted: positions of the samples whose true labels the method uses.
         targets: the labels that another run left, which this one trains on.
-        files: the ``files_sha256`` of the data, if their lists do not say which they are.
+        listing: of the files, as of ``list_files``, if the lists of the data do not say which.
 
     Raises UserError if the run was begun with others.
     """
@@ -87,30 +86,43 @@ def write_noise(
         sha256=noise.sha256,
         trusted=trusted if len(trusted) else None,
         targets=targets,
-        files_sha256=files,
+        files_sha256=None if listing is None else _sha256(listing),
     )
 
 
-def files_sha256(train: Sequence, test: Sequence) -> str | None:
-    """A hash of the files of both parts in their order, by their paths; None if they are no files.
+def list_files(train: Sequence, test: Sequence) -> str | None:
+    """split.csv: which files are the training and the test part; None if they are no files.
 
     An image that cannot be read is none of them if features take the place of images.
     """
     if not all(isinstance(name, str) for name in (*train[:1], *test[:1])):
         return None
-    return hashlib.sha256(_list_of_split(train, test).encode(errors="surrogateescape")).hexdigest()
+    content = io.StringIO()
+    folders = {os.path.dirname(os.path.abspath(name)) for name in (*train, *test)}
+    root = os.path.commonpath(folders)
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["part", "path"])
+    for part, names in (("train", train), ("test", test)):
+        writer.writerows([part, in_a_cell(os.path.relpath(name, root))] for name in names)
+    return content.getvalue()
+
+
+def _sha256(text):
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def check_samples(directory: Path, train: Sequence, test: Sequence):
     """Raise UserError if these are not the files that a finished run was trained and tested on.
 
-    Of a run of an older version it is only known how many there were.
+    Of a run of an older version split.csv knows it, if the files were split by the program.
     """
-    before = read_arrays(directory / "noise.npz")
+    before, split = read_arrays(directory / "noise.npz"), directory / "split.csv"
     known = before.get("files_sha256")
+    if known is None and split.exists():
+        known = file_sha256(split)
     same = len(before["given"]) == len(train)
     if same and known is not None:
-        same = str(known) == files_sha256(train, test)
+        same = str(known) == _sha256(list_files(train, test) or "")
     if not same:
         raise UserError(
             f"the samples of {directory} are not those that it was trained on, though its lists "
@@ -196,31 +208,17 @@ def write_selection(directory: Path, selection):
     )
 
 
-def write_split(directory: Path, train: list[str], test: list[str]):
-    """split.csv: which files are the training and the test part.
+def write_split(directory: Path, listing: str):
+    """split.csv: what ``list_files`` says.
 
     Raises UserError if the run was begun with others.
     """
-    path, content = directory / "split.csv", _list_of_split(train, test)
+    path = directory / "split.csv"
     if not os.path.lexists(path):
         with atomic_write(path) as file:
-            file.write(content)
-        return
-    with open_regular(path) as file:
-        before = file.read().decode(errors="surrogateescape")
-    if before != content:
+            file.write(listing)
+    elif file_sha256(path) != _sha256(listing):
         raise UserError(f"the files are no longer those that {path} lists: choose another run_dir=")
-
-
-def _list_of_split(train, test):
-    content = io.StringIO()
-    folders = {os.path.dirname(os.path.abspath(name)) for name in (*train, *test)}
-    root = os.path.commonpath(folders)
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(["part", "path"])
-    for part, names in (("train", train), ("test", test)):
-        writer.writerows([part, in_a_cell(os.path.relpath(name, root))] for name in names)
-    return content.getvalue()
 
 
 def create_recordings(

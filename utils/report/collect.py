@@ -26,6 +26,7 @@ from utils.report.identity import (
     shared_variants,
     variant,
     without_variant,
+    written_as,
 )
 from utils.report.run_files import OPTIONAL, LoggedRun, Unfinished, read_run
 from utils.run_state import FAILED
@@ -103,7 +104,7 @@ def collect(paths: list[Path]) -> Results:
         for folder, files in _folders(paths, results.skipped)
         for run in _read(folder, files, results)
     ]
-    for run in _tell_apart(_take_together(found)):
+    for run in _tell_apart(found):
         key, path = (run.row["config"], run.row["seed"]), run.row["path"]
         if key in counted:
             results.skipped[path] = (
@@ -127,24 +128,21 @@ def collect(paths: list[Path]) -> Results:
     return results
 
 
-def _take_together(runs: list[LoggedRun]) -> list[LoggedRun]:
-    """The runs, those that write numbers differently, as 1 and 1.0, under the first one's hash."""
-    texts = [same_numbers(run.config) for run in runs]
-    first = dict(zip(reversed(texts), reversed(runs), strict=True))
-    return [
-        run._replace(row=run.row | {"config": first[text].row["config"]}, config=first[text].config)
-        for run, text in zip(runs, texts, strict=True)
-    ]
-
-
 def _tell_apart(runs: list[LoggedRun]) -> list[LoggedRun]:
-    """The runs, those with another fixed seed of the noise or other inputs under another hash."""
-    groups, told_apart = collections.defaultdict(list), list(runs)
+    """The runs, those with another fixed seed of the noise or other inputs under another hash.
+
+    Those that write a number differently, as 1 and 1.0, are under that of the first one.
+    """
+    groups, told_apart, spelled = collections.defaultdict(list), list(runs), {}
     for position, run in enumerate(runs):
         base = run.row["config"]
         if variant(run.config):
             base = config_hash(without_variant(run.config))
-        groups[base].append(position)
+        first = spelled.setdefault(same_numbers(without_variant(run.config)), base)
+        if first != base:
+            config = written_as(run.config, runs[groups[first][0]].config)
+            runs[position] = run._replace(config=config)
+        groups[first].append(position)
     for base, positions in groups.items():
         alike = [(runs[position].config, runs[position].row["seed"]) for position in positions]
         for position, config in zip(positions, shared_variants(alike), strict=True):

@@ -170,6 +170,14 @@ def same_numbers(config: dict) -> str:
     return json.dumps({key: _as_text(value) for key, value in counts.items()}, sort_keys=True)
 
 
+def written_as(config: dict, other: dict) -> dict:
+    """A configuration with its numbers as one writes them that differs in its variant alone."""
+    result = without_variant(other)
+    if "seed" in config.get("noise", {}):
+        result["noise"] = result.get("noise", {}) | {"seed": config["noise"]["seed"]}
+    return result | {key: config[key] for key in ("inputs",) if key in config}
+
+
 def _what_counts(config):
     return {
         key: value
@@ -278,6 +286,8 @@ def _unusual_keys(cells: list[list[str]], flat: dict[str, dict]) -> dict[str, li
 
 def _as_text(value) -> str:
     """What tells values apart: 0 and 0.0 are one."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_text, value))}]"
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return repr(float(value) if is_whole else value)
 

@@ -128,11 +128,8 @@ def choose_cells(
         text = str(integer(environment, "OFFSET", 0) + int(task))
     chosen = [cells[number] for number in choose(text, len(cells))]
     restarted = environment.get("SLURM_RESTART_COUNT", "0") != "0"
-    if task is not None and restarted:  # which has been chosen already
+    if options.only is None or (task is not None and restarted):  # which has been chosen already
         return chosen
-    if options.only is None:
-        # of a job that was put back: what has failed in it would fail again
-        return [cell for cell in chosen if not restarted or cell.state()[0] != "failed"]
     states = ONLY[options.only]
     if restarted:  # what this job itself has begun; it may still be locked by a dead node
         states += ("interrupted", "running")

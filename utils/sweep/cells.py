@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.config import complete, differences, resolve
+from utils.config import complete, differences, extension, resolve
 from utils.errors import UserError
 from utils.run_state import DATA, OTHER, read_config, read_summary, run_state
 from utils.settings import PLACES
@@ -44,17 +44,29 @@ class Cell:
         begun, directory = None, self.directories[position]
         with contextlib.suppress(OSError):  # damaged, which its state says
             begun = read_config(directory) if self.configs else None
-        free = PLACES if (directory / DATA).exists() else ()
-        free = (*free, "extended")
-        return [] if begun is None else differences(begun, self.configs[position], free)
+        if begun is None:
+            return []
+        config, free = self.configs[position], PLACES if (directory / DATA).exists() else ()
+        changed = differences(begun, config, (*free, "extended"))
+        longer = changed and extension(begun, config, self.runs[position], free)
+        return [] if longer and read_summary(directory).get("finished") else changed
 
     def run_state(self, position: int) -> tuple[str, str]:
         """The state of one of its runs, and the reason or the progress.
 
-        A directory that holds a run of another configuration says nothing about this one.
+        A directory that holds a run of another configuration says nothing about this one; a
+        finished one of fewer epochs is to go on.
         """
         changed = self.changed(position)
-        return (OTHER, "; ".join(changed)) if changed else run_state(self.directories[position])
+        if changed:
+            return OTHER, "; ".join(changed)
+        directory = self.directories[position]
+        state, detail = run_state(directory)
+        if state == "done" and self.configs:
+            begun, epochs = read_config(directory) or {}, self.configs[position]["epochs"]
+            if begun.get("epochs", epochs) < epochs:
+                return "interrupted", f"finished after {begun['epochs']} of now {epochs} epochs"
+        return state, detail
 
     def state(self) -> tuple[str, str]:
         """The state of its first run that is not done, and the reason or the progress."""
