@@ -41,8 +41,16 @@ class SampleLoss(nn.Module):
 
     def __init__(self, task_loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
-        check_unreduced(task_loss)
-        self.task_loss = task_loss
+        self.task_loss = unreduced(task_loss)
+
+    def _replicate_for_data_parallel(self):
+        if not any(True for _ in self.buffers()):
+            return super()._replicate_for_data_parallel()
+        raise UserError(
+            f"nn.DataParallel runs {type(self).__name__} on copies, whose state is lost after each "
+            "step: start a process for each GPU with torchrun, or use one GPU, with "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
 
     def set_epoch(self, epoch: int):
         """Call at the start of every epoch, counted from 0, like DistributedSampler.set_epoch.
@@ -108,6 +116,9 @@ class Objective(nn.Module):
     scored: tuple[Tensor, Tensor, Tensor] | None = None
     epoch = 0
     num_drawn = 0  # samples in training mode in epoch 0, since set_epoch
+
+    def __getstate__(self):
+        return self.__dict__ | {"scored": None}  # which is of a step, and cannot be copied
 
     def set_epoch(self, epoch: int):
         """As SampleLoss.set_epoch: may be called twice for the same epoch, and changes no state."""
@@ -175,8 +186,12 @@ def check_classification(name: str, task_loss: Callable):
         )
 
 
-def check_unreduced(task_loss: Callable):
-    """Raise UserError if a task loss returns one number for a batch, as PyTorch's do by default."""
+def unreduced(task_loss: Callable) -> Callable:
+    """A task loss, which returns one number for each sample, or raises UserError.
+
+    PyTorch's return one for a batch by default. Of one that takes neither of a few small inputs, as
+    it has weights for its classes, what it returns is looked at in each batch.
+    """
     shapes = []
     row, table = torch.zeros(2), torch.zeros(2, 2)  # targets: classes, numbers, vectors
     for output, target in ((table, row.long()), (row, row), (table, table)):
@@ -185,11 +200,28 @@ def check_unreduced(task_loss: Callable):
             warnings.simplefilter("ignore")
             shapes.append(task_loss(output, target).shape)
     if torch.Size() in shapes and torch.Size([2]) not in shapes:
-        raise UserError(
-            "the task loss must return one loss for each sample, [B], and "
-            f"{_described(task_loss)} returns one number: pass cross_entropy of "
-            f"{cross_entropy.__module__}, or one with reduction='none'"
-        )
+        raise UserError(_reduced(task_loss))
+    return task_loss if shapes else _Looked(task_loss)
+
+
+class _Looked(nn.Module):
+    def __init__(self, task_loss):
+        super().__init__()
+        self.task_loss = task_loss
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = self.task_loss(output, target)
+        if losses.shape != target.shape[:1]:
+            raise UserError(_reduced(self.task_loss))
+        return losses
+
+
+def _reduced(task_loss):
+    return (
+        "the task loss must return one loss for each sample, [B], and "
+        f"{_described(task_loss)} does not: pass cross_entropy of "
+        f"{cross_entropy.__module__}, or one with reduction='none'"
+    )
 
 
 def _described(task_loss):

@@ -120,8 +120,9 @@ def all_gather_objects(value) -> list:
     if not is_distributed():
         return [value]
     if isinstance(value, int):
-        values = [torch.empty(1, dtype=torch.int64) for _ in range(world_size())]
-        dist.all_gather(values, torch.tensor([value], dtype=torch.int64))
+        own = torch.tensor([value], dtype=torch.int64, device=_exchange_device())
+        values = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(values, own)
         return [int(number) for number in values]
     values = [None] * world_size()
     dist.all_gather_object(values, value)
@@ -130,9 +131,18 @@ def all_gather_objects(value) -> list:
 
 def broadcast(tensor: Tensor) -> Tensor:
     """The tensor of the first process, in all of them: for what is drawn at random per batch."""
-    if is_distributed():
-        dist.broadcast(tensor, 0)
-    return tensor
+    if not is_distributed():
+        return tensor
+    exchanged = tensor.to(_exchange_device()) if tensor.is_cpu else tensor
+    dist.broadcast(exchanged, 0)
+    return exchanged.to(tensor.device)
+
+
+def _exchange_device():
+    """Where small tensors are exchanged: on the CPU, unless the group is of GPUs alone."""
+    if "cpu" in dist.get_backend_config():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # of a group that others have made
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Objective, check_index, check_unreduced
+from .base import Objective, check_index, unreduced
 from .distributed import (
     gather,
     main_process_only,
@@ -82,12 +82,11 @@ class LearningToReweight(Objective):
         trusted_decay: float = 0.0,
     ):
         super().__init__()
-        check_unreduced(task_loss)
         check_interval("trusted_batch_size", trusted_batch_size, "[1, inf)")
         check_interval("trusted_decay", trusted_decay, "[0, inf)")
         if meta not in ("forward", "backward"):
             raise UserError(f'meta must be "forward" or "backward", got {meta!r}')
-        self.task_loss, self.num_samples = task_loss, num_samples
+        self.task_loss, self.num_samples = unreduced(task_loss), num_samples
         self.trusted_batch_size, self.trusted_decay = trusted_batch_size, trusted_decay
         self.meta = meta
         if meta == "forward":

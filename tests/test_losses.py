@@ -1,5 +1,6 @@
 """The contract of every loss in losses.__all__, and its numbers by hand or from a naive loop."""
 
+import copy
 import inspect
 import math
 import warnings
@@ -12,6 +13,7 @@ import losses
 from datasets.base import Batch
 from losses import GCE, DataParameters, DiscrimLoss, GradientRescaling, Plain, SuperLoss
 from losses.base import SampleLoss, Supervised, as_objective, check_index
+from losses.distributed import _exchange_device
 from losses.errors import UserError
 from losses.per_sample import PerSampleParameter
 from losses.superloss import confidence
@@ -292,6 +294,45 @@ def test_a_task_loss_that_is_reduced_already_is_refused(name, task_loss):
     facts = {"num_samples": N} if name in ("DiscrimLoss", "LearningToReweight") else {}
     with pytest.raises(UserError, match=r"one loss for each sample, \[B\].*losses\.task"):
         getattr(losses, name)(task_loss, **facts)
+
+
+@pytest.mark.parametrize("name", ["Plain", "DiscrimLoss", "SuperLoss"])
+def test_a_task_loss_that_cannot_be_tried_is_looked_at_in_each_batch(name):
+    facts = {"DiscrimLoss": {"num_samples": N}, "SuperLoss": {"tau": 2.0}}.get(name, {})
+    output, target, index = torch.randn(B, C), torch.zeros(B, dtype=torch.long), torch.arange(B)
+    for reduction in ("mean", "none"):
+        task_loss = torch.nn.CrossEntropyLoss(weight=torch.ones(C), reduction=reduction)
+        loss = getattr(losses, name)(task_loss, **facts)
+        if reduction == "none":
+            assert loss(output, target, index).shape == (B,)
+            continue
+        with pytest.raises(UserError, match=r"one loss for each sample, \[B\]"):
+            loss(output, target, index)
+
+
+def test_copies_that_would_lose_the_state_are_refused():
+    """As nn.DataParallel makes them."""
+    with pytest.raises(UserError, match="start a process for each GPU with torchrun"):
+        DiscrimLoss(cross_entropy, N)._replicate_for_data_parallel()
+    losses.Plain(cross_entropy)._replicate_for_data_parallel()
+
+
+def test_an_objective_can_be_copied_after_a_step():
+    objective = as_objective(losses.Plain(cross_entropy))
+    batch = Batch(torch.randn(B, 3), torch.zeros(B, dtype=torch.long), torch.arange(B))
+    objective(torch.nn.Linear(3, C), batch).backward()
+    assert objective.scored is not None and copy.deepcopy(objective).scored is None
+
+
+def test_a_group_of_gpus_alone_exchanges_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
+    for config, device in (
+        ("cpu:gloo,cuda:nccl", "cpu"),
+        ("cpu:gloo", "cpu"),
+        ("cuda:nccl", "cuda:1"),  # what PyTorch makes of no backend, and Lightning of "nccl"
+    ):
+        monkeypatch.setattr("torch.distributed.get_backend_config", lambda config=config: config)
+        assert _exchange_device() == torch.device(device)
 
 
 def test_a_task_loss_of_ones_own_may_be_of_any_kind():
