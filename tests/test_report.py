@@ -644,7 +644,10 @@ def test_rules_whose_epochs_are_not_in_a_log_are_those_of_its_runs(folder, tmp_p
         assert values == [50.0] * 6 and list(results.skipped) == [str(log / "epochs.csv")]
     results, values = last(computed, "")
     assert not values and len(results.skipped) == 7
-    assert "neither its epochs nor its numbers by any rule" in str(results.skipped)
+    assert "no test metric of any epoch is there" in str(results.skipped)
+    table = pd.read_csv(io.StringIO(epochs)).assign(test_metric=np.nan)
+    results, values = last(computed, table.to_csv(index=False))
+    assert not values and "no test metric of any epoch is there" in str(results.skipped)
 
 
 def leave_predictions(directory, wrong, losses):

@@ -112,6 +112,28 @@ def test_decisions_by_keys_survive_a_reload_and_are_applied(browser, tmp_path):
     assert report["reviewed"]["wrong"] == 3 and len(mended) == 59
 
 
+def test_enter_takes_the_class_that_has_the_focus(browser, tmp_path):
+    judged = make_judged(tmp_path / "run", 12)
+    review = Page(browser, judged)
+    review.press("a")
+    button = browser.find_elements("css selector", "#found button")[1]  # beside the chosen one
+    name = button.find_element("css selector", "span").text
+    browser.execute_script("arguments[0].focus()", button)
+    button.send_keys(Keys.ENTER)
+    (row,) = pd.read_csv(review.save(), keep_default_na=False).to_dict("records")
+    assert (row["label"] or row["given"]) == name
+
+
+def test_decisions_of_a_class_that_is_no_utf_8_are_loaded_back(browser, tmp_path):
+    judged = make_judged(tmp_path / "run", 12, classes=["caf\udce9", "dog", "owl"])
+    review = Page(browser, judged)
+    review.press("k" * 12)
+    saved = review.save()
+    browser.execute_script("localStorage.clear()")
+    review.open()
+    assert review.load(saved).startswith("12 decisions loaded.")
+
+
 def test_filters_and_the_table_of_classes_lead_to_their_samples(browser, tmp_path):
     judged = make_judged(tmp_path / "run", 150)
     review = Page(browser, judged)

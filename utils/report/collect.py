@@ -110,8 +110,8 @@ def collect(paths: list[Path]) -> Results:
             results.skipped[path] = (
                 f"the same configuration and seed as {counted[key]}, which is counted"
             )
-        elif run.epochs is None and all(pd.isna(run.row.get(rule)) for rule in RULES):
-            results.skipped[path] = "neither its epochs nor its numbers by any rule are there"
+        elif all(pd.isna(run.row.get(rule)) for rule in RULES):
+            results.skipped[path] = "no test metric of any epoch is there"
         else:
             counted[key] = path
             rows.append(run.row)

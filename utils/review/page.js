@@ -417,7 +417,8 @@ by_id('chooser').addEventListener('keydown', event => {
   if (event.key in moves && found.length) {
     chosen = (chosen + moves[event.key] + found.length) % found.length;
     mark();
-  } else if (event.key === 'Enter') take_chosen();
+  } else if (event.key === 'Enter' && event.target === by_id('search') && !event.isComposing)
+    take_chosen();
   else return;
   event.preventDefault();
 });
@@ -480,10 +481,11 @@ function load(text) {
   const columns = COLUMNS.map(name => (head || []).map(text => text.trim()).indexOf(name));
   if (columns.slice(0, 4).includes(-1)) throw `it needs the columns ${COLUMNS.join(', ')}`;
   const plain = text => FORMULA.test(text) && text.startsWith("'") ? text.slice(1) : text;
+  const saved = text => text.replace(/\p{Surrogate}/gu, '\ufffd');  // as a file has them
   const positions = new Map();
   review.keys.forEach((key, position) =>
-    positions.set(JSON.stringify([key, written(review.given[position])]), position));
-  const numbers = new Map(review.classes.map((name, number) => [name, number]));
+    positions.set(JSON.stringify([key, written(review.given[position])].map(saved)), position));
+  const numbers = new Map(review.classes.map((name, number) => [saved(name), number]));
   const read = [];
   let others = 0;
   rows.forEach((cells, number) => {
