@@ -4,6 +4,7 @@ import errno
 import inspect
 import math
 import pickle
+from collections import OrderedDict
 from functools import partial
 from urllib.error import URLError
 
@@ -18,6 +19,7 @@ from datasets.base import IMAGENET
 from models import backbones
 from models.imagenet_resnet import WEIGHTS
 from models.wide_resnet import LeakyBlock, PreActBlock, RawShortcutBlock, pre_activation_net
+from utils.checkpoint import _check_same_kind
 
 # Parameters with 10 outputs and defaults otherwise. The sums are by hand: a number for each layer
 # or group.
@@ -474,13 +476,17 @@ def test_efficientnet_lite0_gives_what_the_network_of_its_authors_gives(size):
 def test_images_are_normalised_as_the_weights_of_efficientnet_lite0_expect():
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     means = [torch.tensor(numbers).view(3, 1, 1) for numbers in IMAGENET.values()]
-    model = models.efficientnet_lite0(3, weights="imagenet", **IMAGENET).eval()
+    images = {f"image_{key}": numbers for key, numbers in IMAGENET.items()}
+    model = models.efficientnet_lite0(3, weights="imagenet", **images).eval()
     with torch.no_grad():
         expected = model.features((255 * pixels - 127) / 128)
         given = model.rescale((pixels - means[0]) / means[1])
         torch.testing.assert_close(model.features(given), expected, rtol=1e-4, atol=1e-5)
         # a network of an older version goes on as it was trained, and one that is loaded as this
-        older = {key: value for key, value in model.state_dict().items() if "rescale" not in key}
+        older = OrderedDict(
+            (key, value) for key, value in model.state_dict().items() if "rescale" not in key
+        )
+        _check_same_kind(model.state_dict(), older, "model")  # also in a checkpoint
         loaded = models.efficientnet_lite0(3).eval()
         loaded.load_state_dict(model.state_dict())
         torch.testing.assert_close(loaded(pixels), model(pixels))
