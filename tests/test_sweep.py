@@ -398,6 +398,8 @@ def test_a_run_that_main_py_goes_on_with_is_the_cells(tmp_path):
     assert longer.state() == ("interrupted", "finished after 2 of now 4 epochs")
     (other,) = read_cells([line], ["epochs=4", "batch_size=7"])
     assert other.state()[0] == "other configuration"
+    (tmp_path / "r/config.yaml").write_text("model: cnn")  # of somebody else
+    assert longer.state()[0] == "other configuration"
 
 
 def test_the_status_of_a_launcher_is_that_of_its_cells_with_these_keys(custom, tmp_path):

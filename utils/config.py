@@ -278,9 +278,10 @@ def extension(begun: dict, config: dict, arguments: Sequence[str], free: tuple[s
         arguments: what ``config`` was made of: the params file and the overrides.
         free: keys that may differ.
     """
-    if not arguments or not begun["epochs"] < config["epochs"]:
+    before, now = begun.get("epochs"), config["epochs"]
+    if not (arguments and fits(before, int) and fits(now, int) and before < now):
         return {}
-    overrides = [*arguments[1:], f"epochs={begun['epochs']}"]
+    overrides = [*arguments[1:], f"epochs={before}"]
     as_before = complete(resolve(arguments[0], overrides), arguments[0])
     free = (*free, "extended")
     if differences(begun, as_before, free):

@@ -37,7 +37,11 @@ class Cell:
         return [*prepared, [*python, "main.py", *self.runs[position]]]
 
     def changed(self, position: int) -> list[str]:
-        """The keys in which the run that a directory holds differs from the one of the cell.
+        """The keys in which the run that a directory holds differs from the one of the cell."""
+        return self._compared(position)[0]
+
+    def _compared(self, position):
+        """``changed``, and what changes if the run, which is finished, goes on for more epochs.
 
         As main.py compares them, which knows data by what they hold.
         """
@@ -45,11 +49,14 @@ class Cell:
         with contextlib.suppress(OSError):  # damaged, which its state says
             begun = read_config(directory) if self.configs else None
         if begun is None:
-            return []
+            return [], {}
         config, free = self.configs[position], PLACES if (directory / DATA).exists() else ()
         changed = differences(begun, config, (*free, "extended"))
-        longer = changed and extension(begun, config, self.runs[position], free)
-        return [] if longer and read_summary(directory).get("finished") else changed
+        if changed and run_state(directory)[0] == "done":
+            more = extension(begun, config, self.runs[position], free)
+            if more:
+                return [], more
+        return changed, {}
 
     def run_state(self, position: int) -> tuple[str, str]:
         """The state of one of its runs, and the reason or the progress.
@@ -57,16 +64,13 @@ class Cell:
         A directory that holds a run of another configuration says nothing about this one; a
         finished one of fewer epochs is to go on.
         """
-        changed = self.changed(position)
+        changed, more = self._compared(position)
         if changed:
             return OTHER, "; ".join(changed)
-        directory = self.directories[position]
-        state, detail = run_state(directory)
-        if state == "done" and self.configs:
-            begun, epochs = read_config(directory) or {}, self.configs[position]["epochs"]
-            if begun.get("epochs", epochs) < epochs:
-                return "interrupted", f"finished after {begun['epochs']} of now {epochs} epochs"
-        return state, detail
+        if more:
+            epochs = self.configs[position]["epochs"]
+            return "interrupted", f"finished after {more['epochs']} of now {epochs} epochs"
+        return run_state(self.directories[position])
 
     def state(self) -> tuple[str, str]:
         """The state of its first run that is not done, and the reason or the progress."""
