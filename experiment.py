@@ -32,12 +32,7 @@ from utils.detection import (
     wrong_labels,
 )
 from utils.device import choose_device
-from utils.distributed import (
-    data_parallel,
-    fail_together,
-    local_main_first,
-    main_process_only,
-)
+from utils.distributed import data_parallel, fail_together, local_main_first, main_process_only
 from utils.epoch_log import EpochLog
 from utils.errors import UserError
 from utils.escapes import printable

@@ -44,7 +44,7 @@ class SampleLoss(nn.Module):
         self.task_loss = unreduced(task_loss)
 
     def _replicate_for_data_parallel(self):
-        if not any(True for _ in self.buffers()):
+        if next(self.buffers(), None) is None:
             return super()._replicate_for_data_parallel()
         raise UserError(
             f"nn.DataParallel runs {type(self).__name__} on copies, whose state is lost after each "
@@ -189,8 +189,8 @@ def check_classification(name: str, task_loss: Callable):
 def unreduced(task_loss: Callable) -> Callable:
     """A task loss, which returns one number for each sample, or raises UserError.
 
-    PyTorch's return one for a batch by default. Of one that takes neither of a few small inputs, as
-    it has weights for its classes, what it returns is looked at in each batch.
+    PyTorch's return one for a batch by default. Of one that takes none of a few small inputs, as it
+    has weights for its classes, what it returns is checked in each batch.
     """
     shapes = []
     row, table = torch.zeros(2), torch.zeros(2, 2)  # targets: classes, numbers, vectors
@@ -201,10 +201,10 @@ def unreduced(task_loss: Callable) -> Callable:
             shapes.append(task_loss(output, target).shape)
     if torch.Size() in shapes and torch.Size([2]) not in shapes:
         raise UserError(_reduced(task_loss))
-    return task_loss if shapes else _Looked(task_loss)
+    return task_loss if shapes else _CheckedInEachBatch(task_loss)
 
 
-class _Looked(nn.Module):
+class _CheckedInEachBatch(nn.Module):
     def __init__(self, task_loss):
         super().__init__()
         self.task_loss = task_loss

@@ -38,8 +38,6 @@ def describe_use(config: dict, data, networks: int) -> dict:
             "num_outputs": data.num_outputs,
             "in_channels": data.in_channels,
             "image_size": data.image_size,
-            "image_mean": list(data.mean),
-            "image_std": list(data.std),
         },
         "networks": networks,
         "evaluate_networks": config["evaluate_networks"],

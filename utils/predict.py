@@ -75,7 +75,8 @@ def load_network(directory: Path) -> tuple[Network, dict]:
     Raises UserError if the run is not finished, OSError if its files are damaged.
     """
     use = read_use(directory)
-    facts = {key: fact for key, fact in use["facts"].items() if asks_for(models, use["model"], key)}
+    known = use["facts"] | {"image_mean": use["mean"], "image_std": use["std"]}
+    facts = {key: fact for key, fact in known.items() if asks_for(models, use["model"], key)}
     model = build_several(
         lambda: build(models, _without_download(use["model"]), **facts),
         use["networks"],

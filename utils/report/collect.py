@@ -141,10 +141,11 @@ def _tell_apart(runs: list[LoggedRun]) -> list[LoggedRun]:
         first = spelled.setdefault(same_numbers(without_variant(run.config)), base)
         if first != base:
             config = written_as(run.config, runs[groups[first][0]].config)
-            runs[position] = run._replace(config=config)
+            told_apart[position] = run._replace(config=config)
         groups[first].append(position)
     for base, positions in groups.items():
-        alike = [(runs[position].config, runs[position].row["seed"]) for position in positions]
+        members = [told_apart[position] for position in positions]
+        alike = [(run.config, run.row["seed"]) for run in members]
         for position, config in zip(positions, shared_variants(alike), strict=True):
             name = config_hash(config) if variant(config) else base
             row = runs[position].row | {"config": name}
